@@ -1,0 +1,60 @@
+"""`solo-mim doctor`: one screen on what is installed and what is missing."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import platform
+
+OPTIONAL = {
+    "wandb": ("wandb", "logging to Weights & Biases"),
+    "umap": ("umap", "UMAP pictures"),
+    "h5py": ("h5", "H5 data sets"),
+    "nvidia.dali": ("dali", "GPU data loading"),
+}
+
+
+def _present(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # its parent package is absent
+        return False
+
+
+def run(arguments: list[str]) -> int:
+    """Prints host, versions, devices and optional parts; exit code 2 where solo-learn is
+    missing."""
+    parser = argparse.ArgumentParser(
+        prog="solo-mim doctor",
+        description="Tell what is installed: host, versions, devices, optional parts.",
+    )
+    parser.parse_args(arguments)
+    import torch
+
+    from solo_mim import host
+    from solo_mim.commands.configuration import CONFIG_FOLDER
+    from solo_mim.commands.runs import versions
+
+    print(
+        f"host      solo-learn {host.host_version()}, generation '{host.GENERATION}', "
+        f"{host.LOCATION}"
+    )
+    print("versions  " + ", ".join(f"{name} {version}" for name, version in versions().items()))
+    print(
+        f"system    {platform.platform()}, {os.cpu_count()} CPU cores, "
+        f"{torch.get_num_threads()} threads"
+    )
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            device = torch.cuda.get_device_properties(index)
+            print(f"device    cuda:{index} {device.name}, {device.total_memory / 2**30:.0f} GiB")
+    elif torch.backends.mps.is_available():
+        print("device    mps")
+    else:
+        print("device    cpu only")
+    for module, (extra, purpose) in OPTIONAL.items():
+        state = "yes" if _present(module) else f"no   (pip install 'solo-mim[{extra}]')"
+        print(f"optional  {module:<12}{purpose:<30}{state}")
+    print(f"configs   {CONFIG_FOLDER}")
+    return 0

@@ -1,0 +1,27 @@
+"""`solo-mim methods`: what can be trained here."""
+
+from __future__ import annotations
+
+import argparse
+
+from solo_mim.commands.configuration import CONFIG_FOLDER
+
+
+def run(arguments: list[str]) -> int:
+    """Prints every method with where it comes from and whether a recipe ships for it."""
+    parser = argparse.ArgumentParser(
+        prog="solo-mim methods",
+        description="List the methods and backbones that can be trained here.",
+    )
+    parser.parse_args(arguments)
+    from solo_mim import host
+    from solo_mim.methods import METHODS
+
+    recipes = {path.stem for path in (CONFIG_FOLDER / "method").glob("*.yaml")}
+    origin = f"solo-learn {host.host_version()}"
+    print(f"{'method':<16}{'from':<20}recipe")
+    for name in sorted(METHODS):
+        source = origin if name in host.METHODS else "solo-mim"
+        print(f"{name:<16}{source:<20}{f'method={name}' if name in recipes else '-'}")
+    print(f"\nbackbones: {', '.join(host.BACKBONES)}")
+    return 0

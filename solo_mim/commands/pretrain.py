@@ -1,0 +1,349 @@
+"""`solo-mim pretrain`: trains one method on one data set and says what came of it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import statistics
+import sys
+import time
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import hydra
+import lightning.pytorch as pl
+import pandas as pd
+import torch
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.strategies import DDPStrategy
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from solo_mim.commands import runs
+from solo_mim.commands.configuration import (
+    CONFIG_FOLDER,
+    TRAINER_KEYS,
+    checked,
+    completed,
+    unknown_key_message,
+)
+from solo_mim.commands.progress import EpochLines, LossBar
+from solo_mim.data import SSLDataModule
+from solo_mim.errors import ConfigError, nearest
+from solo_mim.evaluation.diagnostics import InformationCallback
+from solo_mim.evaluation.offline import Accuracies, evaluate_features, extract_features
+from solo_mim.evaluation.plots import plot_accuracy_curves
+from solo_mim.methods import METHODS
+
+
+def _loggers(cfg: DictConfig, folder: Path) -> list[Logger]:
+    loggers: list[Logger] = [CSVLogger(folder, name=None, version=runs.next_session(folder))]
+    if cfg.wandb.enabled:
+        try:
+            loggers.append(
+                WandbLogger(
+                    name=cfg.name,
+                    project=cfg.wandb.project,
+                    entity=cfg.wandb.entity,
+                    offline=cfg.wandb.offline,
+                    save_dir=folder,
+                    id=folder.name,
+                    resume="allow",
+                )
+            )
+        except ModuleNotFoundError as error:
+            raise ConfigError(
+                "wandb.enabled=true needs wandb: pip install 'solo-mim[wandb]', "
+                "or set wandb.enabled=false"
+            ) from error
+    return loggers
+
+
+def _trainer(cfg: DictConfig, folder: Path, callbacks: list[pl.Callback]) -> pl.Trainer:
+    arguments: dict[str, Any] = {
+        key: OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+        for key, value in cfg.items()
+        if key in TRAINER_KEYS and value is not None
+    }
+    arguments["strategy"] = (
+        DDPStrategy(find_unused_parameters=False)
+        if cfg.strategy == "ddp"
+        else cfg.strategy or "auto"
+    )
+    arguments.setdefault("log_every_n_steps", 10)
+    arguments.setdefault("enable_model_summary", False)
+    arguments.setdefault("num_sanity_val_steps", 0)
+    if cfg.checkpoint.enabled:
+        checkpoints = ModelCheckpoint(
+            dirpath=folder / runs.CHECKPOINTS,
+            filename="{epoch}",
+            every_n_epochs=cfg.checkpoint.frequency,
+            save_top_k=-1 if cfg.checkpoint.keep_prev else 1,
+            save_on_train_epoch_end=True,
+            enable_version_counter=False,
+        )
+        callbacks = [*callbacks, checkpoints]
+    if cfg.progress_bar and sys.stderr.isatty():
+        callbacks = [*callbacks, LossBar(leave=False)]
+    arguments["enable_progress_bar"] = any(isinstance(c, LossBar) for c in callbacks)
+    return pl.Trainer(
+        **arguments,
+        logger=_loggers(cfg, folder),
+        callbacks=[*callbacks, LearningRateMonitor("epoch")],
+        enable_checkpointing=cfg.checkpoint.enabled,
+        default_root_dir=folder,
+    )
+
+
+class _OfflineEvaluation:
+    """kNN and probe on one split, the images read and the raw-pixel row computed once."""
+
+    def __init__(self, cfg: DictConfig, data: SSLDataModule, split: str):
+        self.cfg, self.data, self.split = cfg, data, split
+
+    def _evaluate(self, backbone: Any, device: Any, probe: bool) -> Accuracies:
+        features = [
+            extract_features(
+                backbone,
+                self.data.plain_dataloader(split),
+                device,
+                description=f"offline evaluation: {split}",
+                progress=self.cfg.progress_bar and sys.stderr.isatty(),
+            )
+            for split in ("train", self.split)
+        ]
+        knn = self.cfg.knn_eval
+        return evaluate_features(features[0], features[1], knn.k, knn.distance_func, probe)
+
+    def backbone(self, model: Any) -> Accuracies:
+        """Of the features of a model's frozen backbone."""
+        return self._evaluate(model.backbone, model.device, probe=True)
+
+    def raw_pixels(self) -> Accuracies:
+        """Of normalised pixels: what the task gives away without any learning."""
+        return self._evaluate(lambda images: images, "cpu", probe=False)
+
+
+def _peak_memory_mib() -> dict[str, float]:
+    """Peak resident memory of this process, and allocated on the GPU where there is one, in MiB."""
+    peak = {}
+    try:
+        import resource
+    except ImportError:  # Windows
+        pass
+    else:
+        unit = 2**20 if sys.platform == "darwin" else 2**10
+        peak["process"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    if torch.cuda.is_available():
+        peak["gpu"] = torch.cuda.max_memory_allocated() / 2**20
+    return peak
+
+
+def _last(metrics: pd.DataFrame, column: str) -> float | None:
+    values = metrics[column].dropna().tolist() if column in metrics else []
+    return float(values[-1]) if values else None
+
+
+def pretrain(cfg: DictConfig) -> dict[str, Any]:
+    """Trains, evaluates and records one run; the result, also of a run that is already finished.
+
+    Raises:
+        ConfigError: a key, value or path is wrong; the message names it.
+    """
+    cfg = checked(cfg)
+    if cfg.method not in METHODS:
+        raise ConfigError(f"method: unknown method '{cfg.method}'{nearest(cfg.method, METHODS)}")
+    folder = runs.folder_of(cfg)
+    if (folder / runs.RESULT).exists():
+        result = json.loads((folder / runs.RESULT).read_text())
+        print(f"finished before, nothing to do: {folder}\n\n{summary(result)}")
+        return result
+
+    data = SSLDataModule(cfg)
+    if cfg.optimizer.batch_size > data.num_train_images:
+        raise ConfigError(
+            f"optimizer.batch_size={cfg.optimizer.batch_size} is larger than the training set of "
+            f"{data.num_train_images} images"
+        )
+    resolved = completed(cfg, data.num_classes, data.num_large_crops, data.num_small_crops)
+    pl.seed_everything(cfg.seed, workers=True, verbose=False)
+    model: Any = METHODS[cfg.method](resolved)
+    if not resolved.performance.get("disable_channel_last", False):
+        model = model.to(memory_format=torch.channels_last)
+
+    runs.prepare(folder, resolved)
+    checkpoint = cfg.resume_from_checkpoint or runs.newest_checkpoint(folder)
+    print(_announcement(resolved, data, folder, checkpoint))
+
+    has_validation = data.num_val_images > 0
+    offline: dict[str, Accuracies] = {}
+    split = "test" if cfg.evaluation.test and cfg.data.validation_split else "val"
+    evaluation = _OfflineEvaluation(resolved, data, split)
+    if has_validation and cfg.evaluation.offline:
+        offline["untrained"] = evaluation.backbone(model)
+        offline["raw_pixels"] = evaluation.raw_pixels()
+
+    lines = EpochLines()
+    callbacks: list[pl.Callback] = [lines]
+    information = None
+    if has_validation:
+        information = InformationCallback(
+            data.views_dataloader("val"), cfg.evaluation.information_every_n_epochs
+        )
+        callbacks.append(information)
+    trainer = _trainer(resolved, folder, callbacks)
+    pl.seed_everything(cfg.seed, workers=True, verbose=False)  # the evaluation above drew numbers
+    started = time.perf_counter()
+    trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    seconds = time.perf_counter() - started
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+
+    metrics = runs.collect_metrics(folder)
+    if has_validation and cfg.evaluation.offline:
+        offline["trained"] = evaluation.backbone(model)
+    result = {
+        "name": cfg.name,
+        "method": cfg.method,
+        "data": cfg.data.dataset,
+        "seed": cfg.seed,
+        "epochs": trainer.current_epoch,
+        "evaluated_on": _evaluated_on(cfg),
+        "offline_evaluated_on": "test images" if split == "test" else _evaluated_on(cfg),
+        "online": {
+            "probe_top1": _last(metrics, "val_acc1"),
+            "probe_top5": _last(metrics, "val_acc5"),
+            "knn_top1": _last(metrics, "val_knn_acc1"),
+        },
+        "offline": {name: asdict(accuracies) for name, accuracies in offline.items()},
+        "information": asdict(information.latest) if information and information.latest else None,
+        "images_per_second": statistics.median(lines.images_per_second or [0.0]),
+        "training_seconds_of_last_sitting": seconds,
+        "peak_memory_mib": _peak_memory_mib(),
+        "folder": str(folder),
+        "versions": runs.versions(),
+        "commit": runs.commit(),
+    }
+    if trainer.is_global_zero:
+        if has_validation:
+            plot_accuracy_curves({cfg.method: metrics}, folder / "curves.png", folder.name)
+        runs.write_json(folder / runs.RESULT, result)
+        print("\n" + summary(result))
+    return result
+
+
+def _evaluated_on(cfg: DictConfig) -> str:
+    return "validation split" if cfg.data.validation_split else "held-out images"
+
+
+def _announcement(cfg: DictConfig, data: SSLDataModule, folder: Path, checkpoint: Any) -> str:
+    opt = cfg.optimizer
+    lines = [
+        f"{cfg.method} on {cfg.data.dataset}: {data.num_train_images:,} training and "
+        f"{data.num_val_images:,} held-out images, {data.num_classes} classes, "
+        f"{cfg.data.num_large_crops + cfg.data.num_small_crops} views of {data.crop_size} px",
+        f"{cfg.backbone.name}, {cfg.max_epochs} epochs, batch {opt.batch_size}, {opt.name}, "
+        f"lr {opt.lr:g} (scaled to the batch), seed {cfg.seed}",
+        f"run folder: {folder}",
+    ]
+    if checkpoint:
+        lines.append(f"resuming from {checkpoint}")
+    return "\n".join(lines)
+
+
+def summary(result: dict[str, Any]) -> str:
+    """The closing table of a run, from its result."""
+
+    def cell(value: float | None) -> str:
+        return "-" if value is None else f"{value:.1f}"
+
+    def row(label: str, accuracies: dict[str, Any] | None) -> str:
+        found = accuracies or {}
+        return f"  {label:<34}{cell(found.get('probe_top1')):>8}{cell(found.get('knn_top1')):>8}"
+
+    offline = result["offline"]
+    title = (
+        f"{result['method']} on {result['data']}, {result['epochs']} epochs, seed {result['seed']}"
+    )
+    lines = [title, f"  {'top-1 (%)':<34}{'probe':>8}{'kNN':>8}"]
+    where = result["evaluated_on"]
+    lines.append(row(f"trained, online, {where}", result["online"]))
+    if offline:
+        where = result["offline_evaluated_on"]
+        lines.append(row(f"trained, offline, {where}", offline.get("trained")))
+        lines.append(row("untrained, offline", offline.get("untrained")))
+        lines.append(row("raw pixels, offline", offline.get("raw_pixels")))
+    info = result["information"]
+    if info:
+        for reading, meaning in (("infomax", "I(z; image) >="), ("two_view", "I(z; z') =")):
+            lines.append(
+                f"  {meaning} {info[reading]:.2f} nats on {info['images']:,} held-out images "
+                f"(bias {info[reading + '_bias']:.2f}, "
+                f"shuffled pairs {info[reading + '_shuffled']:.2f})"
+            )
+        lines.append(f"  effective rank of z {info['effective_rank']:.1f}")
+    memory = ", ".join(f"{mib:,.0f} MiB ({of})" for of, mib in result["peak_memory_mib"].items())
+    lines += [
+        f"  {result['images_per_second']:,.0f} images/s, peak memory {memory}",
+        f"  run: {result['folder']} (result.json, metrics.csv, curves.png, checkpoints)",
+        "  next: solo-mim pretrain method=vicreg   a baseline under the same budget",
+        "        solo-mim methods                   all that can be trained",
+    ]
+    return "\n".join(lines)
+
+
+def _quiet() -> None:
+    """Silences what a user can do nothing about."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",
+        ".*Checkpoint directory .* exists and is not empty.*",
+        ".*`isinstance.treespec, LeafSpec.` is deprecated.*",
+        ".*Experiment logs directory .* exists.*",
+        ".*torch.cuda.amp.custom_fwd.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)
+
+
+def _explained(error: BaseException) -> ConfigError:
+    """Hydra's and OmegaConf's errors in our words: the key and what comes nearest."""
+    if isinstance(error, MissingConfigException) and error.options is not None:
+        wanted = (error.missing_cfg_file or "").split("/")[-1]
+        return ConfigError(
+            f"{error.missing_cfg_file}: no such config{nearest(wanted, error.options)}"
+        )
+    cause = error.__cause__
+    if isinstance(error, ConfigCompositionException) and isinstance(cause, OmegaConfBaseException):
+        if "not in" in str(cause):
+            return ConfigError(unknown_key_message(str(cause.full_key or cause.key)))
+        return ConfigError(f"{cause.full_key}: {str(cause).splitlines()[0]}")
+    return ConfigError(" ".join(str(error).split()))
+
+
+@hydra.main(config_path=str(CONFIG_FOLDER), config_name="pretrain", version_base="1.3")
+def _hydra_main(cfg: DictConfig) -> float | None:
+    OmegaConf.set_struct(cfg, False)
+    result = pretrain(cfg)
+    return result["online"]["knn_top1"]
+
+
+def run(arguments: list[str]) -> int:
+    """The command: `arguments` are Hydra's."""
+    _quiet()
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # so that errors arrive here and not as Hydra's printout
+    sys.argv = [sys.argv[0], *arguments]
+    try:
+        _hydra_main()
+    except (HydraException, OmegaConfBaseException) as error:
+        raise _explained(error) from error
+    except KeyboardInterrupt:
+        print(
+            "\ninterrupted; the same command resumes from the last finished epoch", file=sys.stderr
+        )
+        return 130
+    return 0

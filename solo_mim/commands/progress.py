@@ -1,0 +1,73 @@
+"""What is seen of training: a bar with the loss terms, and one line per epoch that stays."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import TQDMProgressBar
+
+# What lines and bar show, in this order, where a method logs it.
+_SHOWN = {
+    "val_acc1": "probe",
+    "val_knn_acc1": "kNN",
+}
+_HOUSEKEEPING = {"train_class_loss", "train_acc1", "train_acc5", "tau"}
+
+
+def _terms(metrics: dict[str, Any], suffix: str) -> dict[str, float]:
+    """The method's own logged terms, shortened: `train_explicit_mim_total_step` -> `total`."""
+    found = {}
+    for key, value in metrics.items():
+        name = key.removesuffix(suffix)
+        if key.endswith(suffix) and name.startswith("train_") and name not in _HOUSEKEEPING:
+            found[name.removeprefix("train_").removeprefix("explicit_mim_")] = float(value)
+    return found
+
+
+class LossBar(TQDMProgressBar):
+    """lightning's bar with the loss terms of the step in place of the version number."""
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        """The bar's right-hand side."""
+        terms = _terms(trainer.callback_metrics, "_step")
+        return {name: f"{value:.3f}" for name, value in terms.items()}
+
+
+class EpochLines(Callback):
+    """Prints one line per epoch and measures throughput.
+
+    Attributes:
+        images_per_second: of each training epoch, validation excluded; an image counts once,
+        however
+            many views are made of it.
+    """
+
+    def __init__(self) -> None:
+        self.images_per_second: list[float] = []
+        self._images, self._seconds, self._batch_started = 0, 0.0, 0.0
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts the clock: the wait for the first batch counts."""
+        self._images, self._epoch_started = 0, time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Stops the clock at the last batch, before validation."""
+        self._images += len(batch[-1]) * trainer.world_size
+        self._seconds = time.perf_counter() - self._epoch_started
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The epoch's line."""
+        self.images_per_second.append(self._images / self._seconds)
+        metrics = trainer.callback_metrics
+        parts = [f"{name} {value:.3f}" for name, value in _terms(metrics, "_epoch").items()]
+        parts += [f"{short} {float(metrics[k]):.1f}" for k, short in _SHOWN.items() if k in metrics]
+        parts.append(f"{self.images_per_second[-1]:,.0f} images/s")
+        if trainer.is_global_zero:
+            print(
+                f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  " + "  ".join(parts),
+                flush=True,
+            )

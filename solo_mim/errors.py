@@ -1,0 +1,23 @@
+"""Errors that speak to the person at the keyboard; commands print them as one line, exit code 2."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ConfigError(ValueError):
+    """A configuration key is missing, misspelt or has an impossible value."""
+
+
+class MissingHostError(ImportError):
+    """solo-learn, whose training loop and baselines solo-mim extends, cannot be imported."""
+
+
+def nearest(name: str, options: Iterable[str]) -> str:
+    """`", did you mean 'x'?"`, or all the options where nothing comes near."""
+    known = sorted(str(option) for option in options)
+    match = difflib.get_close_matches(str(name), known, n=1, cutoff=0.6)
+    if match:
+        return f"; did you mean '{match[0]}'?"
+    return f"; known: {', '.join(known)}" if known else ""

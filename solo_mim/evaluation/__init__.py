@@ -1,0 +1,1 @@
+"""What a trained model is worth: features, kNN, linear probe, information diagnostics, plots."""

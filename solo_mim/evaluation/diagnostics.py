@@ -1,0 +1,110 @@
+"""Mutual information between views of held-out images, beside its bias and a baseline of no
+information."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from solo_mim.information import (
+    effective_rank,
+    shuffled_information,
+    small_sample_bias,
+    view_information,
+)
+
+# Power of the noise channel on each standardised coordinate, the same for every method and run.
+# Small beside unit variance, large beside fp64 round-off; the value caps what a perfectly invariant
+# coordinate can count for, 1/2 log(1 + 1/eps) = 3.5 nats.
+REFERENCE_NOISE = 1e-3
+MAX_IMAGES = 4096
+
+
+@dataclass(frozen=True)
+class HeldOutInformation:
+    """Nats, except `effective_rank` and `images`.
+
+    Attributes:
+        infomax: lower bound of I(z; image) through the reference channel.
+        infomax_bias: closed-form expectation of its excess at this sample size for independent
+        views
+            without a channel, which the channel only lowers; `inf` where images are too few.
+        infomax_shuffled: the same estimate with the pairs broken up: what it says of no
+        information. two_view, two_view_bias, two_view_shuffled: likewise for I(z; z').
+        effective_rank: exponential entropy of the spectrum of z, at most its dimension.
+        images: held-out images used, two views each.
+    """
+
+    infomax: float
+    infomax_bias: float
+    infomax_shuffled: float
+    two_view: float
+    two_view_bias: float
+    two_view_shuffled: float
+    effective_rank: float
+    images: int
+
+
+@torch.no_grad()
+def project_views(
+    model: LightningModule, loader: Iterable[Any], max_images: int = MAX_IMAGES
+) -> Tensor:
+    """Projected features of every view, V x N x D on the CPU; N at most `max_images`."""
+    was_training = model.training
+    model.eval()
+    batches, images = [], 0
+    for _, views, _ in loader:
+        batches.append(torch.stack([model(x.to(model.device))["z"].float().cpu() for x in views]))
+        images += batches[-1].shape[1]
+        if images >= max_images:
+            break
+    model.train(was_training)
+    return torch.cat(batches, dim=1)[:, :max_images]
+
+
+def held_out_information(views: Tensor) -> HeldOutInformation:
+    """Information of V x N x D projected features at the reference noise."""
+    num_views, images, dim = views.shape
+    numbers: dict[str, float] = {}
+    for reading in ("infomax", "two_view"):
+        generator = torch.Generator().manual_seed(0)
+        numbers[reading] = float(view_information(views, reading=reading, noise=REFERENCE_NOISE))
+        numbers[f"{reading}_bias"] = float(
+            small_sample_bias(images, dim, num_views=num_views, reading=reading)
+        )
+        numbers[f"{reading}_shuffled"] = float(
+            shuffled_information(views, reading=reading, noise=REFERENCE_NOISE, generator=generator)
+        )
+    rank = float(effective_rank(views.flatten(0, 1)))
+    return HeldOutInformation(**numbers, effective_rank=rank, images=images)
+
+
+class InformationCallback(Callback):
+    """Logs `val_information_*` every few epochs and keeps the last result in `latest`.
+
+    Args:
+        loader: batches `[indexes, [views], targets]` of held-out images under training
+        augmentation.
+        every_n_epochs: 0 leaves only the last epoch.
+    """
+
+    def __init__(self, loader: Iterable[Any], every_n_epochs: int):
+        self.loader, self.every_n_epochs = loader, every_n_epochs
+        self.latest: HeldOutInformation | None = None
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Projects fixed views of the held-out images; training's random state is left
+        untouched."""
+        epoch = trainer.current_epoch + 1
+        due = self.every_n_epochs and epoch % self.every_n_epochs == 0
+        if trainer.sanity_checking or not (due or epoch == trainer.max_epochs):
+            return
+        with torch.random.fork_rng():
+            self.latest = held_out_information(project_views(pl_module, self.loader))
+        metrics = {f"val_information_{name}": float(x) for name, x in asdict(self.latest).items()}
+        pl_module.log_dict(metrics, sync_dist=False, rank_zero_only=True)

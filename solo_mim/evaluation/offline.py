@@ -1,0 +1,80 @@
+"""Offline evaluation of a frozen backbone on un-augmented images: kNN and a linear probe.
+
+Not to be mixed with the online figures of training, whose probe and bank see augmented views.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from solo_mim.host.knn import OnlineKNN
+
+
+@dataclass(frozen=True)
+class Accuracies:
+    """Top-1 in percent; None where it was not asked for."""
+
+    knn_top1: float
+    probe_top1: float | None = None
+
+
+@torch.inference_mode()
+def extract_features(
+    backbone: Callable[[Tensor], Tensor],
+    loader: Iterable[tuple[Tensor, Tensor]],
+    device: torch.device | str = "cpu",
+    description: str = "features",
+    progress: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Features (images x dimensions, on the CPU) and targets of every image of a loader.
+
+    A module is put into evaluation mode while it runs and back afterwards.
+    """
+    module = backbone if isinstance(backbone, nn.Module) else None
+    was_training = module.training if module else False
+    if module:
+        module.eval()
+    features, targets = [], []
+    for images, labels in tqdm(loader, desc=description, leave=False, disable=not progress):
+        features.append(backbone(images.to(device)).flatten(1).float().cpu())
+        targets.append(labels.cpu())
+    if module:
+        module.train(was_training)
+    return torch.cat(features), torch.cat(targets)
+
+
+def evaluate_features(
+    train: tuple[Tensor, Tensor],
+    test: tuple[Tensor, Tensor],
+    k: int = 20,
+    distance: str = "euclidean",
+    probe: bool = True,
+) -> Accuracies:
+    """Weighted kNN and, on request, a linear probe from training features to test features.
+
+    The probe is an L2-regularised multinomial logistic regression (C = 1, scikit-learn, lbfgs) on
+    features standardised by the training set; nothing in it is tuned.
+
+    Args:
+        train, test: N x D features and N targets each; training rows with target -1 are left out.
+        k, distance: of the kNN, as in `knn_eval`.
+        probe: also fit the probe.
+    """
+    knn = OnlineKNN(k=k, distance_fx=distance)
+    knn.update(train_features=train[0], train_targets=train[1])
+    knn.update(test_features=test[0], test_targets=test[1])
+    knn_top1, _ = knn.compute()
+    if not probe:
+        return Accuracies(knn_top1)
+    labelled = train[1] >= 0
+    classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=500))
+    classifier.fit(train[0][labelled].numpy(), train[1][labelled].numpy())
+    return Accuracies(knn_top1, 100.0 * float(classifier.score(test[0].numpy(), test[1].numpy())))

@@ -1,0 +1,61 @@
+"""The seam to solo-learn: the only folder that imports `solo`.
+
+Two generations of solo-learn are in use and both stand behind one contract, that of its main
+branch: `BaseMethod(cfg)` with `backbone`, `features_dim`, `learnable_params`, `forward(X) -> dict`
+and `training_step`, and `METHODS[name](cfg)`.
+
+- `released`: solo-learn 1.0.2, what the package registry has; adapted at import.
+- `current`: a checkout of solo-learn main; imported as it is, only what is broken is mended.
+
+Which of them is found on the import path decides. Checkpoint keys are main's in both.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+from pathlib import Path
+
+from solo_mim.errors import MissingHostError
+
+INSTALL_COMMAND = 'pip install --no-deps "solo-learn==1.0.2"'
+
+
+def _find_host() -> Path:
+    spec = importlib.util.find_spec("solo")
+    if spec is None or not spec.submodule_search_locations:
+        raise MissingHostError(
+            "solo-learn is not installed (no module `solo`). Install it without its outdated pins: "
+            + INSTALL_COMMAND
+        )
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+LOCATION = _find_host()
+# solo/backbones appeared with main's move to Hydra; 1.0.2 keeps them in solo/utils/backbones.py.
+GENERATION = "current" if (LOCATION / "backbones").is_dir() else "released"
+
+
+def host_version() -> str:
+    """`solo-learn` version as installed; a checkout that is only on the path says so."""
+    try:
+        return importlib.metadata.version("solo-learn") if GENERATION == "released" else "main"
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+
+
+if GENERATION == "current":
+    from solo_mim.host.current import BACKBONES, METHODS, BaseMethod, BaseMomentumMethod
+else:
+    from solo_mim.host.released import BACKBONES, METHODS, BaseMethod, BaseMomentumMethod
+
+__all__ = [
+    "BACKBONES",
+    "GENERATION",
+    "INSTALL_COMMAND",
+    "LOCATION",
+    "METHODS",
+    "BaseMethod",
+    "BaseMomentumMethod",
+    "host_version",
+]

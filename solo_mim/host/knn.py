@@ -1,0 +1,103 @@
+"""The host's online weighted kNN classifier, mended."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics import Metric
+
+
+class OnlineKNN(Metric):
+    """Weighted kNN over the features seen in an epoch, the protocol of solo-learn's online
+    evaluation.
+
+    Neighbours are weighted by `1 / (distance + epsilon)` (euclidean) or `exp(similarity / T)`
+    (cosine). Stands in for the host's `WeightedKNNClassifier`, which in both generations passes a
+    keyword that torchmetrics dropped in 0.12, and counts the classes of the *test* labels: a class
+    that is missing there crashes the scatter or, worse, shifts labels. In 1.0.2 its cosine lacks
+    the normalisation.
+
+    Args:
+        k: number of neighbours; at most the number of stored training features is used.
+        distance_fx: `euclidean` (the host's default) or `cosine`.
+        T: temperature of the cosine weights.
+        max_distance_matrix_size: elements of the distance matrix held at once.
+        epsilon: keeps the inverse distance finite.
+    """
+
+    full_state_update = False
+    train_features: list[Tensor]
+    train_targets: list[Tensor]
+    test_features: list[Tensor]
+    test_targets: list[Tensor]
+
+    def __init__(
+        self,
+        k: int = 20,
+        distance_fx: str = "euclidean",
+        T: float = 0.07,
+        max_distance_matrix_size: int = int(5e6),
+        epsilon: float = 1e-5,
+    ):
+        super().__init__(compute_with_cache=False)  # compute empties the bank
+        if distance_fx not in ("euclidean", "cosine"):
+            raise ValueError(f"distance_fx must be 'euclidean' or 'cosine', not '{distance_fx}'")
+        self.k, self.T, self.distance_fx = k, T, distance_fx
+        self.max_distance_matrix_size, self.epsilon = max_distance_matrix_size, epsilon
+        for name in ("train_features", "train_targets", "test_features", "test_targets"):
+            self.add_state(name, default=[], dist_reduce_fx="cat", persistent=False)
+
+    def update(
+        self,
+        train_features: Tensor | None = None,
+        train_targets: Tensor | None = None,
+        test_features: Tensor | None = None,
+        test_targets: Tensor | None = None,
+    ) -> None:
+        """Stores N x D features and their N integer targets; unlabelled (-1) training rows are left
+        out."""
+        if train_features is not None and train_targets is not None:
+            labelled = train_targets >= 0
+            self.train_features.append(train_features[labelled].detach().float())
+            self.train_targets.append(train_targets[labelled].detach())
+        if test_features is not None and test_targets is not None:
+            self.test_features.append(test_features.detach().float())
+            self.test_targets.append(test_targets.detach())
+
+    def forward(self, *args: Tensor, **kwargs: Tensor) -> None:
+        """Stores only: `Metric.forward` would compute a value and reset the bank at every batch."""
+        self.update(*args, **kwargs)
+
+    @torch.no_grad()
+    def compute(self) -> tuple[float, float]:
+        """Top-1 and top-5 accuracy in percent, (-1, -1) where nothing was stored; empties the bank."""
+        if len(self.train_features) == 0 or len(self.test_features) == 0:
+            return -1.0, -1.0
+        # Where processes were synchronised, torchmetrics leaves one tensor in place of the list.
+        train, train_targets = _joined(self.train_features), _joined(self.train_targets)
+        test, test_targets = _joined(self.test_features), _joined(self.test_targets)
+        if self.distance_fx == "cosine":
+            train, test = F.normalize(train), F.normalize(test)
+        num_classes = int(max(train_targets.max(), test_targets.max())) + 1
+        k = min(self.k, len(train))
+        rows = max(1, self.max_distance_matrix_size // len(train))
+        correct = torch.zeros(2, dtype=torch.long)
+        for features, targets in zip(test.split(rows), test_targets.split(rows), strict=True):
+            if self.distance_fx == "cosine":
+                similarities, neighbours = (features @ train.T).topk(k)
+                weights = (similarities / self.T).exp()
+            else:
+                similarities, neighbours = (-torch.cdist(features, train)).topk(k)
+                weights = 1 / (self.epsilon - similarities)
+            scores = features.new_zeros(len(features), num_classes)
+            scores.scatter_add_(1, train_targets[neighbours], weights)
+            hits = scores.topk(min(5, num_classes)).indices == targets[:, None]
+            correct += torch.stack([hits[:, 0].sum(), hits.sum()]).cpu()
+        self.reset()
+        top1, top5 = (100.0 * correct / len(test)).tolist()
+        return top1, top5
+
+
+def _joined(bank: list[Tensor] | Tensor) -> Tensor:
+    return bank if isinstance(bank, Tensor) else torch.cat(bank)

@@ -1,0 +1,125 @@
+"""Optimiser and schedule for the released generation, with the semantics of solo-learn main."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+
+
+class LARS(torch.optim.SGD):
+    """Layer-wise adaptive rate scaling (You, Gitman, Ginsburg 2017, arXiv 1708.03888) on torch's
+    SGD.
+
+    Each weight's gradient g becomes `eta |w| / (|g| + weight_decay |w| + eps) * (g + weight_decay
+    w)` before the momentum step. solo-learn 1.0.2 wraps an SGD instead, and under lightning 2 the
+    wrapper scales the gradients of the step before and only then runs the closure: plain SGD
+    without weight decay, and no error. Here the closure runs first.
+
+    Args:
+        params, lr, momentum, weight_decay: as for `torch.optim.SGD`.
+        eta: trust coefficient.
+        clip_lr: limits the local rate to the global one (as LARC does), `min(local / lr, 1)`.
+        exclude_bias_n_norm: one-dimensional parameters are stepped by SGD without weight decay.
+        eps: keeps the ratio finite.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        eta: float = 1e-3,
+        clip_lr: bool = False,
+        exclude_bias_n_norm: bool = False,
+        eps: float = 1e-8,
+    ):
+        super().__init__(params, lr=lr, momentum=momentum, weight_decay=weight_decay)
+        self.eta, self.clip_lr, self.eps = eta, clip_lr, eps
+        self.exclude_bias_n_norm = exclude_bias_n_norm
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Runs the closure with gradients enabled, scales every gradient, takes SGD's step."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        weight_decays = [group["weight_decay"] for group in self.param_groups]
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None and (p.ndim > 1 or not self.exclude_bias_n_norm):
+                    self._scale(p, group["lr"], group["weight_decay"])
+            group["weight_decay"] = 0.0  # in the scaled gradient already
+        super().step()
+        for group, weight_decay in zip(self.param_groups, weight_decays, strict=True):
+            group["weight_decay"] = weight_decay
+        return loss
+
+    def _scale(self, p: torch.Tensor, lr: float, weight_decay: float) -> None:
+        p_norm, g_norm = p.norm(), p.grad.norm()  # type: ignore[union-attr]
+        local = self.eta * p_norm / (g_norm + weight_decay * p_norm + self.eps)
+        if self.clip_lr:
+            local = (local / lr).clamp(max=1.0)
+        # A zero weight or gradient has no ratio: that parameter takes SGD's step, without weight
+        # decay.
+        undefined = (p_norm == 0) | (g_norm == 0)
+        local = torch.where(undefined, 1.0, local)
+        p.grad.add_(p, alpha=weight_decay)  # type: ignore[union-attr]
+        p.grad.mul_(local)  # type: ignore[union-attr]
+
+
+def warmup_cosine(
+    optimizer: torch.optim.Optimizer,
+    warmup_steps: float,
+    max_steps: float,
+    warmup_start_lr: float,
+    min_lr: float,
+    static_groups: set[int],
+) -> LambdaLR:
+    """Linear warm-up from `warmup_start_lr` to each group's rate, then a cosine to `min_lr`.
+
+    Groups whose index is in `static_groups` keep their rate (SimSiam's predictor). A LambdaLR, so
+    its state is a step count and base rates, nothing that a safe checkpoint load refuses.
+    """
+
+    def factor(base_lr: float) -> Callable[[int], float]:
+        def at(step: int) -> float:
+            if step < warmup_steps:
+                lr = warmup_start_lr + step * (base_lr - warmup_start_lr) / max(
+                    1.0, warmup_steps - 1
+                )
+            else:
+                progress = (step - warmup_steps) / max(1.0, max_steps - warmup_steps)
+                lr = min_lr + (base_lr - min_lr) * (1 + math.cos(math.pi * min(1.0, progress))) / 2
+            return lr / base_lr
+
+        return at
+
+    return LambdaLR(
+        optimizer,
+        [
+            (lambda step: 1.0) if i in static_groups or group["lr"] == 0 else factor(group["lr"])
+            for i, group in enumerate(optimizer.param_groups)
+        ],
+    )
+
+
+def without_decay_on_bias_and_norm(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Splits each parameter group in two; one-dimensional parameters get weight decay 0."""
+    split = []
+    for group in groups:
+        params = list(group["params"])
+        decayed = [p for p in params if p.ndim > 1]
+        undecayed = [p for p in params if p.ndim <= 1]
+        if decayed:
+            split.append({**group, "params": decayed})
+        if undecayed:
+            name = f"{group['name']}_no_decay" if "name" in group else None
+            named = {"name": name} if name else {}
+            split.append({**group, **named, "params": undecayed, "weight_decay": 0.0})
+    return split

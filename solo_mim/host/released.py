@@ -1,0 +1,423 @@
+"""solo-learn 1.0.2 under today's torch and lightning, behind main's contract.
+
+Two adapters. `Baseline` goes before the host's own method classes and changes their life cycle
+only. `BaseMethod` and `BaseMomentumMethod` are what new methods inherit; their shared step calls
+`self(X)`, so that `training_step` yields what `forward` returns, as on main. A baseline must not
+get that second
+treatment: its projector would run twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import inspect
+import sys
+import types
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import lightning.pytorch
+import lightning.pytorch.callbacks
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler, MultiStepLR
+
+from solo_mim.errors import ConfigError, nearest
+from solo_mim.host.backbones import OUR_BACKBONES, backbone_factory
+from solo_mim.host.knn import OnlineKNN
+from solo_mim.host.lifecycle import Lifecycle
+from solo_mim.host.optimisation import LARS, warmup_cosine, without_decay_on_bias_and_norm
+
+
+@contextlib.contextmanager
+def _modules_that_solo_expects() -> Iterator[None]:
+    """`pytorch_lightning` is lightning 2 and the schedule of lightning-bolts a blank, while in
+    here.
+
+    The host must subclass the LightningModule that our Trainer knows. lightning-bolts does not
+    import under lightning 2; only `configure_optimizers` uses its schedule, and the adapter
+    replaces that.
+    """
+    schedule = types.ModuleType("pl_bolts.optimizers.lr_scheduler")
+    schedule.LinearWarmupCosineAnnealingLR = None  # type: ignore[attr-defined]
+    stand_ins = {
+        "pytorch_lightning": lightning.pytorch,
+        "pytorch_lightning.callbacks": lightning.pytorch.callbacks,
+        "pl_bolts": types.ModuleType("pl_bolts"),
+        "pl_bolts.optimizers": types.ModuleType("pl_bolts.optimizers"),
+        "pl_bolts.optimizers.lr_scheduler": schedule,
+    }
+    before = {name: sys.modules.get(name) for name in stand_ins}
+    sys.modules.update(stand_ins)
+    try:
+        yield
+    finally:
+        for name, module in before.items():
+            if module is None:
+                sys.modules.pop(name, None)
+            else:
+                sys.modules[name] = module
+
+
+with _modules_that_solo_expects():
+    host_methods: Any = importlib.import_module("solo.methods")
+    host_base: Any = importlib.import_module("solo.methods.base")
+    host_backbones: Any = importlib.import_module("solo.utils.backbones")
+
+
+# main's defaults of what 1.0.2 has no default for (its argument parser held them, with other
+# values).
+METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
+    "barlow_twins": {"lamb": 0.0051, "scale_loss": 0.024},
+    "deepclusterv2": {
+        "temperature": 0.1,
+        "num_prototypes": [3000, 3000, 3000],
+        "kmeans_iters": 10,
+    },
+    "dino": {
+        "clip_grad": 0,
+        "freeze_last_layer": 1,
+        "norm_last_layer": True,
+        "use_bn_in_head": False,
+        "student_temperature": 0.1,
+        "teacher_temperature": 0.07,
+        "warmup_teacher_temperature": 0.04,
+        "warmup_teacher_temperature_epochs": 0,
+    },
+    "mocov2plus": {"queue_size": 65536},
+    "nnbyol": {"queue_size": 65536},
+    "nnclr": {"queue_size": 65536},
+    "nnsiam": {"queue_size": 65536},
+    "ressl": {"queue_size": 65536},
+    "swav": {
+        "queue_size": 65536,
+        "num_prototypes": 3000,
+        "sk_epsilon": 0.05,
+        "sk_iters": 3,
+        "freeze_prototypes_epochs": 1,
+        "epoch_queue_starts": 15,
+    },
+    "vicreg": {"sim_loss_weight": 25.0, "var_loss_weight": 25.0, "cov_loss_weight": 1.0},
+    "wmse": {"whitening_iters": 1, "whitening_size": 256, "whitening_eps": 0.0},
+}
+
+BASE_DEFAULTS: dict[str, Any] = {
+    "backbone": {"kwargs": {}},
+    "optimizer": {"exclude_bias_n_norm_wd": False, "kwargs": {}},
+    "accumulate_grad_batches": 1,
+    "scheduler": {
+        "lr_decay_steps": None,
+        "min_lr": 0.0,
+        "warmup_start_lr": 3e-5,
+        "warmup_epochs": 10,
+        "interval": "step",
+    },
+    "knn_eval": {"enabled": False, "k": 20, "distance_func": "euclidean"},
+    "performance": {"disable_channel_last": False},
+    "method_kwargs": {},
+}
+MOMENTUM_DEFAULTS = {"momentum": {"base_tau": 0.99, "final_tau": 1.0, "classifier": False}}
+
+
+def _fill(cfg: DictConfig, defaults: dict[str, Any], prefix: str = "") -> None:
+    """Sets what is absent or None in `cfg` to its default, in place."""
+    for key, value in defaults.items():
+        if isinstance(value, dict) and value:
+            _fill(cfg, value, f"{prefix}{key}.")
+        elif OmegaConf.select(cfg, prefix + key) is None:
+            OmegaConf.update(cfg, prefix + key, value, merge=True, force_add=True)
+
+
+OPTIMIZERS = {
+    "sgd": torch.optim.SGD,
+    "lars": LARS,
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+}
+
+
+# 1.0.2 maps names to factories in a literal inside __init__, but imports this factory there by
+# name.
+_SLOT = "vit_tiny"
+
+
+@contextlib.contextmanager
+def _backbone_in_slot(cfg: DictConfig) -> Iterator[None]:
+    """While in here the host's `vit_tiny` is the configured backbone, whatever that is.
+
+    Whatever stands in the slot needs `num_features` only: the stem surgery that the host does on
+    names containing "resnet" is not reached, for the online or the momentum backbone.
+    """
+    factory = backbone_factory(cfg) or getattr(host_backbones, cfg.backbone.name)
+    original = getattr(host_backbones, _SLOT)
+    setattr(host_backbones, _SLOT, factory)
+    try:
+        yield
+    finally:
+        setattr(host_backbones, _SLOT, original)
+
+
+class Adapter(Lifecycle):
+    """Mixed in before a 1.0.2 class: main's constructor, names, optimisation and validation
+    hooks."""
+
+    # Of the host's classes that this is mixed in before.
+    learnable_params: list[dict[str, Any]]
+    trainer: lightning.pytorch.Trainer
+    backbone: nn.Module
+    momentum_backbone: nn.Module
+    lr: float
+    weight_decay: float
+    extra_optimizer_args: dict[str, Any]
+    max_epochs: int
+    warmup_epochs: float
+    warmup_start_lr: float
+    min_lr: float
+    lr_decay_steps: list[int]
+
+    def __init__(self, cfg: DictConfig):
+        cfg = self.add_and_assert_specific_cfg(cfg)
+        name = cfg.backbone.name
+        if name not in BACKBONES:
+            raise ConfigError(f"backbone.name: unknown backbone '{name}'{nearest(name, BACKBONES)}")
+        with _backbone_in_slot(cfg):
+            super().__init__(**self._constructor_arguments(cfg))
+        self.cfg = cfg
+        self.backbone_name: str = name
+        self.scheduler_interval: str = cfg.scheduler.interval
+        self.exclude_bias_n_norm_wd: bool = cfg.optimizer.exclude_bias_n_norm_wd
+        self.no_channel_last: bool = cfg.performance.disable_channel_last
+        self.validation_step_outputs: list[Any] = []
+        self.knn_eval = cfg.knn_eval.enabled
+        self.knn_k = cfg.knn_eval.k
+        if self.knn_eval:
+            self.knn = OnlineKNN(k=self.knn_k, distance_fx=cfg.knn_eval.distance_func)
+
+    @staticmethod
+    def add_and_assert_specific_cfg(cfg: DictConfig) -> DictConfig:
+        """Fills main's defaults of the base keys in place; methods add theirs.
+
+        Args:
+            cfg: the run's configuration, main's schema.
+        """
+        OmegaConf.set_struct(cfg, False)
+        _fill(cfg, BASE_DEFAULTS)
+        return cfg
+
+    def _constructor_arguments(self, cfg: DictConfig) -> dict[str, Any]:
+        """Keyword arguments of 1.0.2's constructors from main's configuration."""
+        arguments: dict[str, Any] = {
+            "encoder": _SLOT,
+            "num_classes": cfg.data.num_classes,
+            "backbone_args": OmegaConf.to_container(cfg.backbone.kwargs),
+            "max_epochs": cfg.max_epochs,
+            "batch_size": cfg.optimizer.batch_size,
+            "optimizer": cfg.optimizer.name,
+            "lars": cfg.optimizer.name == "lars",
+            "lr": cfg.optimizer.lr,
+            "weight_decay": cfg.optimizer.weight_decay,
+            "classifier_lr": cfg.optimizer.classifier_lr,
+            "exclude_bias_n_norm": False,  # read from optimizer.kwargs by configure_optimizers
+            "accumulate_grad_batches": cfg.accumulate_grad_batches or 1,
+            "extra_optimizer_args": OmegaConf.to_container(cfg.optimizer.kwargs),
+            "scheduler": cfg.scheduler.name,
+            "min_lr": cfg.scheduler.min_lr,
+            "warmup_start_lr": cfg.scheduler.warmup_start_lr,
+            "warmup_epochs": cfg.scheduler.warmup_epochs,
+            "num_large_crops": cfg.data.num_large_crops,
+            "num_small_crops": cfg.data.num_small_crops,
+            "lr_decay_steps": cfg.scheduler.lr_decay_steps,
+            "knn_eval": False,  # its kNN breaks on construction; __init__ sets ours afterwards
+        }
+        if isinstance(self, host_base.BaseMomentumMethod):
+            arguments |= {
+                "base_tau_momentum": cfg.momentum.base_tau,
+                "final_tau_momentum": cfg.momentum.final_tau,
+                "momentum_classifier": cfg.momentum.classifier,
+            }
+        return arguments
+
+    # Modules live under main's names, so that state dicts, and with them checkpoints, cross.
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(_MAIN_NAMES.get(name, name), value)
+
+    @property
+    def encoder(self) -> nn.Module:
+        """1.0.2's name of `backbone`."""
+        return self.backbone
+
+    @property
+    def momentum_encoder(self) -> nn.Module:
+        """1.0.2's name of `momentum_backbone`."""
+        return self.momentum_backbone
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Main's: groups, optimiser by name, warm-up and cosine per step from 3e-5.
+
+        1.0.2 steps its schedule once an epoch from .003: a run of ten epochs never leaves warm-up.
+        """
+        groups = self.learnable_params
+        for group in groups:
+            if group.get("name") in _MAIN_NAMES:
+                group["name"] = _MAIN_NAMES[group["name"]]
+        if self.exclude_bias_n_norm_wd:
+            groups = without_decay_on_bias_and_norm(groups)
+        static_groups = {i for i, group in enumerate(groups) if group.pop("static_lr", False)}
+        name = self.cfg.optimizer.name
+        if name not in OPTIMIZERS:
+            raise ConfigError(
+                f"optimizer.name: unknown optimiser '{name}'{nearest(name, OPTIMIZERS)}"
+            )
+        optimizer = OPTIMIZERS[name](
+            groups, lr=self.lr, weight_decay=self.weight_decay, **self.extra_optimizer_args
+        )
+        schedule = self.cfg.scheduler.name.lower()
+        if schedule == "none":
+            return optimizer
+        per_step = self.scheduler_interval == "step"
+        if schedule == "warmup_cosine":
+            steps = self.trainer.estimated_stepping_batches if per_step else self.max_epochs
+            scheduler: LRScheduler = warmup_cosine(
+                optimizer,
+                warmup_steps=self.warmup_epochs * steps / self.max_epochs,
+                max_steps=steps,
+                warmup_start_lr=self.warmup_start_lr,
+                min_lr=self.min_lr,
+                static_groups=static_groups,
+            )
+            interval = self.scheduler_interval
+        elif schedule == "step":
+            scheduler = MultiStepLR(optimizer, self.lr_decay_steps)
+            interval = "epoch"
+        else:
+            raise ConfigError(
+                f"scheduler.name: unknown schedule '{schedule}'"
+                + nearest(schedule, ("warmup_cosine", "step", "none"))
+            )
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": interval, "frequency": 1},
+        }
+
+    # lightning 2 refuses `validation_epoch_end`: subclasses shadow it with None, and it runs from
+    # here.
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
+        """The host's, its output kept for the end of the epoch."""
+        outputs = super().validation_step(batch, batch_idx)  # type: ignore[misc]
+        self.validation_step_outputs.append(outputs)
+        return None
+
+    def on_validation_epoch_end(self) -> None:
+        """The host's `validation_epoch_end`: probe accuracies weighted by batch size, online
+        kNN."""
+        super().validation_epoch_end(self.validation_step_outputs)  # type: ignore[misc]
+        self.validation_step_outputs.clear()
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """lightning 2 calls this hook without `dataloader_idx`, which 1.0.2's momentum classes
+        expect."""
+        hook = super().on_train_batch_end  # type: ignore[misc]
+        takes_loader = "dataloader_idx" in inspect.signature(hook).parameters
+        hook(outputs, batch, batch_idx, *([0] if takes_loader else []))
+
+
+_MAIN_NAMES = {"encoder": "backbone", "momentum_encoder": "momentum_backbone"}
+
+
+class Baseline(Adapter):
+    """Before one of 1.0.2's own methods: its method_kwargs become constructor arguments."""
+
+    def _constructor_arguments(self, cfg: DictConfig) -> dict[str, Any]:
+        method_kwargs = OmegaConf.to_container(cfg.method_kwargs)
+        return super()._constructor_arguments(cfg) | dict(method_kwargs)  # type: ignore[arg-type]
+
+
+class BaseMethod(Adapter, host_base.BaseMethod):
+    """Base class for methods of ours and of third parties, with the contract of main's."""
+
+    validation_epoch_end = None
+
+    def forward(self, X: Tensor) -> dict[str, Tensor]:
+        """Maps N x C x H x W images to `feats` (N x features_dim) and probe `logits` (N x
+        classes)."""
+        if not self.no_channel_last:
+            X = X.to(memory_format=torch.channels_last)
+        feats = self.backbone(X)
+        return {"logits": self.classifier(feats.detach()), "feats": feats}
+
+    def _base_shared_step(self, X: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        out = self(X)
+        loss = F.cross_entropy(out["logits"], targets, ignore_index=-1)
+        top_k = (1, min(5, out["logits"].size(1)))
+        acc1, acc5 = host_base.accuracy_at_k(out["logits"], targets, top_k=top_k)
+        return {**out, "loss": loss, "acc1": acc1, "acc5": acc5}
+
+
+class BaseMomentumMethod(BaseMethod, host_base.BaseMomentumMethod):
+    """Base class for methods with a momentum network, with the contract of main's."""
+
+    @staticmethod
+    def add_and_assert_specific_cfg(cfg: DictConfig) -> DictConfig:
+        """Fills main's defaults of the base and momentum keys in place."""
+        cfg = BaseMethod.add_and_assert_specific_cfg(cfg)
+        _fill(cfg, MOMENTUM_DEFAULTS)
+        return cfg
+
+    @torch.no_grad()
+    def momentum_forward(self, X: Tensor) -> dict[str, Tensor]:
+        """Maps images to `feats` of the momentum backbone; subclasses add their projections."""
+        return {"feats": self.momentum_backbone(X)}
+
+    def base_momentum_forward(self, X: Tensor) -> dict[str, Tensor]:
+        """1.0.2's name of `momentum_forward`, called by its shared step."""
+        return self.momentum_forward(X)
+
+
+def _required_method_kwargs(cls: type) -> set[str]:
+    """Constructor arguments without a default that only the method's own class takes."""
+    parameters = inspect.signature(cls.__init__).parameters.values()  # type: ignore[misc]
+    named = (p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD and p.name != "self")
+    return {p.name for p in named if p.default is p.empty}
+
+
+def _complete_baseline(cfg: DictConfig, *, method: str, cls: type) -> DictConfig:
+    cfg = Adapter.add_and_assert_specific_cfg(cfg)
+    if issubclass(cls, host_base.BaseMomentumMethod):
+        _fill(cfg, MOMENTUM_DEFAULTS)
+    _fill(cfg, {"method_kwargs": METHOD_DEFAULTS.get(method, {})})
+    missing = sorted(_required_method_kwargs(cls) - set(cfg.method_kwargs))
+    if missing:
+        raise ConfigError(
+            f"method={method} needs " + ", ".join(f"method_kwargs.{key}" for key in missing)
+        )
+    return cfg
+
+
+def _bind(method: str, cls: type) -> type:
+    """`cls` behind the adapter, bound in this module's globals so that it pickles."""
+    namespace = {
+        "__module__": __name__,
+        "__doc__": cls.__init__.__doc__,  # type: ignore[misc]
+        "validation_epoch_end": None,
+        "add_and_assert_specific_cfg": staticmethod(
+            partial(_complete_baseline, method=method, cls=cls)
+        ),
+    }
+    bound = type(cls.__name__, (Baseline, cls), namespace)
+    globals()[cls.__name__] = bound
+    return bound
+
+
+BACKBONES = sorted({*host_base.BaseMethod._SUPPORTED_ENCODERS, *OUR_BACKBONES})
+METHODS = {
+    name: _bind(name, cls)
+    for name, cls in host_methods.METHODS.items()
+    if name not in ("base", "linear")
+}

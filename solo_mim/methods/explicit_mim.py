@@ -1,0 +1,140 @@
+"""Explicit mutual information maximisation as a solo-learn method."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from solo_mim.errors import ConfigError
+from solo_mim.host import BaseMethod
+from solo_mim.losses import explicit_mim_loss_func
+
+DEFAULTS: dict[str, Any] = {
+    "reading": "infomax",
+    "within_noise": 1.0,
+    "total_noise": 0.01,
+    "between_noise": None,
+    "normalisation": "standardise",
+}
+
+
+class ExplicitMIM(BaseMethod):
+    """Implements the Theorem-1 objective of explicit MIM (https://arxiv.org/abs/2409.04747).
+
+    The estimator is this project's; see `solo_mim.losses.explicit_mim_loss_func`.
+
+    Extra cfg settings:
+        method_kwargs:
+            proj_hidden_dim (int): number of neurons in the hidden layers of the projector.
+            proj_output_dim (int): number of dimensions of the projected features; at most half the
+                global batch size, beyond which the covariances are too noisy to train on.
+            reading (str): "infomax" (default) or "two_view".
+            within_noise (float): power of the noise channel in the within-image term.
+            total_noise (float): floor of the total term, in (0, within_noise].
+            between_noise (float): floor of the between term, "two_view" only.
+            normalisation (str): "standardise" (over all views) or "l2" (per sample).
+    """
+
+    def __init__(self, cfg: DictConfig):
+        super().__init__(cfg)
+
+        self.loss_kwargs: dict[str, Any] = {key: cfg.method_kwargs[key] for key in DEFAULTS}
+
+        proj_hidden_dim: int = cfg.method_kwargs.proj_hidden_dim
+        proj_output_dim: int = cfg.method_kwargs.proj_output_dim
+
+        # projector
+        self.projector = nn.Sequential(
+            nn.Linear(self.features_dim, proj_hidden_dim),
+            nn.BatchNorm1d(proj_hidden_dim),
+            nn.ReLU(),
+            nn.Linear(proj_hidden_dim, proj_hidden_dim),
+            nn.BatchNorm1d(proj_hidden_dim),
+            nn.ReLU(),
+            nn.Linear(proj_hidden_dim, proj_output_dim),
+        )
+
+    @staticmethod
+    def add_and_assert_specific_cfg(cfg: DictConfig) -> DictConfig:
+        """Adds method specific default values/checks for config.
+
+        Args:
+            cfg: the run's configuration.
+
+        Returns:
+            The same object, with defaults filled in.
+
+        Raises:
+            ConfigError: a required key is missing or a value is impossible; names the key.
+        """
+        cfg = super(ExplicitMIM, ExplicitMIM).add_and_assert_specific_cfg(cfg)
+        kwargs = cfg.method_kwargs
+        for key in ("proj_hidden_dim", "proj_output_dim"):
+            if kwargs.get(key) is None:
+                raise ConfigError(f"method=explicit_mim needs method_kwargs.{key}")
+        for key, default in DEFAULTS.items():
+            kwargs.setdefault(key, default)
+        if not 0 < kwargs.total_noise <= kwargs.within_noise:
+            raise ConfigError(
+                "method_kwargs.total_noise must lie in (0, method_kwargs.within_noise], "
+                f"got {kwargs.total_noise} with within_noise {kwargs.within_noise}"
+            )
+        if cfg.data.get("num_small_crops"):
+            raise ConfigError(
+                "method=explicit_mim takes crops of one size: small ones are not exchangeable with "
+                "large ones, which its covariances assume; give every augmentation one crop_size"
+            )
+        if cfg.data.get("num_large_crops", 2) < 2:
+            raise ConfigError(
+                "method=explicit_mim needs two views of an image or more; "
+                "raise augmentations[].num_crops"
+            )
+        return cfg
+
+    @property
+    def learnable_params(self) -> list[dict[str, Any]]:
+        """The parent's parameter groups and the projector's."""
+        return [
+            *super().learnable_params,
+            {"name": "projector", "params": self.projector.parameters()},
+        ]
+
+    def forward(self, X: Tensor) -> dict[str, Any]:
+        """Performs the forward pass of the backbone and the projector.
+
+        Args:
+            X: a batch of images, N x C x H x W.
+
+        Returns:
+            The parent's outputs and the projected features `z`, N x proj_output_dim.
+        """
+        out = super().forward(X)
+        return {**out, "z": self.projector(out["feats"])}
+
+    def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
+        """The host's step (online probe, online kNN) and the explicit MIM loss over all views.
+
+        Args:
+            batch: [indexes, [X], targets], [X] a list of one image batch for each view.
+            batch_idx: index of the batch.
+
+        Returns:
+            Sum of explicit MIM loss and probe loss.
+        """
+        out = super().training_step(batch, batch_idx)
+        class_loss = out["loss"]
+
+        # ------- explicit mim loss -------
+        terms = explicit_mim_loss_func(out["z"], **self.loss_kwargs)
+
+        metrics = {
+            f"train_explicit_mim_{name}": value
+            for name, value in terms._asdict().items()
+            if value is not None
+        }
+        self.log_dict(metrics, on_epoch=True, sync_dist=True)
+
+        return terms.loss + class_loss

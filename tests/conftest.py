@@ -1,0 +1,39 @@
+"""Fixtures that every part of the suite uses."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+
+@pytest.fixture(autouse=True)
+def _two_threads():
+    """The suite's time limit is for two cores; more threads only contend."""
+    torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+
+@pytest.fixture
+def compose_cfg() -> Callable[..., DictConfig]:
+    """Composes the shipped configuration with overrides and checks it, as the command does."""
+    from solo_mim.commands.configuration import CONFIG_FOLDER, checked
+
+    def composed(*overrides: str) -> DictConfig:
+        with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+            return checked(compose("pretrain", overrides=list(overrides)))
+
+    return composed
+
+
+@pytest.fixture
+def solo_learn_main() -> Path:
+    """A checkout of solo-learn main, named by SOLO_LEARN_MAIN."""
+    folder = os.environ.get("SOLO_LEARN_MAIN")
+    if not folder:
+        pytest.skip("SOLO_LEARN_MAIN names no checkout of solo-learn main")
+    if not (Path(folder) / "solo" / "backbones").is_dir():
+        pytest.fail(f"SOLO_LEARN_MAIN={folder} is no checkout of solo-learn main")
+    return Path(folder)

@@ -1,0 +1,232 @@
+"""Every method through the seam, end to end, on the host that is on the import path."""
+
+import copy
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import Callback
+from sklearn.neighbors import KNeighborsClassifier
+
+
+class _StopAfter(Callback):
+    """Ends training after some epochs of a run that was planned for more."""
+
+    def __init__(self, epochs):
+        self.epochs = epochs
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        trainer.should_stop = trainer.current_epoch + 1 >= self.epochs
+
+
+METHOD_NAMES = ["explicit_mim", "vicreg", "barlow_twins", "simclr", "byol"]
+
+
+@pytest.mark.parametrize("method", METHOD_NAMES)
+def test_two_epochs_move_parameters_and_log_finite_metrics(method, make_model, fit):
+    model = make_model(method)
+    before = copy.deepcopy(model.state_dict())
+    trainer = fit(model)
+    after = model.state_dict()
+    moving = [
+        name for name in before if name.startswith(("backbone.", "projector.", "classifier."))
+    ]
+    unmoved = [name for name in moving if torch.equal(before[name], after[name])]
+    assert not unmoved
+    metrics = trainer.callback_metrics
+    for name in ("val_acc1", "val_knn_acc1", "val_loss", "train_class_loss_epoch"):
+        assert math.isfinite(metrics[name]), name
+    assert metrics["val_knn_acc1"] > 100 / 4, "patterns with noise are easier than chance"
+
+
+@pytest.mark.parametrize("method", METHOD_NAMES)
+def test_state_dict_has_the_names_of_solo_learn_main(method, make_model):
+    keys = make_model(method).state_dict()
+    assert any(key.startswith("backbone.") for key in keys)
+    assert not [key for key in keys if "encoder" in key]
+    assert any(key.startswith("momentum_backbone.") for key in keys) == (method == "byol")
+
+
+@pytest.mark.parametrize("method", METHOD_NAMES)
+def test_projector_runs_once_per_view(method, make_model, fit):
+    model = make_model(method, epochs=1)
+    calls = []
+    model.projector.register_forward_hook(lambda module, *_: calls.append(module.training))
+    fit(model, limit_val_batches=0)
+    assert sum(calls) == 4 * 2, "four batches of two views"
+
+
+def test_explicit_mim_logs_its_terms_and_its_loss_falls(make_model, fit):
+    model = make_model("explicit_mim", epochs=6)
+    first = fit(make_model("explicit_mim", epochs=1)).callback_metrics
+    last = fit(model).callback_metrics
+    loss, total, within = (
+        last[f"train_explicit_mim_{name}_epoch"] for name in ("loss", "total", "within")
+    )
+    torch.testing.assert_close(loss, within - total)
+    assert loss < first["train_explicit_mim_loss_epoch"]
+
+
+def test_momentum_network_follows_by_tau(make_model, fit):
+    model = make_model("byol", epochs=1)
+    recorded = []
+    original = model.momentum_updater.update
+
+    def recording(online, momentum):
+        expected = [
+            model.momentum_updater.cur_tau * m.detach()
+            + (1 - model.momentum_updater.cur_tau) * o.detach()
+            for o, m in zip(online.parameters(), momentum.parameters(), strict=True)
+        ]
+        original(online, momentum)
+        recorded.append(
+            max((e - m).abs().max() for e, m in zip(expected, momentum.parameters(), strict=True))
+        )
+
+    model.momentum_updater.update = recording
+    trainer = fit(model)
+    assert len(recorded) == 2 * trainer.global_step, "backbone and projector at every step"
+    assert max(recorded) < 1e-6
+
+
+@pytest.mark.parametrize("method", ["vicreg", "byol"])
+@pytest.mark.parametrize(("stem", "kernel"), [("small", 3), ("imagenet", 7), ("auto", 3)])
+def test_stem_is_honoured_by_online_and_momentum_backbone(method, stem, kernel, make_model):
+    model = make_model(method, "backbone.name=resnet18", f"backbone.stem={stem}")
+    backbones = [model.backbone] + ([model.momentum_backbone] if method == "byol" else [])
+    for backbone in backbones:
+        assert backbone.conv1.kernel_size == (kernel, kernel)
+        assert isinstance(backbone.maxpool, torch.nn.Identity) == (kernel == 3)
+    assert model.features_dim == 512
+    assert model.backbone_name == "resnet18"
+
+
+def test_imagenet_stem_on_cifar_is_not_overruled_by_the_data_sets_name(make_model):
+    model = make_model(
+        "vicreg", "backbone.name=resnet18", "backbone.stem=imagenet", "data.dataset=cifar10"
+    )
+    assert model.backbone.conv1.kernel_size == (7, 7)
+
+
+def test_momentum_backbone_starts_as_a_copy(make_model):
+    model = make_model("byol", "backbone.name=resnet18")
+    pairs = zip(model.backbone.parameters(), model.momentum_backbone.parameters(), strict=True)
+    assert all(torch.equal(online, momentum) for online, momentum in pairs)
+
+
+def test_unknown_backbone_and_stem_name_the_nearest(make_model):
+    from solo_mim.errors import ConfigError
+
+    with pytest.raises(
+        ConfigError, match=r"backbone.name: unknown backbone 'resnet81'; did you mean 'resnet18'"
+    ):
+        make_model("vicreg", "backbone.name=resnet81")
+    with pytest.raises(
+        ConfigError, match=r"backbone.stem: unknown stem 'smal'; did you mean 'small'"
+    ):
+        make_model("vicreg", "backbone.name=resnet18", "backbone.stem=smal")
+    with pytest.raises(ConfigError, match=r"only resnet18, resnet50 have a stem"):
+        make_model("vicreg", "backbone.stem=small")
+
+
+def test_explicit_mim_refuses_what_its_estimator_does_not_cover(make_model):
+    from solo_mim.errors import ConfigError
+
+    with pytest.raises(ConfigError, match=r"method_kwargs.total_noise must lie in"):
+        make_model("explicit_mim", "method_kwargs.total_noise=2.0")
+
+
+@pytest.mark.parametrize("method", ["explicit_mim", "vicreg", "byol"])
+def test_two_epochs_resumed_for_two_equal_four_straight(method, make_model, fit, tmp_path):
+    straight = make_model(method, epochs=4)
+    fit(straight)
+    first = make_model(method, epochs=4)
+    trainer = fit(first, callbacks=[_StopAfter(2)])
+    trainer.save_checkpoint(tmp_path / "half.ckpt")
+    resumed = make_model(method, epochs=4)
+    trainer = fit(resumed, ckpt_path=tmp_path / "half.ckpt")
+    assert trainer.current_epoch == 4
+    for name, value in straight.state_dict().items():
+        torch.testing.assert_close(resumed.state_dict()[name], value, rtol=0, atol=0, msg=name)
+
+
+def test_learning_rate_warms_up_per_step_then_follows_a_cosine(make_model, fit):
+    model = make_model("vicreg", "optimizer.lr=0.64", "optimizer.classifier_lr=0.32", epochs=4)
+    rates = []
+
+    class Record(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            groups = trainer.optimizers[0].param_groups
+            rates.append((groups[0]["lr"], groups[1]["lr"]))
+
+    fit(model, callbacks=[Record()])
+    warmup, steps, start = 4, 16, 3e-5
+    for group, base in enumerate((0.04, 0.02)):  # scaled by 16 / 256
+        for step in range(steps):
+            if step < warmup:
+                expected = start + step * (base - start) / (warmup - 1)
+            else:
+                expected = base * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup))) / 2
+            assert rates[step][group] == pytest.approx(expected, rel=1e-6), (group, step)
+
+
+@pytest.mark.parametrize("distance", ["euclidean", "cosine"])
+def test_online_knn_equals_scikit_learn_with_classes_missing_on_either_side(distance):
+    from solo_mim.host.knn import OnlineKNN
+
+    generator = torch.Generator().manual_seed(3)
+    train, test = torch.randn(200, 6, generator=generator), torch.randn(90, 6, generator=generator)
+    train_targets = torch.randint(0, 7, (200,), generator=generator)
+    test_targets = torch.randint(2, 6, (90,), generator=generator)  # 0, 1 and 6 are missing here
+    train_targets[train_targets == 4] = 5  # and 4 is missing there
+    ours = OnlineKNN(k=9, distance_fx=distance, max_distance_matrix_size=1000)
+    for rows in range(0, 200, 64):
+        ours(train_features=train[rows : rows + 64], train_targets=train_targets[rows : rows + 64])
+    ours(test_features=test, test_targets=test_targets)
+    if distance == "euclidean":
+        weights, x, y = (lambda d: 1 / (d + 1e-5)), train, test
+    else:
+        x, y = (torch.nn.functional.normalize(t) for t in (train, test))
+        weights = lambda d: np.exp((1 - d**2 / 2) / 0.07)  # noqa: E731
+    theirs = KNeighborsClassifier(9, weights=weights).fit(x.numpy(), train_targets.numpy())
+    expected = 100 * theirs.score(y.numpy(), test_targets.numpy())
+    top1, top5 = ours.compute()
+    assert top1 == pytest.approx(expected)
+    assert top5 >= top1
+    with pytest.warns(UserWarning, match="before the ``update``"):
+        assert ours.compute() == (-1.0, -1.0), "the bank is empty afterwards"
+
+
+def test_online_knn_of_training_sees_every_view_of_the_epoch_once(make_model, fit):
+    model = make_model("vicreg", epochs=2)
+    seen = []
+    compute = model.knn.compute
+    model.knn.compute = lambda: seen.append(sum(map(len, model.knn.train_features))) or compute()
+    fit(model, check_val_every_n_epoch=2)
+    assert seen == [2 * 64], "one epoch of two views, though validation came after two epochs"
+
+
+def test_this_file_passes_on_solo_learn_main(solo_learn_main):
+    if os.environ.get("SOLO_MIM_HOST_IS_MAIN"):
+        pytest.skip("running on solo-learn main already")
+    environment = dict(os.environ, PYTHONPATH=str(solo_learn_main), SOLO_MIM_HOST_IS_MAIN="1")
+    files = [str(Path(__file__)), str(Path(__file__).with_name("test_lars.py"))]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-6000:]
+
+
+def test_host_is_the_one_expected():
+    from solo_mim import host
+
+    expected = "current" if os.environ.get("SOLO_MIM_HOST_IS_MAIN") else "released"
+    assert expected == host.GENERATION
