@@ -300,12 +300,13 @@ def summary(result: dict[str, Any]) -> str:
 def _quiet() -> None:
     """Silences what a user can do nothing about."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    # main warns that a schedule per step does not resume well; runs here resume exactly.
+    logging.getLogger().addFilter(lambda r: "Using scheduler_interval" not in r.getMessage())
     for message in (
         ".*does not have many workers.*",
         ".*Checkpoint directory .* exists and is not empty.*",
         ".*`isinstance.treespec, LeafSpec.` is deprecated.*",
         ".*Experiment logs directory .* exists.*",
-        ".*torch.cuda.amp.custom_fwd.*",
     ):
         warnings.filterwarnings("ignore", message=message)
 

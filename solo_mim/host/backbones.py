@@ -7,6 +7,7 @@ The host decides by the *name* of the data set whether a ResNet gets the stem fo
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 from omegaconf import DictConfig
@@ -23,25 +24,22 @@ SMALL_STEM_CROP_SIZE = 64
 
 
 class SmallCNN(nn.Sequential):
-    """Five 3 x 3 convolutions with batch norm and ReLU, then global average pooling: 1.6 M
-    parameters.
+    """Four 3 x 3 convolutions with batch norm and ReLU, global average pooling: 1.6 M parameters.
 
-    For comparisons that a CPU can run: each layer but the first halves the resolution and doubles
-    the width. Maps N x 3 x H x W, H and W at least 16, to N x 512.
+    For comparisons that a CPU can run: each layer halves the resolution and doubles the width. Maps
+    N x 3 x H x W, H and W at least 16, to N x 512.
     """
 
-    def __init__(self, widths: tuple[int, ...] = (32, 64, 128, 256, 512)):
+    def __init__(self, widths: tuple[int, ...] = (64, 128, 256, 512)):
         layers: list[nn.Module] = []
-        inputs = 3
-        for i, width in enumerate(widths):
+        for inputs, outputs in pairwise((3, *widths)):
             layers += [
-                nn.Conv2d(inputs, width, 3, stride=1 if i == 0 else 2, padding=1, bias=False),
-                nn.BatchNorm2d(width),
+                nn.Conv2d(inputs, outputs, 3, stride=2, padding=1, bias=False),
+                nn.BatchNorm2d(outputs),
                 nn.ReLU(inplace=True),
             ]
-            inputs = width
         super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        self.num_features = inputs
+        self.num_features = widths[-1]
 
 
 def _resnet(factory: Callable[..., Any], stem: str, **kwargs: Any) -> nn.Module:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import importlib
+import warnings
 from typing import Any
 
 from omegaconf import DictConfig
-from solo.methods import METHODS as HOST_METHODS
-from solo.methods import base as host_base
 
 from solo_mim.errors import ConfigError, nearest
 from solo_mim.host.backbones import OUR_BACKBONES, backbone_factory
 from solo_mim.host.knn import OnlineKNN
 from solo_mim.host.lifecycle import Lifecycle
+
+with warnings.catch_warnings():
+    # Of torch.cuda.amp.custom_fwd, and of its backbones' names in timm's registry.
+    warnings.simplefilter("ignore")
+    host_methods: Any = importlib.import_module("solo.methods")
+    host_base: Any = importlib.import_module("solo.methods.base")
 
 host_base.WeightedKNNClassifier = OnlineKNN  # constructed in the host's BaseMethod.__init__
 
@@ -62,4 +68,6 @@ def _bind(cls: type) -> type:
 
 
 BACKBONES = sorted({*host_base.BaseMethod._BACKBONES, *OUR_BACKBONES})
-METHODS = {name: _bind(cls) for name, cls in HOST_METHODS.items() if name not in ("base", "linear")}
+METHODS = {
+    name: _bind(cls) for name, cls in host_methods.METHODS.items() if name not in ("base", "linear")
+}

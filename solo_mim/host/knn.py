@@ -71,7 +71,7 @@ class OnlineKNN(Metric):
 
     @torch.no_grad()
     def compute(self) -> tuple[float, float]:
-        """Top-1 and top-5 accuracy in percent, (-1, -1) where nothing was stored; empties the bank."""
+        """Top-1 and top-5 accuracy in percent, (-1, -1) of nothing; empties the bank."""
         if len(self.train_features) == 0 or len(self.test_features) == 0:
             return -1.0, -1.0
         # Where processes were synchronised, torchmetrics leaves one tensor in place of the list.

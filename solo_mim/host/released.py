@@ -14,6 +14,7 @@ import importlib
 import inspect
 import sys
 import types
+import warnings
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -64,7 +65,8 @@ def _modules_that_solo_expects() -> Iterator[None]:
                 sys.modules[name] = module
 
 
-with _modules_that_solo_expects():
+with _modules_that_solo_expects(), warnings.catch_warnings():
+    warnings.simplefilter("ignore", FutureWarning)  # torch.cuda.amp.custom_fwd, in its whitening
     host_methods: Any = importlib.import_module("solo.methods")
     host_base: Any = importlib.import_module("solo.methods.base")
     host_backbones: Any = importlib.import_module("solo.utils.backbones")

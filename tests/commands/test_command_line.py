@@ -1,0 +1,170 @@
+"""The commands as a person runs them: processes, exit codes, files."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+
+TINY = [
+    "max_epochs=2",
+    "limit_train_batches=2",
+    "limit_val_batches=2",
+    "method_kwargs.proj_hidden_dim=32",
+    "method_kwargs.proj_output_dim=16",
+    "evaluation.offline=false",
+    "data.num_workers=0",
+]
+
+
+def solo_mim(*arguments, cwd=None, **environment):
+    """Runs `python -m solo_mim`; stdout and stderr as text."""
+    return subprocess.run(
+        [sys.executable, "-m", "solo_mim", *arguments],
+        cwd=cwd,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A folder with one finished two-epoch run, made from a folder that is not the checkout."""
+    folder = tmp_path_factory.mktemp("somewhere")
+    done = solo_mim("pretrain", *TINY, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout
+
+
+def test_a_run_leaves_result_metrics_curves_and_checkpoint(finished):
+    folder, printed = finished
+    (run,) = (folder / "runs").iterdir()
+    result = json.loads((run / "result.json").read_text())
+    assert result["method"] == "explicit_mim"
+    assert result["epochs"] == 2
+    assert 0 <= result["online"]["knn_top1"] <= 100
+    assert result["information"]["images"] > 0
+    assert result["versions"]["torch"]
+    metrics = pd.read_csv(run / "metrics.csv")
+    assert metrics["epoch"].tolist() == [0, 1]
+    assert metrics["train_explicit_mim_loss_epoch"].notna().all()
+    assert metrics["val_knn_acc1"].notna().all()
+    assert (run / "curves.png").stat().st_size > 5000
+    assert [p.name for p in (run / "checkpoints").iterdir()] == ["epoch=1.ckpt"]
+    for line in ("trained, online", "nats", "images/s", "peak memory", "next: solo-mim"):
+        assert line in printed
+    assert "epoch 2/2" in printed
+
+
+def test_the_same_command_again_skips_the_finished_run(finished):
+    folder, _ = finished
+    again = solo_mim("pretrain", *TINY, cwd=folder)
+    assert again.returncode == 0
+    assert "finished before" in again.stdout
+    assert "epoch 1/2" not in again.stdout
+
+
+def test_a_broken_run_is_resumed_and_keeps_its_log(finished, tmp_path):
+    folder, _ = finished
+    (run,) = (folder / "runs").iterdir()
+    # As after a kill between the first epoch and the second: another run stops there by itself.
+    code = (
+        "import solo_mim.commands.pretrain as p, lightning.pytorch as pl, os, sys\n"
+        "class Die(pl.Callback):\n"
+        "    def on_train_epoch_start(self, trainer, module):\n"
+        "        if trainer.current_epoch == 1: os._exit(9)\n"
+        "make = p._trainer\n"
+        "p._trainer = lambda cfg, folder, callbacks: make(cfg, folder, [*callbacks, Die()])\n"
+        "sys.exit(p.run(sys.argv[1:]))\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", code, *TINY], cwd=tmp_path, capture_output=True)
+    assert killed.returncode == 9
+    (broken,) = (tmp_path / "runs").iterdir()
+    assert broken.name == run.name
+    assert not (broken / "result.json").exists()
+    resumed = solo_mim("pretrain", *TINY, cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "resuming from" in resumed.stdout
+    assert "epoch 1/2" not in resumed.stdout
+    straight = pd.read_csv(run / "metrics.csv")
+    joined = pd.read_csv(broken / "metrics.csv")
+    assert joined["epoch"].tolist() == [0, 1]
+    for column in ("train_explicit_mim_loss_epoch", "val_acc1", "val_knn_acc1"):
+        assert joined[column].tolist() == pytest.approx(straight[column].tolist(), rel=1e-5), column
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["pretrian"], "unknown command 'pretrian'; did you mean 'pretrain'?"),
+        (["pretrain", "max_epoch=3"], "unknown key 'max_epoch'; did you mean 'max_epochs'?"),
+        (
+            ["pretrain", "optimizer.leraning_rate=3"],
+            "unknown key 'optimizer.leraning_rate'",
+        ),
+        (["pretrain", "method=vicrge"], "did you mean 'vicreg'?"),
+        (["pretrain", "method_kwargs.within_noise=0.001"], "method_kwargs.total_noise must lie in"),
+        (["pretrain", "data=image_folder"], "data.train_path"),
+        (
+            ["pretrain", "data=image_folder", "data.train_path=/nowhere/at/all"],
+            "data.train_path",
+        ),
+        (["pretrain", "optimizer.batch_size=100000"], "optimizer.batch_size"),
+        (["pretrain", "backbone.name=resnet81"], "did you mean 'resnet18'?"),
+        (["pretrain", "optimizer.lr=fast"], "optimizer.lr"),
+        (["pretrain", "max_epochs=[1"], "max_epochs=[1"),
+    ],
+)
+def test_user_errors_are_one_line_and_exit_code_2(arguments, message, tmp_path):
+    done = solo_mim(*arguments, cwd=tmp_path)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("solo-mim: ")]
+    assert len(lines) == 1
+    assert not list(tmp_path.iterdir()), "nothing is left behind"
+
+
+def test_missing_solo_learn_is_said_with_the_command_that_installs_it(tmp_path):
+    code = (
+        "import importlib.util as u, sys\n"
+        "find = u.find_spec\n"
+        "u.find_spec = lambda name, *a: None if name == 'solo' else find(name, *a)\n"
+        "from solo_mim.commands import main\n"
+        "sys.exit(main(['pretrain']))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert 'pip install --no-deps "solo-learn==1.0.2"' in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_help_is_readable_everywhere():
+    top = solo_mim("--help")
+    assert top.returncode == 0
+    for command in ("pretrain", "methods", "doctor"):
+        assert command in top.stdout
+        shown = solo_mim(command, "--help")
+        assert shown.returncode == 0, shown.stderr
+        assert "usage" in shown.stdout.lower()
+    shown = solo_mim("pretrain", "--help").stdout
+    assert "method: barlow_twins, byol, explicit_mim, simclr, vicreg" in shown
+    assert "== Config ==" not in shown
+
+
+def test_doctor_and_methods_fit_one_screen():
+    doctor = solo_mim("doctor")
+    assert doctor.returncode == 0, doctor.stderr
+    for word in ("generation 'released'", "torch", "cores", "wandb", "device"):
+        assert word in doctor.stdout
+    assert len(doctor.stdout.splitlines()) <= 24
+    methods = solo_mim("methods")
+    assert methods.returncode == 0
+    for method in ("explicit_mim", "vicreg", "barlow_twins", "simclr", "byol"):
+        assert f"method={method}" in methods.stdout
+    assert len(methods.stdout.splitlines()) <= 40
