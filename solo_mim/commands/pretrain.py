@@ -165,11 +165,6 @@ def pretrain(cfg: DictConfig) -> dict[str, Any]:
         return result
 
     data = SSLDataModule(cfg)
-    if cfg.optimizer.batch_size > data.num_train_images:
-        raise ConfigError(
-            f"optimizer.batch_size={cfg.optimizer.batch_size} is larger than the training set of "
-            f"{data.num_train_images} images"
-        )
     resolved = completed(cfg, data.num_classes, data.num_large_crops, data.num_small_crops)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     model: Any = METHODS[cfg.method](resolved)

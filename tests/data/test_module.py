@@ -1,0 +1,401 @@
+import math
+import pickle
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from omegaconf import DictConfig
+from torchvision import transforms as reference
+
+from solo_mim.data import DataError, SSLDataModule
+from solo_mim.data.datasets import IMAGENET_STATISTICS
+from solo_mim.data.photo_patches import MEAN, STD
+from solo_mim.data.transforms import normalise
+
+MakeCfg = Callable[..., DictConfig]
+WriteFolder = Callable[..., Path]
+
+
+def fingerprints(loader: Any) -> list[tuple[list[int], list[float]]]:
+    """Of each batch the indexes and one number per view that any other augmentation changes."""
+    return [(indexes.tolist(), [x.sum().item() for x in X]) for indexes, X, _ in loader]
+
+
+# What is known right after construction
+
+
+def test_counts_are_there_right_after_construction(make_cfg: MakeCfg) -> None:
+    module = SSLDataModule(make_cfg(validation_split=100))
+    assert module.num_classes == len(module.class_names) == 17
+    assert (module.num_train_images, module.num_val_images) == (5000, 100)
+    assert (module.num_large_crops, module.num_small_crops, module.crop_size) == (2, 0, 32)
+
+
+def test_crops_of_another_size_are_small_crops(
+    make_cfg: MakeCfg, pipeline: Callable[..., Any]
+) -> None:
+    augmentations = [
+        pipeline(num_crops=1),
+        pipeline(crop_size=16, num_crops=3),
+        pipeline(num_crops=1),
+    ]
+    module = SSLDataModule(make_cfg(augmentations=augmentations))
+    assert (module.num_large_crops, module.num_small_crops) == (2, 3)
+    _, X, _ = next(iter(module.train_dataloader()))
+    assert [x.shape[-1] for x in X] == [32, 32, 16, 16, 16]
+
+
+def test_missing_section_is_named(make_cfg: MakeCfg) -> None:
+    cfg = make_cfg()
+    del cfg["augmentations"]
+    with pytest.raises(DataError, match="augmentations: the section is missing"):
+        SSLDataModule(cfg)
+
+
+# Batches
+
+
+def test_training_batch_is_indexes_views_targets(make_cfg: MakeCfg) -> None:
+    module = SSLDataModule(make_cfg(batch_size=60))
+    loader = module.train_dataloader()
+    assert len(loader) == 5100 // 60
+    indexes, X, targets = next(iter(loader))
+    assert indexes.shape == targets.shape == (60,)
+    assert indexes.dtype == targets.dtype == torch.int64
+    assert [(x.shape, x.dtype) for x in X] == [((60, 3, 32, 32), torch.float32)] * 2
+    assert not torch.equal(X[0], X[1])
+    assert torch.equal(targets, torch.tensor(module.splits.train.labels[indexes]))
+
+
+def test_epoch_shows_every_image_once_and_drops_the_incomplete_batch(make_cfg: MakeCfg) -> None:
+    loader = SSLDataModule(make_cfg(batch_size=64, fraction=0.1)).train_dataloader()
+    shown = torch.cat([indexes for indexes, _, _ in loader])
+    assert len(shown) == 448  # of 510
+    assert len(shown.unique()) == 448
+
+
+def test_un_augmented_view_is_the_normalised_image(
+    make_cfg: MakeCfg, pipeline: Callable[..., Any]
+) -> None:
+    module = SSLDataModule(make_cfg(augmentations=[pipeline()]))
+    indexes, X, _ = next(iter(module.train_dataloader()))
+    images = [module.splits.train[int(index)] for index in indexes]
+    assert torch.equal(X[0], normalise(images, MEAN, STD))
+    assert torch.equal(X[0], X[1])
+
+
+def test_validation_batch_is_images_and_targets_in_order(make_cfg: MakeCfg) -> None:
+    module = SSLDataModule(make_cfg())
+    batches = list(module.val_dataloader())
+    targets = torch.cat([targets for _, targets in batches])
+    assert torch.equal(targets, torch.tensor(module.splits.test.labels))
+    expected = normalise([module.splits.test[i] for i in range(64)], MEAN, STD)
+    assert torch.equal(batches[0][0], expected)
+
+
+def test_plain_loader_gives_a_whole_split_in_order(make_cfg: MakeCfg) -> None:
+    module = SSLDataModule(make_cfg(validation_split=0.1, fraction=0.2))
+    for split, images in (("train", 918), ("val", 102), ("test", 4250)):
+        targets = torch.cat([targets for _, targets in module.plain_dataloader(split)])
+        assert torch.equal(targets, torch.tensor(module._images(split).labels))
+        assert len(targets) == images
+
+
+def test_views_loader_gives_the_same_views_at_every_call_and_seed(make_cfg: MakeCfg) -> None:
+    cfg = make_cfg(batch_size=100, fraction=0.05)
+    first = fingerprints(SSLDataModule(cfg).views_dataloader("train"))
+    again = fingerprints(SSLDataModule(make_cfg(100, 6, fraction=0.05)).views_dataloader("train"))
+    assert first == again
+    assert [index for indexes, _ in first for index in indexes] == list(range(255))
+
+
+def test_views_loader_repeats_the_pipelines_for_more_views(
+    make_cfg: MakeCfg, pipeline: Callable[..., Any]
+) -> None:
+    augmentations = [
+        pipeline(num_crops=1),
+        pipeline(num_crops=1, solarization={"prob": 1.0}),
+        pipeline(num_crops=4, crop_size=16),
+    ]
+    module = SSLDataModule(make_cfg(augmentations=augmentations))
+    _, X, _ = next(iter(module.views_dataloader("val", num_views=3)))
+    assert len(X) == 3
+    assert torch.equal(X[0], X[2])
+    assert not torch.equal(X[0], X[1])
+    assert X[1].shape[-1] == 32
+
+
+def test_pipelines_own_constants_normalise_training_and_evaluation(
+    make_cfg: MakeCfg, pipeline: Callable[..., Any]
+) -> None:
+    own = pipeline(mean=[0.0, 0.0, 0.0], std=[1.0, 1.0, 1.0])
+    module = SSLDataModule(make_cfg(augmentations=[own]))
+    _, X, _ = next(iter(module.train_dataloader()))
+    images, _ = next(iter(module.val_dataloader()))
+    for x in (X[0], images):
+        assert x.min() >= 0
+        assert x.max() <= 1
+
+
+def test_image_folder_of_any_size_is_batched(image_folder: WriteFolder, make_cfg: MakeCfg) -> None:
+    train = image_folder("train", cat=5, dog=5)
+    val = image_folder("val", size=(64, 90), cat=2, dog=2)
+    cfg = make_cfg(batch_size=4, dataset="custom", train_path=str(train), val_path=str(val))
+    module = SSLDataModule(cfg)
+    assert [X[0].shape for _, X, _ in module.train_dataloader()] == [(4, 3, 32, 32)] * 2
+    images, targets = next(iter(module.val_dataloader()))
+    assert targets.tolist() == [0, 0, 1, 1]
+    expected = reference.Compose(
+        [
+            reference.Resize(32),
+            reference.CenterCrop(32),
+            reference.ToTensor(),
+            reference.Normalize(*IMAGENET_STATISTICS),
+        ]
+    )
+    torch.testing.assert_close(images[0], expected(module.splits.val[0]), atol=1e-5, rtol=0)
+
+
+# Errors
+
+
+def test_batch_larger_than_the_training_set_is_refused(make_cfg: MakeCfg) -> None:
+    module = SSLDataModule(make_cfg(batch_size=200, fraction=0.03))
+    with pytest.raises(DataError, match=r"optimizer\.batch_size: .* Set it to 153 or less"):
+        module.train_dataloader()
+    assert sum(len(targets) for _, targets in module.plain_dataloader("train")) == 153
+
+
+def test_absent_validation_images_are_refused_and_validation_is_empty(
+    image_folder: WriteFolder, make_cfg: MakeCfg
+) -> None:
+    root = image_folder("train", cat=4)
+    module = SSLDataModule(make_cfg(batch_size=2, dataset="custom", train_path=str(root)))
+    assert module.num_val_images == 0
+    assert module.val_dataloader() == []
+    with pytest.raises(DataError, match=r"data\.val_path: the data set has no val images"):
+        module.plain_dataloader("val")
+
+
+def test_unlabelled_validation_is_empty_but_its_views_are_there(
+    image_folder: WriteFolder, make_cfg: MakeCfg
+) -> None:
+    root = image_folder("train", cat=8)
+    cfg = make_cfg(2, dataset="custom", train_path=str(root), no_labels=True, validation_split=4)
+    module = SSLDataModule(cfg)
+    assert module.val_dataloader() == []
+    assert module.num_val_images == 0
+    assert len(list(module.views_dataloader("val"))) == 2
+
+
+def test_unknown_split_is_refused(make_cfg: MakeCfg) -> None:
+    with pytest.raises(ValueError, match="no split 'valid'"):
+        SSLDataModule(make_cfg()).plain_dataloader("valid")
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_corrupt_image_is_named_from_a_worker_too(
+    num_workers: int, image_folder: WriteFolder, make_cfg: MakeCfg
+) -> None:
+    root = image_folder("train", cat=4)
+    (root / "cat" / "2.png").write_bytes(b"no image")
+    cfg = make_cfg(4, dataset="custom", train_path=str(root), num_workers=num_workers)
+    with pytest.raises(DataError, match=r"2\.png"):
+        list(SSLDataModule(cfg).train_dataloader())
+
+
+# Reproducibility
+
+
+def test_batches_do_not_depend_on_the_number_of_workers(make_cfg: MakeCfg) -> None:
+    seen = []
+    for num_workers in (0, 1, 2):
+        loader = SSLDataModule(make_cfg(num_workers=num_workers, fraction=0.05)).train_dataloader()
+        epochs = []
+        for epoch in range(2):  # the second from workers that persist
+            loader.sampler.set_epoch(epoch)
+            epochs.append(fingerprints(loader))
+        seen.append(epochs)
+    assert seen[0] == seen[1] == seen[2]
+    assert seen[0][0] != seen[0][1]
+
+
+def test_data_set_survives_the_journey_to_a_spawned_worker(make_cfg: MakeCfg) -> None:
+    loader = SSLDataModule(make_cfg(fraction=0.1)).train_dataloader()
+    arrived = pickle.loads(pickle.dumps(loader.dataset))
+    keys = list(loader.sampler)[:8]
+    here, there = loader.dataset.__getitems__(keys), arrived.__getitems__(keys)
+    assert all(torch.equal(a, b) for a, b in zip(here[1], there[1], strict=True))
+
+
+def test_epoch_repeats_whatever_came_before(make_cfg: MakeCfg) -> None:
+    loader = SSLDataModule(make_cfg(fraction=0.05)).train_dataloader()
+    passes = {}
+    for epoch in (0, 1, 2):
+        loader.sampler.set_epoch(epoch)
+        passes[epoch] = fingerprints(loader)
+    torch.manual_seed(99)
+    fresh = SSLDataModule(make_cfg(fraction=0.05)).train_dataloader()
+    fresh.sampler.set_epoch(2)
+    assert fingerprints(fresh) == passes[2]
+
+
+def test_another_seed_gives_another_order_and_other_views(make_cfg: MakeCfg) -> None:
+    module, other = (SSLDataModule(make_cfg(seed=seed, fraction=0.05)) for seed in (1, 2))
+    order, views = zip(*fingerprints(module.train_dataloader()), strict=True)
+    other_order, other_views = zip(*fingerprints(other.train_dataloader()), strict=True)
+    assert order != other_order
+    assert views != other_views
+
+
+def test_image_gets_other_views_in_another_epoch(
+    make_cfg: MakeCfg,
+) -> None:
+    loader = SSLDataModule(make_cfg(batch_size=51, fraction=0.01)).train_dataloader()
+    by_image = []
+    for epoch in (0, 1):
+        loader.sampler.set_epoch(epoch)
+        ((indexes, X, _),) = list(loader)
+        by_image.append(X[0][indexes.argsort()])
+    same = (by_image[0] == by_image[1]).flatten(1).all(1)
+    assert not same.any()
+
+
+def test_loading_leaves_the_models_random_numbers_alone(make_cfg: MakeCfg) -> None:
+    loader = SSLDataModule(make_cfg()).train_dataloader()
+    batches = iter(loader)
+    next(batches)
+    before = torch.get_rng_state()
+    next(batches)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_processes_share_an_epoch_without_overlap(make_cfg: MakeCfg) -> None:
+    from solo_mim.data.module import EpochSampler
+
+    images = SSLDataModule(make_cfg(fraction=0.01)).splits.train  # 51
+    shards = []
+    for rank in range(2):
+        sampler = EpochSampler(images, seed=0, shuffle=True, num_replicas=2, rank=rank)
+        sampler.set_epoch(3)
+        shards.append(list(sampler))
+        assert len(shards[-1]) == len(sampler) == 25
+    indexes = [index for shard in shards for index, _ in shard]
+    assert len(set(indexes)) == 50
+    assert len({seed for shard in shards for _, seed in shard}) == 50
+
+
+# Under Lightning
+
+
+class Recorder(LightningModule):
+    """Trains one number and writes down every training batch by epoch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.seen: dict[int, list[Any]] = {}
+        self.validated = 0
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        indexes, X, _ = batch
+        entry = (indexes.tolist(), [x.sum().item() for x in X])
+        self.seen.setdefault(self.current_epoch, []).append(entry)
+        return self.weight * X[0].mean()
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.validated += len(batch[1])
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def fit(
+    cfg: DictConfig, folder: Path, max_epochs: int, ckpt_path: Path | None = None, **options: Any
+) -> Recorder:
+    model = Recorder()
+    trainer = Trainer(
+        max_epochs=max_epochs,
+        accelerator="cpu",
+        devices=1,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[ModelCheckpoint(folder, save_last=True)],
+        **options,
+    )
+    trainer.fit(model, datamodule=SSLDataModule(cfg), ckpt_path=ckpt_path)
+    return model
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_resumed_run_sees_the_batches_it_would_have_seen(
+    num_workers: int, make_cfg: MakeCfg, tmp_path: Path
+) -> None:
+    cfg = make_cfg(fraction=0.05, num_workers=num_workers)
+    whole = fit(cfg, tmp_path / "whole", 3)
+    fit(cfg, tmp_path / "part", 1)
+    resumed = fit(cfg, tmp_path / "part", 3, tmp_path / "part" / "last.ckpt")
+    assert sorted(whole.seen) == [0, 1, 2]
+    assert sorted(resumed.seen) == [1, 2]
+    for epoch in (1, 2):
+        assert resumed.seen[epoch] == whole.seen[epoch]
+    assert whole.seen[0] != whole.seen[1] != whole.seen[2]
+
+
+def test_trainer_sees_what_a_bare_loop_sees(make_cfg: MakeCfg, tmp_path: Path) -> None:
+    cfg = make_cfg(fraction=0.05)
+    seen = fit(cfg, tmp_path, 2).seen
+    loader = SSLDataModule(cfg).train_dataloader()
+    for epoch in (0, 1):
+        loader.sampler.set_epoch(epoch)
+        assert fingerprints(loader) == seen[epoch]
+
+
+def test_trainer_validates_on_every_validation_image(make_cfg: MakeCfg, tmp_path: Path) -> None:
+    cfg = make_cfg(fraction=0.05, validation_split=70)
+    assert fit(cfg, tmp_path, 1, num_sanity_val_steps=0).validated == 70
+
+
+def test_trainer_runs_without_validation_images(
+    image_folder: WriteFolder, make_cfg: MakeCfg, tmp_path: Path
+) -> None:
+    root = image_folder("train", cat=4)
+    cfg = make_cfg(2, dataset="custom", train_path=str(root))
+    model = fit(cfg, tmp_path / "run", 1)
+    assert len(model.seen[0]) == 2
+    assert model.validated == 0
+
+
+def test_overfitting_on_a_few_batches_repeats_them(make_cfg: MakeCfg, tmp_path: Path) -> None:
+    seen = fit(make_cfg(fraction=0.05), tmp_path, 2, overfit_batches=2).seen
+    assert len(seen[0]) == 2
+    assert seen[0] == seen[1]
+
+
+def test_default_loaders_make_no_noise(make_cfg: MakeCfg, tmp_path: Path) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        fit(make_cfg(fraction=0.05, num_workers=None), tmp_path, 1)
+    data = ("worker", "fork", "dataloader", "sampler", "pin_memory")
+    noise = [str(w.message) for w in caught if any(word in str(w.message) for word in data)]
+    assert noise == []
+
+
+def test_seeds_of_a_long_run_hardly_collide(make_cfg: MakeCfg) -> None:
+    from solo_mim.data.module import EpochSampler
+
+    images = SSLDataModule(make_cfg()).splits.train
+    sampler = EpochSampler(images, seed=0, shuffle=True, num_replicas=1, rank=0)
+    seeds = []
+    for epoch in range(20):
+        sampler.set_epoch(epoch)
+        seeds += [seed for _, seed in sampler]
+    expected = math.comb(len(seeds), 2) / 2**32  # of drawing them uniformly
+    assert len(seeds) - len(np.unique(seeds)) < 4 * expected + 5
