@@ -165,6 +165,7 @@ def pretrain(cfg: DictConfig) -> dict[str, Any]:
         return result
 
     data = SSLDataModule(cfg)
+    data.train_dataloader()  # refuses an impossible batch size here, before anything is written
     resolved = completed(cfg, data.num_classes, data.num_large_crops, data.num_small_crops)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     model: Any = METHODS[cfg.method](resolved)

@@ -1,0 +1,263 @@
+"""Mutual information and spectrum of embeddings, in nats and in float64: what to log and to report.
+
+The training loss holds floors that shape its gradient; its value is no measurement. The functions
+here use one equal floor for every term, or none, so that their values are informations in nats, and
+say how far the sampling of covariances alone would lift them. Each works on the samples given, in
+this process: gather first where several processes share a data set.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from solo_mim.losses.explicit_mim import (
+    NORMALISATIONS,
+    READINGS,
+    check_choice,
+    checked_views,
+    view_entropies,
+)
+from solo_mim.losses.logdet import NonFiniteEmbeddingError, logdet
+
+
+def mutual_information_from_covariances(c1: Tensor, c2: Tensor, c12: Tensor) -> Tensor:
+    """I(Y; Y') of jointly Gaussian variables, in nats: 1/2 log [det C1 det C2 / det C_joint].
+
+    Theorem 1 of arXiv 2409.04747 for the covariances of the Gaussianised pair. The ratio is
+    invariant to invertible linear maps of each variable, not to other homeomorphisms.
+
+    Args:
+        c1, c2: covariances, D1 x D1 and D2 x D2.
+        c12: cross-covariance, D1 x D2.
+
+    Raises:
+        NotPositiveDefiniteError: one of them or the joint is singular: the information is infinite
+            or undefined.
+    """
+    c1, c2, c12 = c1.double(), c2.double(), c12.double()
+    joint = torch.cat((torch.cat((c1, c12), 1), torch.cat((c12.mT, c2), 1)))
+    entropies = logdet(c1, name="the first covariance") + logdet(c2, name="the second covariance")
+    return (entropies - logdet(joint, name="the joint covariance")) / 2
+
+
+def mutual_information(z1: Tensor, z2: Tensor, noise: float = 0.0) -> Tensor:
+    """Plug-in Gaussian information of paired samples, in nats, each variable with its own mean.
+
+    Args:
+        z1, z2: N x D1 and N x D2.
+        noise: power of an independent Gaussian noise added to each coordinate, in its own units.
+
+    Raises:
+        ValueError: without noise, no more samples than D1 + D2: the joint covariance is singular.
+        NonFiniteEmbeddingError, NotPositiveDefiniteError: a covariance is not finite, or singular.
+    """
+    num_samples, dim = len(z1), z1.shape[1] + z2.shape[1]
+    if noise == 0 and num_samples <= dim:
+        raise ValueError(
+            f"{num_samples} samples leave the covariance of {dim} coordinates singular: "
+            "use more samples or a noise"
+        )
+    z1, z2 = _centred(z1), _centred(z2)
+    c1, c2, c12 = (z1.mT @ z1, z2.mT @ z2, z1.mT @ z2)
+    floor1, floor2 = (noise * torch.eye(len(c), dtype=c.dtype, device=c.device) for c in (c1, c2))
+    return mutual_information_from_covariances(
+        c1 / num_samples + floor1, c2 / num_samples + floor2, c12 / num_samples
+    )
+
+
+def view_information(
+    views: Sequence[Tensor] | Tensor,
+    reading: str = "infomax",
+    noise: float = 0.01,
+    normalisation: str = "standardise",
+) -> Tensor:
+    """The objective's information of V views, in nats, through one noise channel of fixed power.
+
+    "infomax": 1/2 [log det(A + noise I) - log det(W + noise I)], a lower bound of I(Z; image)
+    through the channel. "two_view": 1/2 [V log det(A + noise I) - log det(B + noise I)
+    - (V-1) log det(W + noise I)], Theorem 1 for two views and the total correlation of more. A, W
+    and B are those of `solo_mim.losses.statistics`. A plug-in value: see `small_sample_bias`.
+
+    Args:
+        views: V tensors N x D, or one V x N x D; V >= 2.
+        noise: in units of the normalised variance, the same for every term. Compare runs at one.
+        normalisation: "standardise" or "l2", as in the loss.
+
+    Raises:
+        TypeError, ValueError: as the loss does; a negative noise; none where a term is singular.
+        NonFiniteEmbeddingError, NotPositiveDefiniteError: a determinant could not be computed.
+    """
+    check_choice("reading", reading, READINGS)
+    check_choice("normalisation", normalisation, NORMALISATIONS)
+    views = checked_views(views)
+    num_views, (num_samples, dim) = len(views), views[0].shape
+    if noise < 0:
+        raise ValueError(f"noise is a power, 0 or more, got {noise}")
+    if noise == 0 and dim > _degrees_of_freedom(num_samples, num_views, reading):
+        raise ValueError(
+            f"{num_samples} samples of {num_views} views leave a covariance of {dim} coordinates "
+            "singular: use more samples or a noise"
+        )
+    total, within, between = view_entropies(
+        [view.double() for view in views],
+        noise,
+        noise,
+        noise if reading == "two_view" else None,
+        normalisation,
+    )
+    if between is None:
+        return dim * (total - within)
+    return dim * (num_views * total - between - (num_views - 1) * within)
+
+
+def shuffled_information(
+    views: Sequence[Tensor] | Tensor,
+    reading: str = "infomax",
+    noise: float = 0.01,
+    normalisation: str = "standardise",
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """`view_information` in nats with every pair broken up: what these samples show by chance.
+
+    The cross-check of `small_sample_bias` where embeddings are not Gaussian or noise is not small.
+    No two views of an image stay together. One draw: call again for its spread.
+
+    Raises:
+        ValueError: fewer samples than views, and as `view_information`.
+    """
+    views = checked_views(views)
+    num_samples = len(views[0])
+    if num_samples < len(views):
+        raise ValueError(f"{len(views)} views of {num_samples} samples cannot all be separated")
+    device = "cpu" if generator is None else generator.device
+    order = torch.randperm(num_samples, generator=generator, device=device).to(views[0].device)
+    shuffled = [view[order.roll(shift)] for shift, view in enumerate(views)]
+    return view_information(shuffled, reading, noise, normalisation)
+
+
+def small_sample_bias(
+    num_samples: int, dim: int, num_views: int = 2, reading: str = "infomax"
+) -> float:
+    """Expected `view_information` of INDEPENDENT Gaussian views at noise 0, in nats; truth is 0.
+
+    N B, N (V-1) W and N V A are then Wishart matrices of one S, with N - 1 (the mean takes one),
+    N (V-1) and N V - 1 degrees of freedom, and E log det Wishart_nu(S) = log det S + D log 2
+    + sum_{i<D} digamma((nu - i) / 2). S and a standardisation cancel. Dependence of the views
+    leaves B and W as they are and takes degrees from A, down to N - 1; a noise lowers the bias.
+
+    Returns:
+        The bias; inf where a covariance is singular: D > N (V-1) (infomax) or D > N - 1 (two_view).
+    """
+    check_choice("reading", reading, READINGS)
+    if num_samples < 2 or dim < 1 or num_views < 2:
+        raise ValueError(
+            "a bias needs num_samples >= 2, dim >= 1 and num_views >= 2, got "
+            f"{num_samples}, {dim}, {num_views}"
+        )
+    if dim > _degrees_of_freedom(num_samples, num_views, reading):
+        return math.inf
+
+    def expected_logdet(degrees: int, divisor: int) -> float:
+        halves = (degrees - torch.arange(dim, dtype=torch.float64)) / 2
+        return torch.digamma(halves).sum().item() + dim * math.log(2 / divisor)
+
+    images, pairs = num_samples, num_samples * (num_views - 1)
+    total = expected_logdet(images + pairs - 1, images + pairs)
+    within = expected_logdet(pairs, pairs)
+    if reading == "infomax":
+        return (total - within) / 2
+    between = expected_logdet(images - 1, images)
+    return (num_views * total - between - (num_views - 1) * within) / 2
+
+
+def generalised_gaussian_offset(beta: float, dim: int) -> float:
+    """What Theorem 2 of arXiv 2409.04747 adds to 1/2 log [det C1 det C2 / det C_joint], in nats.
+
+    The difference 2 phi(dim) - phi(2 dim) of entropies at unit covariance, with both variables and
+    their joint taken as generalised Gaussians of one shape (density exp(-u^beta / 2), u the squared
+    Mahalanobis distance). No covariance enters, so the gradient is the Gaussian one. 0 at beta = 1,
+    the Gaussian; else negative, as the marginals of such a joint are not of that family: it is the
+    offset under the theorem's assumption and no mutual information by itself.
+
+    Raises:
+        ValueError: beta not positive or dim below 1.
+    """
+    if not beta > 0 or dim < 1:
+        raise ValueError(f"beta must be positive and dim 1 or more, got {beta} and {dim}")
+    lgamma, n = math.lgamma, dim
+    spread = lgamma((n + 1) / beta) + lgamma(n / (2 * beta)) - math.log(2)
+    spread -= lgamma(n / beta) + lgamma((n + 2) / (2 * beta))
+    shape = lgamma(n) - 2 * lgamma(n / 2) - lgamma(n / beta) + 2 * lgamma(n / (2 * beta))
+    return shape - math.log(beta) + n * spread
+
+
+def gaussian_copula(z: Tensor) -> Tensor:
+    """N x D samples with each coordinate mapped to normal scores of its ranks; ties share a rank.
+
+    A diagnostic of how far marginals are from Gaussian: compare an information before and after.
+    Gaussian marginals do not make a joint Gaussian: for D > 1 the result is no bound on the
+    information and no case of Theorem 1.
+
+    Raises:
+        NonFiniteEmbeddingError: NaN or inf in z.
+    """
+    columns = _samples(z).mT.contiguous()
+    ordered = columns.sort().values
+    below = torch.searchsorted(ordered, columns)
+    up_to = torch.searchsorted(ordered, columns, right=True)
+    mean_rank = (below + up_to + 1).double() / 2
+    return torch.special.ndtri(mean_rank / (len(z) + 1)).mT
+
+
+def canonical_correlations(z1: Tensor, z2: Tensor) -> Tensor:
+    """Canonical correlations, falling, of paired samples N x D1 and N x D2 (Hotelling 1936).
+
+    As many as the lower rank of the two. -1/2 sum log(1 - rho^2) is `mutual_information` without
+    noise. Where D1 + D2 > N - 1 some are 1 whatever the data.
+
+    Raises:
+        NonFiniteEmbeddingError: NaN or inf in the samples.
+    """
+    return torch.linalg.svdvals(_principal_scores(z1).mT @ _principal_scores(z2)).clamp(max=1)
+
+
+def effective_rank(z: Tensor) -> Tensor:
+    """Effective rank of N x D embeddings: exp of the entropy of the normalised singular values.
+
+    Roy & Vetterli (EUSIPCO 2007), applied to the centred N x D matrix, so the weights are standard
+    deviations along principal axes, not variances. Between 1 and min(N - 1, D); 0 if z is constant.
+
+    Raises:
+        NonFiniteEmbeddingError: NaN or inf in z.
+    """
+    weights = torch.linalg.svdvals(_centred(z))
+    weights = weights / weights.sum().clamp_min(torch.finfo(weights.dtype).tiny)
+    return torch.special.entr(weights).sum().exp() * (weights.sum() > 0)
+
+
+def _degrees_of_freedom(num_samples: int, num_views: int, reading: str) -> int:
+    """Highest possible rank of the covariance that runs out of samples first."""
+    within = num_samples * (num_views - 1)
+    return within if reading == "infomax" else min(within, num_samples - 1)
+
+
+def _samples(z: Tensor) -> Tensor:
+    if z.dim() != 2:
+        raise ValueError(f"samples must be N x D, got {tuple(z.shape)}")
+    if not z.isfinite().all():
+        raise NonFiniteEmbeddingError("the samples hold NaN or inf")
+    return z.double()
+
+
+def _centred(z: Tensor) -> Tensor:
+    z = _samples(z)
+    return z - z.mean(0)
+
+
+def _principal_scores(z: Tensor) -> Tensor:
+    """Orthonormal basis (N x rank) of the centred samples' columns."""
+    left, singular, _ = torch.linalg.svd(_centred(z), full_matrices=False)
+    tolerance = max(z.shape) * torch.finfo(singular.dtype).eps * singular[0]
+    return left[:, singular > tolerance]

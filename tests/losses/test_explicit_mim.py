@@ -1,0 +1,401 @@
+"""The loss: against its definition, its direction and invariances, hard inputs, precision."""
+
+import doctest
+import math
+import subprocess
+import sys
+from itertools import pairwise
+
+import pytest
+import torch
+
+from solo_mim.losses import (
+    ExplicitMIMLoss,
+    NonFiniteEmbeddingError,
+    explicit_mim,
+    explicit_mim_loss_func,
+)
+
+READINGS = ("infomax", "two_view")
+NORMALISATIONS = ("standardise", "l2")
+EVERY_LOSS = [
+    pytest.param(reading, normalisation, id=f"{reading}-{normalisation}")
+    for reading in READINGS
+    for normalisation in NORMALISATIONS
+]
+# V N >= D works on D x D matrices, V N < D on Gram matrices.
+SIDES = [pytest.param(7, 4, id="d-side"), pytest.param(3, 14, id="gram-side")]
+
+
+def views_of(num_views, num_samples, dim, spread=0.5, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    image = torch.randn(num_samples, dim, dtype=torch.float64, generator=generator)
+    noise = torch.randn(num_views, num_samples, dim, dtype=torch.float64, generator=generator)
+    return image + spread * noise
+
+
+def reference_terms(
+    z, reading="infomax", within_noise=1.0, total_noise=0.01, between_noise=None, normalisation=""
+):
+    """The definition, D x D and left to autograd: loss, total, within, between."""
+    num_views, num_samples, dim = z.shape
+    if normalisation == "l2":
+        z = math.sqrt(dim) * z / z.norm(dim=2, keepdim=True)
+    z = z - z.mean((0, 1))
+    if normalisation == "standardise":
+        z = z / z.square().mean((0, 1)).sqrt()
+    mean = z.mean(0)
+    deviation = z - mean
+    a = torch.einsum("vni,vnj->ij", z, z) / (num_views * num_samples)
+    b = num_views * mean.mT @ mean / num_samples
+    w = torch.einsum("vni,vnj->ij", deviation, deviation) / (num_samples * (num_views - 1))
+    floors = (total_noise, within_noise, between_noise or within_noise)
+    total, within, between = (
+        torch.linalg.slogdet(c + floor * torch.eye(dim).double()).logabsdet / (2 * dim)
+        for c, floor in zip((a, w, b), floors, strict=True)
+    )
+    if reading == "infomax":
+        return within - total, total, within
+    pairs = num_views - 1
+    return -(num_views * total - between - pairs * within) / pairs, total, within, between
+
+
+@pytest.mark.parametrize(("reading", "normalisation"), EVERY_LOSS)
+@pytest.mark.parametrize(("num_samples", "dim"), SIDES)
+@pytest.mark.parametrize("num_views", [2, 3, 4])
+def test_terms_and_gradient_equal_the_definition(
+    num_views, num_samples, dim, reading, normalisation
+):
+    z = views_of(num_views, num_samples, dim).requires_grad_()
+    options = {"reading": reading, "within_noise": 0.6, "normalisation": normalisation}
+    if reading == "two_view":
+        options["between_noise"] = 0.2
+    expected = reference_terms(z, **options)
+    terms = explicit_mim_loss_func(z.unbind(), **options)
+    for ours, theirs in zip(terms, expected, strict=False):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+    (ours,) = torch.autograd.grad(terms.loss, z)
+    (theirs,) = torch.autograd.grad(expected[0], z)
+    torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize(("reading", "normalisation"), EVERY_LOSS)
+@pytest.mark.parametrize(("num_samples", "dim"), [(5, 3), (2, 9)], ids=["d-side", "gram-side"])
+@pytest.mark.parametrize("num_views", [2, 3, 4])
+def test_gradcheck(num_views, num_samples, dim, reading, normalisation):
+    views = [z.requires_grad_() for z in views_of(num_views, num_samples, dim).unbind()]
+
+    def terms(*views):
+        terms = explicit_mim_loss_func(views, reading=reading, normalisation=normalisation)
+        return tuple(term for term in terms if term is not None)
+
+    assert torch.autograd.gradcheck(terms, views)
+
+
+def test_infomax_has_no_between_term_and_the_module_is_the_function():
+    z = views_of(3, 20, 4)
+    terms = explicit_mim_loss_func(z)
+    assert terms.between is None
+    assert torch.equal(ExplicitMIMLoss()(z), terms.loss)
+    assert torch.equal(ExplicitMIMLoss()(*z), terms.loss)
+    module = ExplicitMIMLoss("two_view", 0.7, 0.2, 0.5, "l2", double_precision=True)
+    options = ("two_view", 0.7, 0.2, 0.5, "l2", True)
+    assert torch.equal(module(z), explicit_mim_loss_func(z, *options).loss)
+    assert "reading='two_view', within_noise=0.7, total_noise=0.2, between_noise=0.5" in repr(
+        module
+    )
+
+
+def test_known_correlations_give_the_closed_form():
+    # Four points per coordinate: signal +-1 in both views, noise +-s of opposite sign, all
+    # combinations, so that the sample covariances are exact: A = 1 + s^2, W = 2 s^2, B = 2.
+    signs = torch.tensor([[a, b] for a in (-1.0, 1.0) for b in (-1.0, 1.0)]).double()
+    spreads = torch.tensor([0.3, 0.9, 1.5]).double()
+    # Coordinates on orthogonal codes of 64 samples: index digits in base 4.
+    digits = torch.cartesian_prod(*[torch.arange(4)] * 3)
+    signal, noise = signs[digits, 0], signs[digits, 1] * spreads
+    views = (signal + noise, signal - noise)
+    rho = (1 - spreads**2) / (1 + spreads**2)
+    floors = {"within_noise": 1e-12, "total_noise": 1e-12}
+    terms = explicit_mim_loss_func(views, reading="two_view", **floors)
+    assert terms.loss.item() == pytest.approx((0.5 * torch.log1p(-(rho**2))).mean().item())
+    terms = explicit_mim_loss_func(views, **floors)
+    assert terms.loss.item() == pytest.approx((0.5 * torch.log1p(-rho)).mean().item())
+    floors = {"within_noise": 0.5, "total_noise": 0.1}
+    terms = explicit_mim_loss_func(views, **floors)
+    expected = 0.5 * (torch.log(1 - rho + 0.5) - math.log(1.1)).mean().item()
+    assert terms.loss.item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("reading", "normalisation"), EVERY_LOSS)
+def test_aligned_is_better_than_independent_and_collapse_is_worse(reading, normalisation):
+    def loss(z):
+        return explicit_mim_loss_func(z, reading=reading, normalisation=normalisation).loss.item()
+
+    z = views_of(2, 256, 16, spread=0.1)
+    aligned = loss(z)
+    noisy = loss(views_of(2, 256, 16, spread=1.0))
+    independent = loss(torch.stack((z[0], z[1].roll(1, 0))))
+    assert aligned < noisy < independent
+    # Dimensional collapse: the same agreement on two directions only, whatever the scale.
+    collapsed = (
+        z[:, :, :2] @ torch.randn(2, 16, generator=torch.Generator().manual_seed(1)).double()
+    )
+    assert loss(collapsed) > aligned + 0.1
+    # Complete collapse carries nothing: worse than both.
+    assert loss(torch.ones_like(z)) > loss(collapsed)
+
+
+@pytest.mark.parametrize(("reading", "normalisation"), EVERY_LOSS)
+@pytest.mark.parametrize(("num_samples", "dim"), SIDES)
+def test_order_of_samples_and_of_views_is_immaterial(num_samples, dim, reading, normalisation):
+    z = views_of(3, num_samples, dim)
+    options = {"reading": reading, "normalisation": normalisation}
+    loss = explicit_mim_loss_func(z, **options).loss
+    order = torch.randperm(num_samples, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(explicit_mim_loss_func(z[:, order], **options).loss, loss)
+    torch.testing.assert_close(explicit_mim_loss_func(z[[2, 0, 1]], **options).loss, loss)
+
+
+@pytest.mark.parametrize("reading", READINGS)
+@pytest.mark.parametrize(("num_samples", "dim"), SIDES)
+def test_standardised_loss_ignores_units_and_offsets_of_coordinates(num_samples, dim, reading):
+    z = views_of(2, num_samples, dim)
+    scale, offset = torch.logspace(-1, 3, dim).double(), torch.linspace(-100, 100, dim).double()
+    loss = explicit_mim_loss_func(z, reading=reading).loss
+    moved = explicit_mim_loss_func(z * scale + offset, reading=reading).loss
+    torch.testing.assert_close(moved, loss, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("reading", READINGS)
+def test_invertible_linear_map_is_immaterial_as_floors_vanish(reading):
+    z = views_of(3, 200, 5)
+    mixing = torch.randn(5, 5, generator=torch.Generator().manual_seed(3)).double()
+    differences = []
+    for noise in (1e-2, 1e-4, 1e-8):
+        options = {"reading": reading, "within_noise": noise, "total_noise": noise}
+        moved = explicit_mim_loss_func(z @ mixing, **options).loss
+        differences.append((moved - explicit_mim_loss_func(z, **options).loss).abs().item())
+    assert differences[0] > 100 * differences[2]
+    assert differences[2] < 1e-6
+
+
+@pytest.mark.parametrize("reading", READINGS)
+def test_two_identical_views_and_more_of_them_are_consistent(reading):
+    # Each further view of the same law adds no D x D block; duplicates of both views change nothing
+    # but the divisor of W, which counts V - 1 contrasts.
+    z = views_of(2, 30, 4)
+    two = explicit_mim_loss_func(z, reading=reading)
+    four = explicit_mim_loss_func(z.repeat(2, 1, 1), reading=reading)
+    torch.testing.assert_close(four.total, two.total)
+    assert four.within < two.within
+
+
+@pytest.mark.parametrize("within_noise", [0.1, 1.0])
+def test_separate_floors_are_the_equal_floor_information_less_a_barrier(within_noise):
+    z = views_of(2, 40, 6)
+    low, dim = 0.02, 6
+    options = {"within_noise": within_noise}
+    information = -dim * explicit_mim_loss_func(z, total_noise=within_noise, **options).loss
+    objective = -dim * explicit_mim_loss_func(z, total_noise=low, **options).loss
+    z = z - z.mean((0, 1))
+    z = (z / z.square().mean((0, 1)).sqrt()).flatten(0, 1)
+    eye = torch.eye(dim).double()
+    a = z.mT @ z / len(z)
+    barrier = 0.5 * torch.logdet(eye + (within_noise - low) * torch.linalg.inv(a + low * eye))
+    assert barrier > 0
+    torch.testing.assert_close(objective, information - barrier)
+
+
+@pytest.mark.parametrize(("reading", "normalisation"), EVERY_LOSS)
+@pytest.mark.parametrize(
+    ("num_views", "num_samples", "dim"), [(2, 2, 3), (2, 2, 2048), (3, 2, 4), (2, 32, 128)]
+)
+def test_few_samples_have_finite_loss_and_gradient(
+    num_views, num_samples, dim, reading, normalisation
+):
+    exact = views_of(num_views, num_samples, dim)
+    z = exact.float().requires_grad_()
+    loss = explicit_mim_loss_func(z, reading=reading, normalisation=normalisation).loss
+    loss.backward()
+    assert z.grad.isfinite().all()
+    expected = exact.clone().requires_grad_()
+    reference = explicit_mim_loss_func(expected, reading=reading, normalisation=normalisation).loss
+    reference.backward()
+    assert loss.item() == pytest.approx(reference.item(), abs=1e-5)
+    scale = expected.grad.abs().max()
+    torch.testing.assert_close(z.grad.double() / scale, expected.grad / scale, rtol=0, atol=1e-4)
+
+
+DEGENERATE = {
+    "duplicate samples": lambda z: z[:, :1].expand_as(z),
+    "constant column": lambda z: torch.cat((z[..., 1:], torch.full_like(z[..., :1], 1e3)), 2),
+    "duplicate column": lambda z: torch.cat((z[..., 1:], z[..., 1:2]), 2),
+    "equal views": lambda z: z[:1].expand_as(z),
+    "all zero": torch.zeros_like,
+    "tiny": lambda z: 1e-18 * z,
+    "huge": lambda z: 1e12 * z,
+}
+
+
+@pytest.mark.parametrize(("reading", "normalisation"), EVERY_LOSS)
+@pytest.mark.parametrize(("num_samples", "dim"), [(24, 12), (3, 30)], ids=["d-side", "gram-side"])
+@pytest.mark.parametrize("kind", DEGENERATE)
+def test_degenerate_embeddings_have_finite_loss_and_bounded_gradient(
+    kind, num_samples, dim, reading, normalisation
+):
+    z = DEGENERATE[kind](views_of(2, num_samples, dim).float()).clone().requires_grad_()
+    loss = explicit_mim_loss_func(z, reading=reading, normalisation=normalisation).loss
+    loss.backward()
+    assert loss.isfinite()
+    assert z.grad.isfinite().all()
+    # 316 bounds the gain of the normalisation, 1 / total_noise that of a log-determinant.
+    assert z.grad.abs().max() < 316 / 0.01
+
+
+def test_sgd_at_a_high_rate_with_fewer_samples_than_dimensions_decreases_the_loss():
+    z = views_of(2, 32, 128).float().requires_grad_()
+    losses = []
+    for _ in range(21):
+        loss = explicit_mim_loss_func(z).loss
+        losses.append(loss.item())
+        (gradient,) = torch.autograd.grad(loss, z)
+        z = (z - 0.5 * gradient).detach().requires_grad_()
+    assert all(after < before for before, after in pairwise(losses)), losses
+
+
+@pytest.mark.parametrize(("reading", "normalisation"), EVERY_LOSS)
+@pytest.mark.parametrize(
+    ("dtype", "autocast"),
+    [
+        (torch.float16, None),
+        (torch.bfloat16, None),
+        (torch.float32, None),
+        (torch.float16, torch.float16),
+        (torch.bfloat16, torch.bfloat16),
+        (torch.float32, torch.bfloat16),
+    ],
+)
+@pytest.mark.parametrize(("num_samples", "dim"), [(64, 16), (8, 40)], ids=["d-side", "gram-side"])
+def test_low_precision_in_and_out_of_autocast_equals_double(
+    num_samples, dim, dtype, autocast, reading, normalisation
+):
+    z = views_of(2, num_samples, dim).to(dtype).requires_grad_()
+    exact = z.detach().double().requires_grad_()
+    options = {"reading": reading, "normalisation": normalisation}
+    reference = explicit_mim_loss_func(exact, **options).loss
+    reference.backward()
+    with torch.autocast("cpu", autocast or torch.bfloat16, enabled=autocast is not None):
+        loss = explicit_mim_loss_func(z, **options).loss
+        loss.backward()  # inside on purpose: a matrix product of the backward is at risk as well
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(reference.item(), abs=2e-5)
+    assert z.grad.dtype == dtype
+    scale = exact.grad.abs().max()
+    rounding = {torch.float16: 1e-3, torch.bfloat16: 8e-3, torch.float32: 1e-4}[dtype]
+    torch.testing.assert_close(
+        z.grad.double() / scale, exact.grad / scale, rtol=rounding, atol=rounding
+    )
+
+
+def test_double_precision_on_request_and_kept_when_given():
+    z = views_of(2, 20, 4)
+    assert explicit_mim_loss_func(z).loss.dtype == torch.float64
+    assert explicit_mim_loss_func((z[0].float(), z[1])).loss.dtype == torch.float64
+    assert explicit_mim_loss_func(z.float()).loss.dtype == torch.float32
+    in_double = explicit_mim_loss_func(z.float(), double_precision=True).loss
+    assert torch.equal(in_double, explicit_mim_loss_func(z.float().double()).loss)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize(("reading", "normalisation"), EVERY_LOSS)
+@pytest.mark.parametrize(("num_samples", "dim"), SIDES)
+def test_non_finite_embedding_raises_the_typed_error(num_samples, dim, reading, normalisation, bad):
+    z = views_of(2, num_samples, dim)
+    z[1, 2, 3] = bad
+    with pytest.raises(NonFiniteEmbeddingError, match="NaN or inf"):
+        explicit_mim_loss_func(z, reading=reading, normalisation=normalisation)
+
+
+Z = torch.zeros(4, 3)
+
+
+@pytest.mark.parametrize(
+    ("views", "options", "error", "message"),
+    [
+        ([Z], {}, ValueError, "2 or more views"),
+        (Z, {}, ValueError, "V x N x D"),
+        ([Z, Z[:3]], {}, ValueError, r"one shape, got \(4, 3\), \(3, 3\)"),
+        ([Z[0], Z[0]], {}, ValueError, "N x D"),
+        ([Z[:1], Z[:1]], {}, ValueError, "2 samples or more"),
+        ([Z.int(), Z.int()], {}, TypeError, r"floating-point tensors, got torch.int32"),
+        ([Z, Z.tolist()], {}, TypeError, "floating-point tensors, got list"),
+        ([Z, Z], {"reading": "info"}, ValueError, "reading must be one of infomax, two_view"),
+        ([Z, Z], {"normalisation": "none"}, ValueError, "normalisation must be one of"),
+        ([Z, Z], {"total_noise": 0.0}, ValueError, "total_noise must be positive"),
+        ([Z, Z], {"total_noise": float("nan")}, ValueError, "total_noise must be positive"),
+        ([Z, Z], {"total_noise": 2.0}, ValueError, "raise it or lower total_noise"),
+        ([Z, Z], {"within_noise": float("inf")}, ValueError, "within_noise must be finite"),
+        ([Z, Z], {"between_noise": 1.0}, ValueError, "leave it None for infomax"),
+        (
+            [Z, Z],
+            {"reading": "two_view", "between_noise": 0.0},
+            ValueError,
+            "between_noise must be positive",
+        ),
+    ],
+)
+def test_wrong_input_is_named(views, options, error, message):
+    with pytest.raises(error, match=message):
+        explicit_mim_loss_func(views, **options)
+
+
+@pytest.mark.parametrize("options", [{"total_noise": 2.0}, {"reading": "mim"}])
+def test_wrong_option_is_refused_when_the_module_is_made(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        ExplicitMIMLoss(**options)
+
+
+def test_second_derivative_is_refused():
+    z = views_of(2, 6, 3).requires_grad_()
+    with pytest.raises(RuntimeError, match="differentiable once"):
+        torch.autograd.grad(explicit_mim_loss_func(z).loss, z, create_graph=True)
+
+
+def test_docstring_example_holds():
+    assert doctest.testmod(explicit_mim).attempted >= 4
+    assert doctest.testmod(explicit_mim).failed == 0
+
+
+def test_import_loads_torch_alone():
+    script = (
+        "import sys, solo_mim.losses, solo_mim.information; "
+        "print([name for name in ('solo', 'lightning', 'pytorch_lightning', 'torchvision', 'scipy',"
+        " 'solo_mim.host') if name in sys.modules])"
+    )
+    loaded = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert loaded.stdout.strip() == "[]"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("reading", "normalisation"), EVERY_LOSS)
+@pytest.mark.parametrize(("num_samples", "dim"), [(64, 16), (8, 40)], ids=["d-side", "gram-side"])
+def test_cuda_autocast_equals_double_on_the_cpu(num_samples, dim, reading, normalisation, dtype):
+    z = views_of(2, num_samples, dim).to("cuda", dtype).requires_grad_()
+    exact = z.detach().double().cpu().requires_grad_()
+    options = {"reading": reading, "normalisation": normalisation}
+    reference = explicit_mim_loss_func(exact, **options).loss
+    reference.backward()
+    with torch.autocast("cuda", dtype):
+        loss = explicit_mim_loss_func(z, **options).loss
+        loss.backward()
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(reference.item(), abs=5e-5)
+    scale = exact.grad.abs().max()
+    torch.testing.assert_close(
+        z.grad.double().cpu() / scale, exact.grad / scale, rtol=1e-2, atol=1e-2
+    )
