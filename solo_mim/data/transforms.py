@@ -6,9 +6,8 @@ Keys, value ranges and order of the steps are solo-learn's (main): crop or resiz
 grey, blur, solarise, equalise, flip, normalise.
 
 The kernels are torchvision's (v2, functional) on Pillow images; the parameters are drawn here, for
-two reasons. *Speed*: on 32-pixel images the time goes into the machinery of the transform classes
-[one core, SimCLR-strength view, microseconds: v2 on tensors 900, v2 on Pillow 570, v1 490, this
-file 190]. *Reproducibility*: a view is a pure function of (image, generator), so that loading data
+two reasons. *Speed*: on 32-pixel images most of the time goes into the machinery of the transform
+classes. *Reproducibility*: a view is a pure function of (image, generator), so that loading data
 neither reads nor disturbs the global generators that the model's dropout and masks draw from.
 """
 

@@ -17,6 +17,10 @@ from tqdm import tqdm
 
 from solo_mim.host.knn import OnlineKNN
 
+# Inverse L2 penalty of the probe. On a held-out quarter of photo_patches' training images 1 and 0.1
+# came out alike for trained and untrained features, 0.01 lower; 0.1 converges sooner.
+PROBE_C = 0.1
+
 
 @dataclass(frozen=True)
 class Accuracies:
@@ -60,8 +64,8 @@ def evaluate_features(
 ) -> Accuracies:
     """Weighted kNN and, on request, a linear probe from training features to test features.
 
-    The probe is an L2-regularised multinomial logistic regression (C = 1, scikit-learn, lbfgs) on
-    features standardised by the training set; nothing in it is tuned.
+    The probe is a multinomial logistic regression (scikit-learn, lbfgs) on features standardised by
+    the training set, its L2 penalty the same for every run.
 
     Args:
         train, test: N x D features and N targets each; training rows with target -1 are left out.
@@ -75,6 +79,6 @@ def evaluate_features(
     if not probe:
         return Accuracies(knn_top1)
     labelled = train[1] >= 0
-    classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=500))
+    classifier = make_pipeline(StandardScaler(), LogisticRegression(C=PROBE_C, max_iter=1000))
     classifier.fit(train[0][labelled].numpy(), train[1][labelled].numpy())
     return Accuracies(knn_top1, 100.0 * float(classifier.score(test[0].numpy(), test[1].numpy())))

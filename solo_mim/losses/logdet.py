@@ -69,8 +69,8 @@ class _CholeskyLogDet(torch.autograd.Function):
         shifted.diagonal().add_(floor if variance is None else floor * variance)
         # The upper factor takes two thirds of the lower one's time (MKL, 128 x 128).
         factor, status = torch.linalg.cholesky_ex(shifted, upper=True)
-        pivots = factor.diagonal().square()
-        value = (pivots if variance is None else pivots / variance).log().sum()
+        logs = 2 * factor.diagonal().log()
+        value = (logs if variance is None else logs - variance.log()).sum()
         if status.device.type != "cpu" or status.item() != 0 or not math.isfinite(value.item()):
             status = torch.where(shifted.sum().isfinite(), status, _NON_FINITE)
             # A status read late must not let a step be taken on half a factor.

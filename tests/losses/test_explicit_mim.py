@@ -192,19 +192,38 @@ def test_two_identical_views_and_more_of_them_are_consistent(reading):
 
 
 @pytest.mark.parametrize("within_noise", [0.1, 1.0])
-def test_separate_floors_are_the_equal_floor_information_less_a_barrier(within_noise):
-    z = views_of(2, 40, 6)
-    low, dim = 0.02, 6
-    options = {"within_noise": within_noise}
-    information = -dim * explicit_mim_loss_func(z, total_noise=within_noise, **options).loss
-    objective = -dim * explicit_mim_loss_func(z, total_noise=low, **options).loss
+@pytest.mark.parametrize(("reading", "barriers", "pairs"), [("infomax", 1, 1), ("two_view", 3, 2)])
+def test_separate_floors_are_the_equal_floor_information_less_a_barrier(
+    reading, barriers, pairs, within_noise
+):
+    z, low, dim = views_of(3, 40, 6), 0.02, 6
+    options = {"reading": reading, "within_noise": within_noise}
+    information = explicit_mim_loss_func(z, total_noise=within_noise, **options).loss * -dim * pairs
+    objective = explicit_mim_loss_func(z, total_noise=low, **options).loss * -dim * pairs
     z = z - z.mean((0, 1))
     z = (z / z.square().mean((0, 1)).sqrt()).flatten(0, 1)
     eye = torch.eye(dim).double()
     a = z.mT @ z / len(z)
     barrier = 0.5 * torch.logdet(eye + (within_noise - low) * torch.linalg.inv(a + low * eye))
     assert barrier > 0
-    torch.testing.assert_close(objective, information - barrier)
+    torch.testing.assert_close(objective, information - barriers * barrier)
+
+
+@pytest.mark.parametrize("rho", [0.02, 0.3, 0.9])
+def test_default_floors_reward_correlation_from_the_start(rho):
+    # One coordinate of exact correlation: the loss falls as rho grows, for both readings.
+    code = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]]).double()
+
+    def loss(rho, **options):
+        noise = math.sqrt((1 - rho) / (1 + rho))
+        views = [code[:, :1] + sign * noise * code[:, 1:] for sign in (1, -1)]
+        return explicit_mim_loss_func(views, **options).loss.item()
+
+    for reading in READINGS:
+        assert loss(rho + 0.01, reading=reading) < loss(rho, reading=reading)
+    # What docs/method.md says of a lower floor for B: (1 - 0.01) / 2 is where it turns.
+    low = {"reading": "two_view", "between_noise": 0.01}
+    assert (loss(rho + 0.01, **low) < loss(rho, **low)) == (rho > 0.495)
 
 
 @pytest.mark.parametrize(("reading", "normalisation"), EVERY_LOSS)

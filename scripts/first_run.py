@@ -1,0 +1,83 @@
+"""The comparison of docs/results/first-run.md: `python scripts/first_run.py CIFAR_FOLDER [--epochs
+N]`.
+
+CIFAR_FOLDER holds train/CLASS/*.jpg and test/CLASS/*.jpg. Every method gets the same images,
+network, optimiser and epochs (configs/budget/cpu.yaml), its own loss settings as solo-learn ships
+them, and a projector scaled down by one rule: hidden width 512, output a quarter of the shipped
+width but at least 128 (explicit_mim has 128 as it ships). Nothing is tuned. Finished runs are
+skipped, broken ones resumed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from solo_mim.evaluation.plots import plot_accuracy_curves
+
+OUTPUT_DIM = {"explicit_mim": 128, "vicreg": 512, "barlow_twins": 512, "simclr": 128}
+
+
+def run(method: str, images: Path, epochs: int, output: Path) -> dict:
+    """Trains one method through the command line; its result."""
+    overrides = [
+        f"method={method}",
+        "data=image_folder",
+        "+budget=cpu",
+        f"name={method}-cifar10-jpeg",
+        f"data.train_path={images / 'train'}",
+        f"data.val_path={images / 'test'}",
+        "data.fraction=0.2",
+        "data.validation_split=2000",
+        "evaluation.test=true",
+        "augmentations=symmetric_weak",
+        "method_kwargs.proj_hidden_dim=512",
+        f"method_kwargs.proj_output_dim={OUTPUT_DIM[method]}",
+        f"max_epochs={epochs}",
+        f"output_dir={output}",
+    ]
+    subprocess.run([sys.executable, "-m", "solo_mim", "pretrain", *overrides], check=True)
+    results = (
+        json.loads(p.read_text()) for p in output.glob(f"{method}-cifar10-jpeg-*/result.json")
+    )
+    return next(result for result in results if result["epochs"] == epochs)
+
+
+def main() -> None:
+    """Runs every method, prints the table as Markdown, writes the picture beside the runs."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("images", type=Path, help="folder with train/ and test/")
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--output", type=Path, default=Path("runs"))
+    arguments = parser.parse_args()
+    images = arguments.images.resolve()
+    results = {m: run(m, images, arguments.epochs, arguments.output) for m in OUTPUT_DIM}
+
+    first = next(iter(results.values()))
+    print("\n| | test probe | test kNN | online probe, validation | online kNN, validation | s |")
+    print("|---|---|---|---|---|---|")
+    for method, result in results.items():
+        test, online = result["offline"]["trained"], result["online"]
+        print(
+            f"| {method} | {test['probe_top1']:.1f} | {test['knn_top1']:.1f} "
+            f"| {online['probe_top1']:.1f} | {online['knn_top1']:.1f} "
+            f"| {result['training_seconds_of_last_sitting']:.0f} |"
+        )
+    for label in ("untrained", "raw_pixels"):
+        test = first["offline"][label]
+        probe = f"{test['probe_top1']:.1f}" if test["probe_top1"] is not None else "-"
+        print(f"| {label.replace('_', ' ')} | {probe} | {test['knn_top1']:.1f} | - | - | - |")
+    print("\n" + ", ".join(f"{k} {v}" for k, v in first["versions"].items()))
+    curves = {m: pd.read_csv(Path(r["folder"]) / "metrics.csv") for m, r in results.items()}
+    picture = arguments.output / "first-run.png"
+    plot_accuracy_curves(curves, picture, "CIFAR-10 (JPEG), 8,000 images, validation split, seed 5")
+    print(f"picture: {picture}")
+
+
+if __name__ == "__main__":
+    main()
