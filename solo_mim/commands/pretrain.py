@@ -287,10 +287,15 @@ def summary(result: dict[str, Any]) -> str:
     lines += [
         f"  {result['images_per_second']:,.0f} images/s, peak memory {memory}",
         f"  run: {result['folder']} (result.json, metrics.csv, curves.png, checkpoints)",
-        "  next: solo-mim pretrain method=vicreg   a baseline under the same budget",
-        "        solo-mim methods                   all that can be trained",
+        f"  next: {_prefix()}solo-mim pretrain method=vicreg   a baseline under the same budget",
+        f"        {_prefix()}solo-mim methods                   all that can be trained",
     ]
     return "\n".join(lines)
+
+
+def _prefix() -> str:
+    """How to reach the command again where it was started by `uv run`, outside an environment."""
+    return f"{os.path.relpath(os.environ['UV'])} run " if "UV" in os.environ else ""
 
 
 def _quiet() -> None:
