@@ -172,7 +172,7 @@ def test_infomax_is_a_lower_bound_where_the_spread_of_an_image_varies():
 @pytest.mark.parametrize("num_views", [2, 3])
 @pytest.mark.parametrize("reading", READINGS)
 def test_bias_formula_equals_simulation_of_independent_views(reading, num_views):
-    num_samples, dim, draws = 40, 16, 400
+    num_samples, dim, draws = 40, 16, 200
     mixing = normal(dim, dim, seed=9)
     values = torch.stack(
         [
@@ -183,7 +183,7 @@ def test_bias_formula_equals_simulation_of_independent_views(reading, num_views)
     error = values.std().item() / math.sqrt(draws)
     bias = small_sample_bias(num_samples, dim, num_views, reading)
     assert values.mean().item() == pytest.approx(bias, abs=4 * error)
-    assert bias > 20 * error
+    assert bias > 10 * error
 
 
 @pytest.mark.parametrize(

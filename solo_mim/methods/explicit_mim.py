@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_warn
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
@@ -101,6 +102,18 @@ class ExplicitMIM(BaseMethod):
             *super().learnable_params,
             {"name": "projector", "params": self.projector.parameters()},
         ]
+
+    def on_train_start(self) -> None:
+        """Warns where the batch is too small for covariances of this dimension."""
+        super().on_train_start()
+        dim: int = self.cfg.method_kwargs.proj_output_dim
+        batch_size = self.cfg.optimizer.batch_size * self.trainer.world_size
+        if dim > batch_size / 2:
+            rank_zero_warn(
+                f"method_kwargs.proj_output_dim={dim} is more than half the global batch of "
+                f"{batch_size}: covariances this noisy train badly; set it to {batch_size // 2} or "
+                "less, or raise optimizer.batch_size"
+            )
 
     def forward(self, X: Tensor) -> dict[str, Any]:
         """Performs the forward pass of the backbone and the projector.

@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -132,6 +133,15 @@ def test_unknown_backbone_and_stem_name_the_nearest(make_model):
         make_model("vicreg", "backbone.name=resnet18", "backbone.stem=smal")
     with pytest.raises(ConfigError, match=r"only resnet18, resnet50 have a stem"):
         make_model("vicreg", "backbone.stem=small")
+
+
+def test_explicit_mim_warns_of_more_dimensions_than_half_the_batch(make_model, fit):
+    model = make_model("explicit_mim", "method_kwargs.proj_output_dim=12", epochs=1)
+    with pytest.warns(UserWarning, match=r"proj_output_dim=12 .* batch of 16.* set it to 8"):
+        fit(model, limit_train_batches=1, limit_val_batches=0)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*proj_output_dim.*")
+        fit(make_model("explicit_mim", epochs=1), limit_train_batches=1, limit_val_batches=0)
 
 
 def test_explicit_mim_refuses_what_its_estimator_does_not_cover(make_model):
