@@ -9,7 +9,7 @@ from solo_mim.errors import ConfigError, MissingHostError, nearest
 
 COMMANDS = {
     "pretrain": "train any method on any data set; resumes or skips a run that is already there",
-    "methods": "list the methods and backbones that can be trained here",
+    "methods": "list methods and backbones, and which of them have a recipe",
     "doctor": "tell what is installed: host, versions, devices, optional parts",
 }
 

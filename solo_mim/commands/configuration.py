@@ -11,6 +11,7 @@ from dataclasses import field, fields, make_dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from hydra.core.config_store import ConfigStore
 from lightning.pytorch import Trainer
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -59,8 +60,7 @@ class OptimizerConfig:
     classifier_lr: float = MISSING
     weight_decay: float = 0.0
     exclude_bias_n_norm_wd: bool = False
-    # None clears what an earlier config group set for another optimiser.
-    kwargs: dict[str, Any] | None = field(default_factory=dict)
+    kwargs: dict[str, Any] = field(default_factory=dict)
 
 
 @_dataclass
@@ -147,7 +147,10 @@ class _Schema:
 
 _OURS = {f.name for f in fields(_Schema)}
 # These the command itself decides on.
-_RESERVED = {"self", "logger", "callbacks", "enable_checkpointing", "enable_progress_bar"}
+_RESERVED = {
+    *("self", "logger", "callbacks", "default_root_dir"),
+    *("enable_checkpointing", "enable_progress_bar"),
+}
 TRAINER_KEYS = set(inspect.signature(Trainer.__init__).parameters) - _RESERVED
 
 # main takes every other argument of lightning's Trainer at the top level of its files: so does
@@ -174,6 +177,8 @@ def unknown_key_message(full_key: str) -> str:
         *parents, key = parents  # a whole section is unknown: its name is the mistake
     known = _known_keys(schema, ".".join(parents))
     where = f"{'.'.join([*parents, key])}"
+    if parents and not known:  # a free section such as method_kwargs: its recipe says what is in it
+        return f"this recipe has no key '{where}'; write +{where}=... to add one"
     return f"unknown key '{where}'{nearest(key, known)}"
 
 
@@ -199,7 +204,8 @@ def checked(cfg: DictConfig) -> DictConfig:
         )
     plain = OmegaConf.create(OmegaConf.to_container(merged))
     assert isinstance(plain, DictConfig)
-    plain.optimizer.kwargs = plain.optimizer.kwargs or {}
+    _check_choices(plain)
+    plain.optimizer.kwargs = _optimizer_kwargs(plain.optimizer)
     plain.wandb.entity = None if plain.wandb.entity == "None" else plain.wandb.entity
     if plain.precision in (16, "16"):
         plain.precision = "16-mixed"  # main's linear files still have lightning 1's spelling
@@ -208,16 +214,62 @@ def checked(cfg: DictConfig) -> DictConfig:
     return plain
 
 
+_CHOICES = {
+    "optimizer.name": ("sgd", "lars", "adam", "adamw"),
+    "scheduler.name": ("warmup_cosine", "step", "none"),
+    "scheduler.interval": ("step", "epoch"),
+    "knn_eval.distance_func": ("euclidean", "cosine"),
+}
+
+
+def _check_choices(cfg: DictConfig) -> None:
+    for key, choices in _CHOICES.items():
+        value = OmegaConf.select(cfg, key)
+        if value not in choices:
+            raise ConfigError(f"{key}: unknown value '{value}'{nearest(str(value), choices)}")
+    if cfg.scheduler.name == "step" and not cfg.scheduler.lr_decay_steps:
+        raise ConfigError("scheduler.name=step needs scheduler.lr_decay_steps, a list of epochs")
+
+
+def _arguments(optimizer: type) -> set[str]:
+    parameters = set(inspect.signature(optimizer).parameters)
+    return parameters - {"params", "lr", "weight_decay"}
+
+
+_OPTIMIZER_KWARGS = {
+    "sgd": _arguments(torch.optim.SGD),
+    "adam": _arguments(torch.optim.Adam),
+    "adamw": _arguments(torch.optim.AdamW),
+    "lars": {"momentum", "eta", "clip_lr", "exclude_bias_n_norm", "eps"},
+}
+
+
+def _optimizer_kwargs(optimizer: DictConfig) -> dict[str, Any]:
+    """Those of `optimizer.kwargs` that the chosen optimiser takes.
+
+    What belongs to another one is a recipe's (LARS) from before `optimizer.name` was overridden,
+    and is left out; what belongs to none is an error.
+    """
+    known = _OPTIMIZER_KWARGS[optimizer.name]
+    for key in optimizer.kwargs:
+        if not any(key in arguments for arguments in _OPTIMIZER_KWARGS.values()):
+            raise ConfigError(f"optimizer.kwargs: unknown key '{key}'{nearest(str(key), known)}")
+    return {str(key): value for key, value in optimizer.kwargs.items() if key in known}
+
+
 def num_devices(cfg: DictConfig) -> int:
     """Processes on one node that `devices` asks for; "auto" and -1 count what is there."""
     devices = cfg.devices
     if isinstance(devices, str) and devices != "auto":
-        devices = [int(d) for d in devices.split(",")] if "," in devices else int(devices)
+        try:
+            devices = [int(d) for d in devices.split(",")] if "," in devices else int(devices)
+        except ValueError:
+            raise ConfigError(
+                f"devices={devices}: give a number, a list of indexes, or auto"
+            ) from None
     if isinstance(devices, int) and devices > 0:
         return devices
     if devices in ("auto", -1):
-        import torch
-
         return max(1, torch.cuda.device_count()) if cfg.accelerator != "cpu" else 1
     return len(devices)
 

@@ -54,7 +54,7 @@ def run(arguments: list[str]) -> int:
     else:
         print("device    cpu only")
     for module, (extra, purpose) in OPTIONAL.items():
-        state = "yes" if _present(module) else f"no   (pip install 'solo-mim[{extra}]')"
+        state = "yes" if _present(module) else f"no   (pip install '.[{extra}]' in the checkout)"
         print(f"optional  {module:<12}{purpose:<30}{state}")
     print(f"configs   {CONFIG_FOLDER}")
     return 0

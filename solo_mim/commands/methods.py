@@ -11,7 +11,7 @@ def run(arguments: list[str]) -> int:
     """Prints every method with where it comes from and whether a recipe ships for it."""
     parser = argparse.ArgumentParser(
         prog="solo-mim methods",
-        description="List the methods and backbones that can be trained here.",
+        description="List methods and backbones, and which of them have a recipe.",
     )
     parser.parse_args(arguments)
     from solo_mim import host
@@ -23,5 +23,6 @@ def run(arguments: list[str]) -> int:
     for name in sorted(METHODS):
         source = origin if name in host.METHODS else "solo-mim"
         print(f"{name:<16}{source:<20}{f'method={name}' if name in recipes else '-'}")
-    print(f"\nbackbones: {', '.join(host.BACKBONES)}")
+    print("\nrecipe -: takes a YAML of your own, and is not tested here")
+    print(f"backbones: {', '.join(host.BACKBONES)}")
     return 0

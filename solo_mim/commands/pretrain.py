@@ -18,9 +18,10 @@ import lightning.pytorch as pl
 import pandas as pd
 import torch
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -35,7 +36,11 @@ from solo_mim.commands.configuration import (
 from solo_mim.commands.progress import EpochLines, LossBar
 from solo_mim.data import SSLDataModule
 from solo_mim.errors import ConfigError, nearest
-from solo_mim.evaluation.diagnostics import InformationCallback
+from solo_mim.evaluation.diagnostics import (
+    InformationCallback,
+    held_out_information,
+    project_views,
+)
 from solo_mim.evaluation.offline import Accuracies, evaluate_features, extract_features
 from solo_mim.evaluation.plots import plot_accuracy_curves
 from solo_mim.methods import METHODS
@@ -91,42 +96,37 @@ def _trainer(cfg: DictConfig, folder: Path, callbacks: list[pl.Callback]) -> pl.
     if cfg.progress_bar and sys.stderr.isatty():
         callbacks = [*callbacks, LossBar(leave=False)]
     arguments["enable_progress_bar"] = any(isinstance(c, LossBar) for c in callbacks)
-    return pl.Trainer(
-        **arguments,
-        logger=_loggers(cfg, folder),
-        callbacks=[*callbacks, LearningRateMonitor("epoch")],
-        enable_checkpointing=cfg.checkpoint.enabled,
-        default_root_dir=folder,
+    try:
+        return pl.Trainer(
+            **arguments,
+            logger=_loggers(cfg, folder),
+            callbacks=callbacks,
+            enable_checkpointing=cfg.checkpoint.enabled,
+            default_root_dir=folder,
+        )
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        raise ConfigError(f"lightning's Trainer refuses its settings: {error}") from error
+
+
+# Raw pixels of larger data sets are not worth their memory: their kNN says little anyway.
+_RAW_PIXELS_LIMIT = 2**31  # bytes as float32
+
+
+def _offline(
+    cfg: DictConfig, data: SSLDataModule, split: str, backbone: Any, device: Any, probe: bool = True
+) -> Accuracies:
+    """kNN and probe of a frozen backbone's features, from the training images to a split's."""
+    train, test = (
+        extract_features(
+            backbone,
+            data.plain_dataloader(part),
+            device,
+            description=f"offline evaluation: {part}",
+            progress=cfg.progress_bar and sys.stderr.isatty(),
+        )
+        for part in ("train", split)
     )
-
-
-class _OfflineEvaluation:
-    """kNN and probe on one split, the images read and the raw-pixel row computed once."""
-
-    def __init__(self, cfg: DictConfig, data: SSLDataModule, split: str):
-        self.cfg, self.data, self.split = cfg, data, split
-
-    def _evaluate(self, backbone: Any, device: Any, probe: bool) -> Accuracies:
-        features = [
-            extract_features(
-                backbone,
-                self.data.plain_dataloader(split),
-                device,
-                description=f"offline evaluation: {split}",
-                progress=self.cfg.progress_bar and sys.stderr.isatty(),
-            )
-            for split in ("train", self.split)
-        ]
-        knn = self.cfg.knn_eval
-        return evaluate_features(features[0], features[1], knn.k, knn.distance_func, probe)
-
-    def backbone(self, model: Any) -> Accuracies:
-        """Of the features of a model's frozen backbone."""
-        return self._evaluate(model.backbone, model.device, probe=True)
-
-    def raw_pixels(self) -> Accuracies:
-        """Of normalised pixels: what the task gives away without any learning."""
-        return self._evaluate(lambda images: images, "cpu", probe=False)
+    return evaluate_features(train, test, cfg.knn_eval.k, cfg.knn_eval.distance_func, probe)
 
 
 def _peak_memory_mib() -> dict[str, float]:
@@ -168,41 +168,54 @@ def pretrain(cfg: DictConfig) -> dict[str, Any]:
     data.train_dataloader()  # refuses an impossible batch size here, before anything is written
     resolved = completed(cfg, data.num_classes, data.num_large_crops, data.num_small_crops)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
-    model: Any = METHODS[cfg.method](resolved)
+    try:
+        model: Any = METHODS[cfg.method](resolved)
+    except TypeError as error:
+        raise ConfigError(f"backbone.kwargs or method_kwargs do not fit: {error}") from error
     if not resolved.performance.get("disable_channel_last", False):
         model = model.to(memory_format=torch.channels_last)
-
-    runs.prepare(folder, resolved)
-    checkpoint = cfg.resume_from_checkpoint or runs.newest_checkpoint(folder)
-    print(_announcement(resolved, data, folder, checkpoint))
-
-    has_validation = data.num_val_images > 0
-    offline: dict[str, Accuracies] = {}
-    split = "test" if cfg.evaluation.test and cfg.data.validation_split else "val"
-    evaluation = _OfflineEvaluation(resolved, data, split)
-    if has_validation and cfg.evaluation.offline:
-        offline["untrained"] = evaluation.backbone(model)
-        offline["raw_pixels"] = evaluation.raw_pixels()
-
     lines = EpochLines()
     callbacks: list[pl.Callback] = [lines]
-    information = None
+    has_validation = data.num_val_images > 0
     if has_validation:
-        information = InformationCallback(
-            data.views_dataloader("val"), cfg.evaluation.information_every_n_epochs
-        )
-        callbacks.append(information)
+        views, every = data.views_dataloader("val"), cfg.evaluation.information_every_n_epochs
+        callbacks.append(InformationCallback(views, every))
     trainer = _trainer(resolved, folder, callbacks)
+    device = trainer.strategy.root_device
+
+    runs.prepare(folder, cfg)
+    checkpoint = runs.newest_checkpoint(folder) or cfg.resume_from_checkpoint
+    print(_announcement(resolved, data, folder, checkpoint))
+
+    offline: dict[str, Accuracies] = {}
+    split = "test" if cfg.evaluation.test and cfg.data.validation_split else "val"
+    if has_validation and cfg.evaluation.offline:
+        offline["untrained"] = _offline(cfg, data, split, model.backbone.to(device), device)
+        if data.num_train_images * 3 * data.crop_size**2 * 4 <= _RAW_PIXELS_LIMIT:
+            offline["raw_pixels"] = _offline(
+                cfg, data, split, torch.nn.Identity(), "cpu", probe=False
+            )
+
     pl.seed_everything(cfg.seed, workers=True, verbose=False)  # the evaluation above drew numbers
     started = time.perf_counter()
-    trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    try:
+        trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    except SystemExit:
+        # What lightning makes of Ctrl-C.
+        raise (KeyboardInterrupt if trainer.interrupted else SystemExit(1)) from None
     seconds = time.perf_counter() - started
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+    last = folder / runs.CHECKPOINTS / f"epoch={trainer.current_epoch - 1}.ckpt"
+    if cfg.checkpoint.enabled and not last.exists():  # where checkpoint.frequency passes it by
+        trainer.save_checkpoint(last)
 
     metrics = runs.collect_metrics(folder)
-    if has_validation and cfg.evaluation.offline:
-        offline["trained"] = evaluation.backbone(model)
+    information = None
+    if has_validation:
+        model.to(device)
+        projected = project_views(model, views)
+        information = None if projected is None else asdict(held_out_information(projected))
+        if cfg.evaluation.offline:
+            offline["trained"] = _offline(cfg, data, split, model.backbone, device)
     result = {
         "name": cfg.name,
         "method": cfg.method,
@@ -217,8 +230,11 @@ def pretrain(cfg: DictConfig) -> dict[str, Any]:
             "knn_top1": _last(metrics, "val_knn_acc1"),
         },
         "offline": {name: asdict(accuracies) for name, accuracies in offline.items()},
-        "information": asdict(information.latest) if information and information.latest else None,
-        "images_per_second": statistics.median(lines.images_per_second or [0.0]),
+        "information": information,
+        # None where this sitting only had the evaluation left to do.
+        "images_per_second": statistics.median(lines.images_per_second)
+        if lines.images_per_second
+        else None,
         "training_seconds_of_last_sitting": seconds,
         "peak_memory_mib": _peak_memory_mib(),
         "folder": str(folder),
@@ -226,9 +242,8 @@ def pretrain(cfg: DictConfig) -> dict[str, Any]:
         "commit": runs.commit(),
     }
     if trainer.is_global_zero:
-        if has_validation:
-            plot_accuracy_curves({cfg.method: metrics}, folder / "curves.png", folder.name)
         runs.write_json(folder / runs.RESULT, result)
+        plot_accuracy_curves({cfg.method: metrics}, folder / "curves.png", folder.name)
         print("\n" + summary(result))
     return result
 
@@ -283,9 +298,10 @@ def summary(result: dict[str, Any]) -> str:
                 f"shuffled pairs {info[reading + '_shuffled']:.2f})"
             )
         lines.append(f"  effective rank of z {info['effective_rank']:.1f}")
+    speed = f"{result['images_per_second']:,.0f} images/s, " if result["images_per_second"] else ""
     memory = ", ".join(f"{mib:,.0f} MiB ({of})" for of, mib in result["peak_memory_mib"].items())
     lines += [
-        f"  {result['images_per_second']:,.0f} images/s, peak memory {memory}",
+        f"  {speed}peak memory {memory}",
         f"  run: {result['folder']} (result.json, metrics.csv, curves.png, checkpoints)",
         f"  next: {_prefix()}solo-mim pretrain method=vicreg   a baseline under the same budget",
         f"        {_prefix()}solo-mim methods                   all that can be trained",
@@ -295,7 +311,12 @@ def summary(result: dict[str, Any]) -> str:
 
 def _prefix() -> str:
     """How to reach the command again where it was started by `uv run`, outside an environment."""
-    return f"{os.path.relpath(os.environ['UV'])} run " if "UV" in os.environ else ""
+    if "UV" not in os.environ:
+        return ""
+    try:
+        return f"{os.path.relpath(os.environ['UV'])} run "
+    except ValueError:  # another drive of a Windows machine
+        return f"{os.environ['UV']} run "
 
 
 def _quiet() -> None:
@@ -329,6 +350,9 @@ def _explained(error: BaseException) -> ConfigError:
 
 @hydra.main(config_path=str(CONFIG_FOLDER), config_name="pretrain", version_base="1.3")
 def _hydra_main(cfg: DictConfig) -> float | None:
+    # Hydra has read its arguments; lightning starts further processes by the whole command line.
+    if sys.argv[1:2] != ["pretrain"]:
+        sys.argv.insert(1, "pretrain")
     OmegaConf.set_struct(cfg, False)
     result = pretrain(cfg)
     return result["online"]["knn_top1"]

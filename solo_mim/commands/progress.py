@@ -60,7 +60,8 @@ class EpochLines(Callback):
         self._seconds = time.perf_counter() - self._epoch_started
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The epoch's line."""
+        """The epoch's line; logs the backbone's learning rate."""
+        pl_module.log("lr", trainer.optimizers[0].param_groups[0]["lr"])
         self.images_per_second.append(self._images / self._seconds)
         metrics = trainer.callback_metrics
         parts = [f"{name} {value:.3f}" for name, value in _terms(metrics, "_epoch").items()]

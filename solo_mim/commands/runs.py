@@ -8,6 +8,7 @@ import os
 import platform
 import re
 import subprocess
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -70,18 +71,24 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def prepare(folder: Path, cfg: DictConfig) -> None:
-    """Makes the folder and writes the resolved configuration and the provenance into it."""
+    """Makes the folder and writes the configuration, and this sitting's provenance, into it."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
-    provenance = {"versions": versions(), "commit": commit(), "seed": cfg.seed}
-    write_json(folder / "provenance.json", provenance)
+    path = folder / "provenance.json"
+    sittings = json.loads(path.read_text()) if path.exists() else []
+    sitting = {"versions": versions(), "commit": commit(), "seed": cfg.seed}
+    write_json(path, [*sittings, sitting])
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint of the latest epoch, written atomically, so whole if it is there."""
+    """The whole checkpoint of the latest epoch.
+
+    lightning moves a finished file into place; across file systems that is a copy, which a kill can
+    cut short. A zip archive has its directory at its end, so a cut one is told by that.
+    """
     found = (folder / CHECKPOINTS).glob("epoch=*.ckpt")
     numbered = [(int(m.group(1)), p) for p in found if (m := re.match(r"epoch=(\d+)", p.name))]
-    return max(numbered)[1] if numbered else None
+    return max(((n, p) for n, p in numbered if zipfile.is_zipfile(p)), default=(0, None))[1]
 
 
 def next_session(folder: Path) -> str:
@@ -97,9 +104,10 @@ def collect_metrics(folder: Path) -> pd.DataFrame:
     """One row per epoch from the logs of all sittings, later sittings first; written to
     metrics.csv."""
     logs = sorted((folder / _SESSIONS).glob(f"*/{METRICS}"))
-    if not logs:
-        return pd.DataFrame(columns=["epoch"])
     frames = [pd.read_csv(log) for log in logs if log.stat().st_size]
+    frames = [frame for frame in frames if "epoch" in frame]  # not a sitting's that ended at once
+    if not frames:
+        return pd.DataFrame(columns=["epoch"])
     # A logged epoch is spread over several rows (training, validation): the last value of each
     # column.
     epochs = [frame.groupby("epoch").last() for frame in frames]

@@ -53,18 +53,24 @@ class HeldOutInformation:
 @torch.no_grad()
 def project_views(
     model: LightningModule, loader: Iterable[Any], max_images: int = MAX_IMAGES
-) -> Tensor:
-    """Projected features of every view, V x N x D on the CPU; N at most `max_images`."""
+) -> Tensor | None:
+    """Projected features of every view, V x N x D on the CPU; N at most `max_images`.
+
+    None for a method whose `forward` gives no `z`.
+    """
     was_training = model.training
     model.eval()
     batches, images = [], 0
     for _, views, _ in loader:
-        batches.append(torch.stack([model(x.to(model.device))["z"].float().cpu() for x in views]))
+        outputs = [model(x.to(model.device)) for x in views]
+        if "z" not in outputs[0]:
+            break
+        batches.append(torch.stack([out["z"].float().cpu() for out in outputs]))
         images += batches[-1].shape[1]
         if images >= max_images:
             break
     model.train(was_training)
-    return torch.cat(batches, dim=1)[:, :max_images]
+    return torch.cat(batches, dim=1)[:, :max_images] if batches else None
 
 
 def held_out_information(views: Tensor) -> HeldOutInformation:
@@ -85,26 +91,26 @@ def held_out_information(views: Tensor) -> HeldOutInformation:
 
 
 class InformationCallback(Callback):
-    """Logs `val_information_*` every few epochs and keeps the last result in `latest`.
+    """Logs `val_information_*` every few epochs.
 
     Args:
         loader: batches `[indexes, [views], targets]` of held-out images under training
         augmentation.
-        every_n_epochs: 0 leaves only the last epoch.
+        every_n_epochs: 0 switches it off.
     """
 
     def __init__(self, loader: Iterable[Any], every_n_epochs: int):
         self.loader, self.every_n_epochs = loader, every_n_epochs
-        self.latest: HeldOutInformation | None = None
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Projects fixed views of the held-out images; training's random state is left
         untouched."""
-        epoch = trainer.current_epoch + 1
-        due = self.every_n_epochs and epoch % self.every_n_epochs == 0
-        if trainer.sanity_checking or not (due or epoch == trainer.max_epochs):
+        due = self.every_n_epochs and (trainer.current_epoch + 1) % self.every_n_epochs == 0
+        if trainer.sanity_checking or not due:
             return
         with torch.random.fork_rng():
-            self.latest = held_out_information(project_views(pl_module, self.loader))
-        metrics = {f"val_information_{name}": float(x) for name, x in asdict(self.latest).items()}
-        pl_module.log_dict(metrics, sync_dist=False, rank_zero_only=True)
+            views = project_views(pl_module, self.loader)
+        if views is not None:
+            found = asdict(held_out_information(views))
+            metrics = {f"val_information_{name}": float(x) for name, x in found.items()}
+            pl_module.log_dict(metrics, sync_dist=False, rank_zero_only=True)

@@ -1,4 +1,4 @@
-"""Pictures of runs: accuracy over epochs and loss terms."""
+"""Pictures of runs: accuracy over epochs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LABELS = {
 
 
 def plot_accuracy_curves(runs: Mapping[str, pd.DataFrame], path: Path, title: str = "") -> None:
-    """One panel for each online accuracy, one line for each run.
+    """One panel for each online accuracy, one line for each run; nothing where none was measured.
 
     Args:
         runs: label -> metrics with the columns `epoch` and, where measured, `val_acc1`,
@@ -27,6 +27,8 @@ def plot_accuracy_curves(runs: Mapping[str, pd.DataFrame], path: Path, title: st
         title: above the panels.
     """
     present = [m for m in LABELS if any(m in frame for frame in runs.values())]
+    if not present:
+        return
     figure, panels = plt.subplots(1, len(present), figsize=(5 * len(present), 3.6), squeeze=False)
     for panel, metric in zip(panels[0], present, strict=True):
         for label, frame in runs.items():

@@ -382,11 +382,11 @@ class BaseMomentumMethod(BaseMethod, host_base.BaseMomentumMethod):
         return self.momentum_forward(X)
 
 
-def _required_method_kwargs(cls: type) -> set[str]:
-    """Constructor arguments without a default that only the method's own class takes."""
+def _method_kwargs(cls: type) -> dict[str, bool]:
+    """Constructor arguments that only the method's own class takes -> whether it needs them."""
     parameters = inspect.signature(cls.__init__).parameters.values()  # type: ignore[misc]
     named = (p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD and p.name != "self")
-    return {p.name for p in named if p.default is p.empty}
+    return {p.name: p.default is p.empty for p in named}
 
 
 def _complete_baseline(cfg: DictConfig, *, method: str, cls: type) -> DictConfig:
@@ -394,7 +394,13 @@ def _complete_baseline(cfg: DictConfig, *, method: str, cls: type) -> DictConfig
     if issubclass(cls, host_base.BaseMomentumMethod):
         _fill(cfg, MOMENTUM_DEFAULTS)
     _fill(cfg, {"method_kwargs": METHOD_DEFAULTS.get(method, {})})
-    missing = sorted(_required_method_kwargs(cls) - set(cfg.method_kwargs))
+    known = _method_kwargs(cls)
+    for key in cfg.method_kwargs:
+        if key not in known:  # 1.0.2 would swallow it
+            raise ConfigError(f"unknown key 'method_kwargs.{key}'{nearest(str(key), known)}")
+    missing = sorted(
+        key for key, needed in known.items() if needed and key not in cfg.method_kwargs
+    )
     if missing:
         raise ConfigError(
             f"method={method} needs " + ", ".join(f"method_kwargs.{key}" for key in missing)

@@ -9,9 +9,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from solo_mim.errors import ConfigError
+from solo_mim.errors import ConfigError, nearest
 from solo_mim.host import BaseMethod
-from solo_mim.losses import explicit_mim_loss_func
+from solo_mim.losses import ExplicitMIMLoss, explicit_mim_loss_func
 
 DEFAULTS: dict[str, Any] = {
     "reading": "infomax",
@@ -73,16 +73,19 @@ class ExplicitMIM(BaseMethod):
         """
         cfg = super(ExplicitMIM, ExplicitMIM).add_and_assert_specific_cfg(cfg)
         kwargs = cfg.method_kwargs
-        for key in ("proj_hidden_dim", "proj_output_dim"):
+        known = ("proj_hidden_dim", "proj_output_dim", *DEFAULTS)
+        for key in known[:2]:
             if kwargs.get(key) is None:
                 raise ConfigError(f"method=explicit_mim needs method_kwargs.{key}")
         for key, default in DEFAULTS.items():
             kwargs.setdefault(key, default)
-        if not 0 < kwargs.total_noise <= kwargs.within_noise:
-            raise ConfigError(
-                "method_kwargs.total_noise must lie in (0, method_kwargs.within_noise], "
-                f"got {kwargs.total_noise} with within_noise {kwargs.within_noise}"
-            )
+        for key in kwargs:
+            if key not in known:
+                raise ConfigError(f"unknown key 'method_kwargs.{key}'{nearest(str(key), known)}")
+        try:
+            ExplicitMIMLoss(**{key: kwargs[key] for key in DEFAULTS})
+        except (ValueError, TypeError) as error:
+            raise ConfigError(f"method_kwargs: {error}") from error
         if cfg.data.get("num_small_crops"):
             raise ConfigError(
                 "method=explicit_mim takes crops of one size: small ones are not exchangeable with "
