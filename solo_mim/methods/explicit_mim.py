@@ -30,8 +30,9 @@ class ExplicitMIM(BaseMethod):
     Extra cfg settings:
         method_kwargs:
             proj_hidden_dim (int): number of neurons in the hidden layers of the projector.
-            proj_output_dim (int): number of dimensions of the projected features; at most half the
-                global batch size, beyond which the covariances are too noisy to train on.
+            proj_output_dim (int): number of dimensions of the projected features; should be at most
+                half the global batch size, beyond which the covariances are too noisy to train on.
+                None (default) is 128, or half the batch size where that is less.
             reading (str): "infomax" (default) or "two_view".
             within_noise (float): power of the noise channel in the within-image term.
             total_noise (float): floor of the total term, in (0, within_noise].
@@ -73,10 +74,11 @@ class ExplicitMIM(BaseMethod):
         """
         cfg = super(ExplicitMIM, ExplicitMIM).add_and_assert_specific_cfg(cfg)
         kwargs = cfg.method_kwargs
+        if kwargs.get("proj_hidden_dim") is None:
+            raise ConfigError("method=explicit_mim needs method_kwargs.proj_hidden_dim")
+        if kwargs.get("proj_output_dim") is None:
+            kwargs.proj_output_dim = min(128, max(1, cfg.optimizer.batch_size // 2))
         known = ("proj_hidden_dim", "proj_output_dim", *DEFAULTS)
-        for key in known[:2]:
-            if kwargs.get(key) is None:
-                raise ConfigError(f"method=explicit_mim needs method_kwargs.{key}")
         for key, default in DEFAULTS.items():
             kwargs.setdefault(key, default)
         for key in kwargs:

@@ -106,7 +106,17 @@ def test_a_broken_run_is_resumed_and_keeps_its_log(finished, tmp_path):
             "unknown key 'optimizer.leraning_rate'",
         ),
         (["pretrain", "method=vicrge"], "did you mean 'vicreg'?"),
-        (["pretrain", "method_kwargs.within_noise=0.001"], "method_kwargs.total_noise must lie in"),
+        (["pretrain", "method_kwargs.within_noise=0.001"], "no less than total_noise (0.01)"),
+        (["pretrain", "method_kwargs.reading=twoview"], "reading must be one of infomax"),
+        (["pretrain", "+method_kwargs.within_nois=0.5"], "did you mean 'within_noise'?"),
+        (["pretrain", "method=vicreg", "+method_kwargs.lamb=1"], "method_kwargs.lamb"),
+        (["pretrain", "method_kwargs.lamb=1"], "write +method_kwargs.lamb=..."),
+        (["pretrain", "+optimizer.kwargs.beta=1"], "did you mean 'betas'?"),
+        (["pretrain", "optimizer.name=adamv"], "did you mean 'adam"),
+        (["pretrain", "knn_eval.distance_func=l2"], "knn_eval.distance_func"),
+        (["pretrain", "devices=two"], "devices=two"),
+        (["pretrain", "precision=17"], "Trainer refuses"),
+        (["pretrain", "+backbone.kwargs.depth=3"], "backbone.kwargs"),
         (["pretrain", "data=image_folder"], "data.train_path"),
         (
             ["pretrain", "data=image_folder", "data.train_path=/nowhere/at/all"],
@@ -126,6 +136,72 @@ def test_user_errors_are_one_line_and_exit_code_2(arguments, message, tmp_path):
     lines = [line for line in done.stderr.splitlines() if line.startswith("solo-mim: ")]
     assert len(lines) == 1
     assert not list(tmp_path.iterdir()), "nothing is left behind"
+
+
+def test_a_run_that_ended_before_its_first_epoch_is_resumed(finished, tmp_path):
+    folder, _ = finished
+    (run,) = (folder / "runs").iterdir()
+    early = tmp_path / "runs" / run.name / "log" / "000"
+    early.mkdir(parents=True)
+    (early / "metrics.csv").write_text("lr,step\n0.1,0\n")
+    (early.parents[1] / "checkpoints").mkdir()
+    (early.parents[1] / "checkpoints" / "epoch=0.ckpt").write_bytes(b"PK cut short")
+    done = solo_mim("pretrain", *TINY, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "epoch 1/2" in done.stdout
+    assert "resuming" not in done.stdout
+
+
+def test_offline_evaluation_opens_the_test_set_only_when_asked(tmp_path):
+    arguments = [
+        *(a for a in TINY if a != "evaluation.offline=false"),
+        "data.validation_split=0.2",
+        "data.fraction=0.1",
+        "optimizer.batch_size=64",
+        "evaluation.information_every_n_epochs=0",
+        "output_dir=out",
+    ]
+    for test in ("false", "true"):
+        done = solo_mim("pretrain", *arguments, f"evaluation.test={test}", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    results = [json.loads(p.read_text()) for p in (tmp_path / "out").glob("*/result.json")]
+    by_part = {result["offline_evaluated_on"]: result for result in results}
+    assert set(by_part) == {"validation split", "test images"}
+    for result in results:
+        assert result["evaluated_on"] == "validation split"
+        assert set(result["offline"]) == {"untrained", "raw_pixels", "trained"}
+        assert result["offline"]["raw_pixels"]["probe_top1"] is None
+        assert result["offline"]["trained"]["knn_top1"] > 100 / 17
+    knn = [r["offline"]["untrained"]["knn_top1"] for r in results]
+    assert knn[0] != knn[1], "4,250 test images are not the 102 of the split"
+
+
+def test_a_multirun_trains_each_job(tmp_path):
+    done = solo_mim("pretrain", "--multirun", *TINY, "seed=1,2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "runs").glob("*/result.json"))) == 2
+    assert [p.name for p in tmp_path.iterdir()] == ["runs"]
+
+
+def test_ctrl_c_says_how_to_go_on(tmp_path):
+    code = (
+        "import lightning.pytorch as pl, os, signal, sys\n"
+        "import solo_mim.commands.pretrain as p\n"
+        "class Press(pl.Callback):\n"
+        "    def on_train_epoch_start(self, trainer, module):\n"
+        "        if trainer.current_epoch == 1: os.kill(os.getpid(), signal.SIGINT)\n"
+        "make = p._trainer\n"
+        "p._trainer = lambda cfg, folder, callbacks: make(cfg, folder, [*callbacks, Press()])\n"
+        "sys.exit(p.run(sys.argv[1:]))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *TINY], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 130, done.stderr
+    assert "the same command resumes" in done.stderr
+    assert "Traceback" not in done.stderr
+    again = solo_mim("pretrain", *TINY, cwd=tmp_path)
+    assert "resuming from" in again.stdout
 
 
 def test_missing_solo_learn_is_said_with_the_command_that_installs_it(tmp_path):

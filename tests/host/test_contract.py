@@ -135,6 +135,14 @@ def test_unknown_backbone_and_stem_name_the_nearest(make_model):
         make_model("vicreg", "backbone.stem=small")
 
 
+@pytest.mark.parametrize(("batch_size", "dim"), [(16, 8), (128, 64), (512, 128)])
+def test_explicit_mim_takes_at_most_half_the_batch_for_its_dimension(batch_size, dim, make_model):
+    model = make_model(
+        "explicit_mim", f"optimizer.batch_size={batch_size}", "method_kwargs.proj_output_dim=null"
+    )
+    assert model.projector[-1].out_features == dim
+
+
 def test_explicit_mim_warns_of_more_dimensions_than_half_the_batch(make_model, fit):
     model = make_model("explicit_mim", "method_kwargs.proj_output_dim=12", epochs=1)
     with pytest.warns(UserWarning, match=r"proj_output_dim=12 .* batch of 16.* set it to 8"):
@@ -153,12 +161,17 @@ def test_explicit_mim_refuses_what_its_estimator_does_not_cover(make_model):
 
 @pytest.mark.parametrize("method", ["explicit_mim", "vicreg", "byol"])
 def test_two_epochs_resumed_for_two_equal_four_straight(method, make_model, fit, tmp_path):
-    straight = make_model(method, epochs=4)
+    def make():
+        model = make_model(method, epochs=4)
+        model.projector.append(torch.nn.Dropout(0.2))  # draws numbers, which must go on too
+        return model
+
+    straight = make()
     fit(straight)
-    first = make_model(method, epochs=4)
+    first = make()
     trainer = fit(first, callbacks=[_StopAfter(2)])
     trainer.save_checkpoint(tmp_path / "half.ckpt")
-    resumed = make_model(method, epochs=4)
+    resumed = make()
     trainer = fit(resumed, ckpt_path=tmp_path / "half.ckpt")
     assert trainer.current_epoch == 4
     for name, value in straight.state_dict().items():

@@ -1,0 +1,63 @@
+"""Information on held-out images: of embeddings whose information is known, and through a model."""
+
+import math
+
+import pytest
+import torch
+
+from solo_mim.evaluation.diagnostics import REFERENCE_NOISE, held_out_information, project_views
+
+
+def _pairs(correlation, samples=4000, dim=8, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    shared, *own = torch.randn(3, samples, dim, generator=generator)
+    weights = math.sqrt(correlation), math.sqrt(1 - correlation)
+    return torch.stack([weights[0] * shared + weights[1] * noise for noise in own])
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.5, 0.9])
+def test_information_of_gaussian_views_is_their_closed_form(correlation):
+    found = held_out_information(_pairs(correlation))
+    total, within = 1 + REFERENCE_NOISE, 1 - correlation + REFERENCE_NOISE
+    between = 1 + correlation + REFERENCE_NOISE
+    infomax = 8 / 2 * math.log(total / within)
+    two_view = 8 / 2 * math.log(total**2 / (between * within))
+    assert found.infomax == pytest.approx(infomax + found.infomax_bias, abs=0.1)
+    assert found.two_view == pytest.approx(two_view + found.two_view_bias, abs=0.1)
+    assert found.infomax_shuffled < 0.1
+    assert found.two_view_shuffled < 0.1
+    assert found.effective_rank == pytest.approx(8, abs=0.1)
+    assert found.images == 4000
+
+
+def test_bias_agrees_with_shuffled_pairs_where_samples_are_few():
+    found = held_out_information(_pairs(0.9, samples=200, dim=32))
+    assert found.infomax_shuffled == pytest.approx(found.infomax_bias, rel=0.2)
+    assert found.two_view_shuffled == pytest.approx(found.two_view_bias, rel=0.2)
+    assert found.two_view_bias > 1
+
+
+class _Model(torch.nn.Module):
+    device = "cpu"
+
+    def __init__(self, key):
+        super().__init__()
+        self.key = key
+        self.dropout = torch.nn.Dropout(0.9)
+
+    def forward(self, x):
+        return {self.key: self.dropout(x)}
+
+
+def test_views_are_projected_in_order_in_evaluation_mode_and_cut_to_size():
+    views = torch.arange(60.0).reshape(2, 10, 3)
+    loader = [(None, list(views[:, i : i + 4]), None) for i in range(0, 10, 4)]
+    model = _Model("z").train()
+    torch.testing.assert_close(project_views(model, loader), views)
+    torch.testing.assert_close(project_views(model, loader, max_images=5), views[:, :5])
+    assert model.training
+
+
+def test_a_method_without_projection_has_no_information():
+    views = torch.zeros(2, 4, 3)
+    assert project_views(_Model("q"), [(None, list(views), None)]) is None
