@@ -345,7 +345,8 @@ def _explained(error: BaseException) -> ConfigError:
         if "not in" in str(cause):
             return ConfigError(unknown_key_message(str(cause.full_key or cause.key)))
         return ConfigError(f"{cause.full_key}: {str(cause).splitlines()[0]}")
-    return ConfigError(" ".join(str(error).split()))
+    override = getattr(error, "override", None)  # of one that does not parse
+    return ConfigError(" ".join([*([f"{override}:"] if override else []), *str(error).split()]))
 
 
 @hydra.main(config_path=str(CONFIG_FOLDER), config_name="pretrain", version_base="1.3")
