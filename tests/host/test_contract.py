@@ -155,7 +155,7 @@ def test_explicit_mim_warns_of_more_dimensions_than_half_the_batch(make_model, f
 def test_explicit_mim_refuses_what_its_estimator_does_not_cover(make_model):
     from solo_mim.errors import ConfigError
 
-    with pytest.raises(ConfigError, match=r"method_kwargs.total_noise must lie in"):
+    with pytest.raises(ConfigError, match=r"no less than total_noise \(2.0\)"):
         make_model("explicit_mim", "method_kwargs.total_noise=2.0")
 
 
