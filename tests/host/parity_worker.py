@@ -76,6 +76,9 @@ def main(out: Path, weights: Path | None) -> None:
             trainer = pl.Trainer(
                 max_epochs=5,
                 accelerator="cpu",
+                # VICReg's early steps amplify the rounding of different convolution kernels a
+                # millionfold; in float64 there is room for that.
+                precision="64-true",
                 logger=False,
                 enable_checkpointing=False,
                 enable_progress_bar=False,

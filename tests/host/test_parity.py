@@ -39,7 +39,7 @@ def test_both_hosts_train_alike(solo_learn_main, tmp_path):
             torch.testing.assert_close(
                 weight,
                 theirs["weights"][name],
-                rtol=1e-3,
-                atol=1e-4,
+                rtol=1e-5,
+                atol=1e-6,
                 msg=lambda m, n=name, k=key: f"{k} {n}: {m}",
             )
