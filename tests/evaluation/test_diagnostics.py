@@ -30,10 +30,10 @@ def test_information_of_gaussian_views_is_their_closed_form(correlation):
     assert found.images == 4000
 
 
-def test_bias_agrees_with_shuffled_pairs_where_samples_are_few():
-    found = held_out_information(_pairs(0.9, samples=200, dim=32))
-    assert found.infomax_shuffled == pytest.approx(found.infomax_bias, rel=0.2)
-    assert found.two_view_shuffled == pytest.approx(found.two_view_bias, rel=0.2)
+def test_bias_agrees_with_shuffled_pairs_of_few_independent_samples():
+    found = held_out_information(_pairs(0.0, samples=200, dim=32))
+    assert found.infomax_shuffled == pytest.approx(found.infomax_bias, rel=0.3)
+    assert found.two_view_shuffled == pytest.approx(found.two_view_bias, rel=0.3)
     assert found.two_view_bias > 1
 
 
