@@ -3,9 +3,11 @@ identity."""
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import inspect
 import json
+import re
 from dataclasses import dataclass as _dataclass
 from dataclasses import field, fields, make_dataclass
 from pathlib import Path
@@ -13,9 +15,14 @@ from typing import Any
 
 import torch
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.plugins.config_source import ConfigSource
+from hydra.types import RunMode
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 import solo_mim
 from solo_mim.errors import ConfigError, nearest
@@ -25,6 +32,12 @@ PACKAGE = Path(solo_mim.__file__).parent
 CONFIG_FOLDER = next(
     (folder for folder in (PACKAGE / "configs", PACKAGE.parent / "configs") if folder.is_dir()),
     PACKAGE / "configs",
+)
+
+# One of main's files is called all4one.yml, and Hydra reads nothing but .yaml since its 1.2.
+_with_suffix = ConfigSource._normalize_file_name
+ConfigSource._normalize_file_name = staticmethod(  # type: ignore[method-assign]
+    lambda filename: filename if filename.endswith(".yml") else _with_suffix(filename)
 )
 
 
@@ -46,6 +59,7 @@ class DataConfig:
     fraction: float = -1.0
     validation_split: Any = None
     download: bool = True
+    on_corrupt: str = "fail"
     # Filled in from the data set and the augmentations.
     num_classes: int | None = None
     num_large_crops: int | None = None
@@ -104,6 +118,33 @@ class WandbConfig:
 
 
 @_dataclass
+class PerformanceConfig:
+    disable_channel_last: bool = False
+
+
+# The next three are accepted because main's files have them; runs resume by identity here.
+
+
+@_dataclass
+class AutoResumeConfig:
+    enabled: bool = False
+    max_hours: float | None = None
+
+
+@_dataclass
+class AutoUMAPConfig:
+    enabled: bool = False
+    dir: str | None = None
+    frequency: int | None = None
+
+
+@_dataclass
+class DALIConfig:
+    device: str | None = None
+    encode_indexes_into_labels: bool = False
+
+
+@_dataclass
 class EvaluationConfig:
     offline: bool = True
     test: bool = False
@@ -125,11 +166,10 @@ class _Schema:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    performance: dict[str, Any] = field(default_factory=lambda: {"disable_channel_last": False})
-    # Accepted because main's files have them; runs resume by identity here.
-    auto_resume: dict[str, Any] = field(default_factory=dict)
-    auto_umap: dict[str, Any] = field(default_factory=dict)
-    dali: dict[str, Any] = field(default_factory=dict)
+    performance: PerformanceConfig = field(default_factory=PerformanceConfig)
+    auto_resume: AutoResumeConfig = field(default_factory=AutoResumeConfig)
+    auto_umap: AutoUMAPConfig = field(default_factory=AutoUMAPConfig)
+    dali: DALIConfig = field(default_factory=DALIConfig)
     debug_augmentations: bool = False
     resume_from_checkpoint: str | None = None
     output_dir: str = "runs"
@@ -164,22 +204,108 @@ PretrainConfig: Any = make_dataclass(
 ConfigStore.instance().store(name="schema", node=PretrainConfig)
 
 
-def _known_keys(schema: DictConfig, dotted: str) -> list[str]:
-    node = OmegaConf.select(schema, dotted) if dotted else schema
-    return list(node) if isinstance(node, DictConfig) else []
+def _position(key: str) -> list[str]:
+    """A dotted key in its parts: `augmentations[0].crop_size` has three."""
+    return re.sub(r"\[(\d+)\]", r".\1", key).split(".")
 
 
-def unknown_key_message(full_key: str) -> str:
-    """What to say of a key that the schema lacks: where it stands and what comes nearest."""
-    *parents, key = full_key.split(".")
-    schema = OmegaConf.structured(PretrainConfig)
+def _holds(node: Any, position: list[str]) -> bool:
+    for part in position:
+        if isinstance(node, list) and part.isdigit() and int(part) < len(node):
+            node = node[int(part)]
+        elif isinstance(node, dict) and part in node:
+            node = node[part]
+        else:
+            return False
+    return True
+
+
+def place(key: str) -> str:
+    """What Hydra took a dotted key from: "the command line", or the path of the file.
+
+    Empty for a key that nothing sets, and where the configuration is not Hydra's.
+    """
+    if not HydraConfig.initialized():
+        return ""
+    hydra, position = HydraConfig.get(), _position(key)
+    overrides = list(hydra.overrides.task)
+    for override in overrides:
+        name = re.split("[@=]", override.lstrip("+~"))[0]
+        is_group = name in hydra.runtime.choices
+        if not is_group and _position(name) == position[: len(_position(name))]:
+            return "the command line"
+    folders = [Path(s.path) for s in hydra.runtime.config_sources if s.schema == "file"]
+    loader = GlobalHydra.instance().config_loader()
+    composed = loader.compute_defaults_list(hydra.job.config_name, overrides, RunMode.RUN).defaults
+    for default in reversed(composed):  # the last one wins
+        package = [part for part in (default.package or "").split(".") if part]
+        file = _file_of(default.config_path or "", folders)
+        if file is None or position[: len(package)] != package:
+            continue
+        content = OmegaConf.to_container(OmegaConf.load(file))
+        if _holds(content, position[len(package) :]):
+            return str(file)
+    return ""
+
+
+def composed_from(message: str, arguments: list[str]) -> str:
+    """As `place`, for an error of Hydra's own, from before there is a configuration to look into.
+
+    Args:
+        message: Hydra's: "In 'method/vicreg': ..." of a file, something else of an override.
+        arguments: of the command.
+    """
+    config = re.match(r"In '(.+?)': ", message)
+    if config is None:
+        return "the command line"
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--config-dir", "-cd")
+    parser.add_argument("--config-path", "-cp")
+    given, _ = parser.parse_known_args(arguments)
+    folders = [given.config_path or CONFIG_FOLDER, given.config_dir]
+    file = _file_of(config[1], [Path(folder) for folder in folders if folder])
+    return str(file or config[1])
+
+
+def _file_of(config: str, folders: list[Path]) -> Path | None:
+    """The file behind one of Hydra's config names, in the first folder that has it."""
+    name = ConfigSource._normalize_file_name(config)
+    return next((folder / name for folder in folders if (folder / name).is_file()), None)
+
+
+def located(error: ConfigError, source: str | None = None) -> ConfigError:
+    """The same error with the place of its key: the command line or a file.
+
+    Args:
+        error: of the form "unknown key 'a.b' ..." or "a.b: ...", as all of ours are.
+        source: the place, where it is known already; else it is looked up.
+    """
+    named = re.match(r"(?:unknown key ')?([a-z_]+[\w.\[\]]*)", str(error))
+    source = place(named[1]) if source is None and named else source
+    suffix = f" (set {'on' if source == 'the command line' else 'in'} {source})"
+    return ConfigError(f"{error}{suffix}") if source and suffix not in str(error) else error
+
+
+def refusal(error: OmegaConfBaseException) -> ConfigError:
+    """OmegaConf's error in our words: the key, and the nearest of those that its section has."""
+    key = str(error.full_key or error.key or "configuration")
+    if not isinstance(error, (ConfigKeyError, ConfigAttributeError)):
+        return ConfigError(f"{key}: {str(error).splitlines()[0]}")
+    *parents, name = _position(key)
+    schema: Any = OmegaConf.structured(PretrainConfig)
     while parents and OmegaConf.select(schema, ".".join(parents), throw_on_missing=False) is None:
-        *parents, key = parents  # a whole section is unknown: its name is the mistake
-    known = _known_keys(schema, ".".join(parents))
-    where = f"{'.'.join([*parents, key])}"
-    if parents and not known:  # a free section such as method_kwargs: its recipe says what is in it
-        return f"this recipe has no key '{where}'; write +{where}=... to add one"
-    return f"unknown key '{where}'{nearest(key, known)}"
+        *parents, name = parents  # a whole section is unknown: its name is the mistake
+    section = OmegaConf.select(schema, ".".join(parents)) if parents else schema
+    where = ".".join([*parents, name])
+    known = list(section)
+    if known and name not in known:
+        return ConfigError(f"unknown key '{where}'{nearest(name, known)}")
+    if known:  # to the schema, but not to the file that Hydra was given
+        return ConfigError(f"no file here sets '{where}'; write +{where}=... to add it")
+    present = [] if error.parent_node is None else list(error.parent_node)
+    return ConfigError(
+        f"this recipe has no key '{where}'{nearest(name, present)}; write +{where}=... to add it"
+    )
 
 
 def checked(cfg: DictConfig) -> DictConfig:
@@ -187,16 +313,20 @@ def checked(cfg: DictConfig) -> DictConfig:
     refused.
 
     Raises:
-        ConfigError: naming the key; for an unknown one the nearest that is known.
+        ConfigError: naming the key and where it is set; for an unknown one the nearest known.
     """
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(PretrainConfig), cfg)
+        return _checked(cfg)
+    except ConfigError as error:
+        raise located(error) from error
+
+
+def _checked(cfg: DictConfig) -> DictConfig:
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(PretrainConfig), _without_unread(cfg))
         OmegaConf.resolve(merged)
-    except ConfigKeyError as error:
-        raise ConfigError(unknown_key_message(str(error.full_key or error.key))) from error
     except OmegaConfBaseException as error:
-        message = str(error).splitlines()[0]
-        raise ConfigError(f"{error.full_key or 'configuration'}: {message}") from error
+        raise refusal(error) from error
     missing = sorted(OmegaConf.missing_keys(merged))
     if missing:
         raise ConfigError(
@@ -204,6 +334,9 @@ def checked(cfg: DictConfig) -> DictConfig:
         )
     plain = OmegaConf.create(OmegaConf.to_container(merged))
     assert isinstance(plain, DictConfig)
+    for key, reason in _IDLE.items():
+        if value := OmegaConf.select(plain, key):
+            _note_unread(key, value, reason)
     _check_choices(plain)
     plain.optimizer.kwargs = _optimizer_kwargs(plain.optimizer)
     plain.wandb.entity = None if plain.wandb.entity == "None" else plain.wandb.entity
@@ -211,7 +344,50 @@ def checked(cfg: DictConfig) -> DictConfig:
         plain.precision = "16-mixed"  # main's linear files still have lightning 1's spelling
     if plain.optimizer.batch_size < 2:
         raise ConfigError("optimizer.batch_size must be at least 2: statistics need two images")
+    num_devices(plain)
     return plain
+
+
+# What solo-learn main's own files set for a method and nothing reads, there or here, and why.
+_UNREAD = {
+    "simsiam": {  # scripts/pretrain/{cifar,imagenet-100}/simsiam.yaml
+        "method_kwargs.temperature": "its loss is a cosine, without a temperature",
+        "augmentations_cfg": "the defaults list names the augmentations",
+        "wandb_cfg": "the defaults list names the wandb settings",
+    },
+    "ressl": {  # scripts/pretrain/{cifar,imagenet-100}/ressl.yaml
+        "method_kwargs.base_tau_momentum": "momentum.base_tau is read",
+        "method_kwargs.final_tau_momentum": "momentum.final_tau is read",
+        "method_kwargs.momentum_classifier": "momentum.classifier is read",
+    },
+}
+
+# What main reads, none of its files sets, and nothing reads here.
+_IDLE = {
+    "auto_resume.max_hours": "an unfinished run resumes however old it is",
+    "auto_umap.enabled": "no UMAP is drawn while training",
+    "auto_umap.dir": "no UMAP is drawn while training",
+    "auto_umap.frequency": "no UMAP is drawn while training",
+    "debug_augmentations": "the augmentations are those of the configuration",
+}
+
+
+@rank_zero_only
+def _note_unread(key: str, value: Any, reason: str) -> None:
+    print(f"note: nothing reads {key}={value}: {reason}")
+
+
+def _without_unread(cfg: DictConfig) -> DictConfig:
+    """A copy without what its method's files have in vain; a printed line for each."""
+    cfg = cfg.copy()
+    OmegaConf.set_struct(cfg, False)
+    method = None if OmegaConf.is_missing(cfg, "method") else cfg.get("method")
+    for key, reason in _UNREAD.get(str(method), {}).items():
+        section, _, name = key.rpartition(".")
+        holder = cfg.get(section) if section else cfg
+        if holder is not None and name in holder:
+            _note_unread(key, holder.pop(name), reason)
+    return cfg
 
 
 _CHOICES = {
@@ -231,21 +407,31 @@ def _check_choices(cfg: DictConfig) -> None:
         raise ConfigError("scheduler.name=step needs scheduler.lr_decay_steps, a list of epochs")
 
 
-def _arguments(optimizer: type) -> set[str]:
-    parameters = set(inspect.signature(optimizer).parameters)
-    return parameters - {"params", "lr", "weight_decay"}
+_OPTIMIZERS: dict[str, Any] = {
+    "sgd": torch.optim.SGD,
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+}
 
 
-_OPTIMIZER_KWARGS = {
-    "sgd": _arguments(torch.optim.SGD),
-    "adam": _arguments(torch.optim.Adam),
-    "adamw": _arguments(torch.optim.AdamW),
-    "lars": {"momentum", "eta", "clip_lr", "exclude_bias_n_norm", "eps"},
+def _arguments(optimizer: type) -> dict[str, Any]:
+    parameters = inspect.signature(optimizer).parameters
+    given = ("params", "lr", "weight_decay")
+    return {name: p.default for name, p in parameters.items() if name not in given}
+
+
+# Name -> its arguments with their defaults.
+_OPTIMIZER_KWARGS: dict[str, dict[str, Any]] = {
+    **{name: _arguments(optimizer) for name, optimizer in _OPTIMIZERS.items()},
+    "lars": {
+        **{"momentum": 0.9, "eta": 1e-3, "eps": 1e-8},
+        **{"clip_lr": False, "exclude_bias_n_norm": False},
+    },
 }
 
 
 def _optimizer_kwargs(optimizer: DictConfig) -> dict[str, Any]:
-    """Those of `optimizer.kwargs` that the chosen optimiser takes.
+    """Those of `optimizer.kwargs` that the chosen optimiser takes, checked.
 
     What belongs to another one is a recipe's (LARS) from before `optimizer.name` was overridden,
     and is left out; what belongs to none is an error.
@@ -253,25 +439,47 @@ def _optimizer_kwargs(optimizer: DictConfig) -> dict[str, Any]:
     known = _OPTIMIZER_KWARGS[optimizer.name]
     for key in optimizer.kwargs:
         if not any(key in arguments for arguments in _OPTIMIZER_KWARGS.values()):
-            raise ConfigError(f"optimizer.kwargs: unknown key '{key}'{nearest(str(key), known)}")
-    return {str(key): value for key, value in optimizer.kwargs.items() if key in known}
+            raise ConfigError(f"unknown key 'optimizer.kwargs.{key}'{nearest(str(key), known)}")
+    given: Any = OmegaConf.to_container(optimizer.kwargs)
+    kwargs = {key: value for key, value in given.items() if key in known}
+    for key, value in kwargs.items():
+        if isinstance(known[key], int | float) and not isinstance(value, int | float):
+            raise ConfigError(f"optimizer.kwargs.{key}: a number is needed, not {value!r}")
+    if optimizer.name in _OPTIMIZERS:
+        weights = [torch.nn.Parameter(torch.zeros(1))]
+        rates = {"lr": optimizer.lr, "weight_decay": optimizer.weight_decay}
+        try:
+            _OPTIMIZERS[optimizer.name](weights, **rates, **kwargs)
+        except (TypeError, ValueError, LookupError, RuntimeError) as error:
+            raise ConfigError(
+                f"optimizer.name={optimizer.name} refuses its settings: {error}"
+            ) from error
+    return kwargs
+
+
+def _on_cpu(cfg: DictConfig) -> bool:
+    automatic = cfg.accelerator == "auto" and not torch.cuda.is_available()
+    return cfg.accelerator == "cpu" or automatic
 
 
 def num_devices(cfg: DictConfig) -> int:
-    """Processes on one node that `devices` asks for; "auto" and -1 count what is there."""
+    """Processes on one node that `devices` asks for; "auto" and -1 count what is there.
+
+    Raises:
+        ConfigError: it asks for none, or is neither a number nor a list of indexes.
+    """
     devices = cfg.devices
-    if isinstance(devices, str) and devices != "auto":
-        try:
+    if str(devices) in ("auto", "-1"):
+        return 1 if _on_cpu(cfg) else max(1, torch.cuda.device_count())
+    try:
+        if isinstance(devices, str):
             devices = [int(d) for d in devices.split(",")] if "," in devices else int(devices)
-        except ValueError:
-            raise ConfigError(
-                f"devices={devices}: give a number, a list of indexes, or auto"
-            ) from None
-    if isinstance(devices, int) and devices > 0:
-        return devices
-    if devices in ("auto", -1):
-        return max(1, torch.cuda.device_count()) if cfg.accelerator != "cpu" else 1
-    return len(devices)
+        count = devices if isinstance(devices, int) else len([int(d) for d in devices])
+    except (TypeError, ValueError):
+        count = 0
+    if count < 1 or isinstance(devices, bool):
+        raise ConfigError(f"devices={cfg.devices}: give a number, a list of indexes, or auto")
+    return count
 
 
 def completed(
@@ -283,6 +491,14 @@ def completed(
     Rates follow main's linear rule, `lr * batch_size * devices * nodes / 256`.
     """
     cfg = cfg.copy()
+    if _on_cpu(cfg):  # main's files count their GPUs: [0, 1]
+        cfg.devices = num_devices(cfg)
+        # On CPUs torch cannot synchronise batch norm and, worse, refuses even for one process.
+        if cfg.sync_batchnorm and cfg.devices * cfg.num_nodes > 1:
+            raise ConfigError(
+                "sync_batchnorm=true: there is none on CPUs; set it to false, or devices to 1"
+            )
+        cfg.sync_batchnorm = False
     cfg.data.num_classes = num_classes
     cfg.data.num_large_crops, cfg.data.num_small_crops = num_large_crops, num_small_crops
     scale = cfg.optimizer.batch_size * num_devices(cfg) * cfg.num_nodes / 256
@@ -305,6 +521,8 @@ _NOT_IDENTITY = (
     "wandb",
     "checkpoint",
     "auto_resume",
+    "auto_umap",
+    "debug_augmentations",
     "data.num_workers",
 )
 
@@ -329,7 +547,10 @@ __all__ = [
     "PretrainConfig",
     "checked",
     "completed",
+    "composed_from",
     "identity",
+    "located",
     "num_devices",
-    "unknown_key_message",
+    "place",
+    "refusal",
 ]

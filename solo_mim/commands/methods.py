@@ -15,14 +15,17 @@ def run(arguments: list[str]) -> int:
     )
     parser.parse_args(arguments)
     from solo_mim import host
-    from solo_mim.methods import METHODS
+    from solo_mim.methods import origins, recipe_folders
 
-    recipes = {path.stem for path in (CONFIG_FOLDER / "method").glob("*.yaml")}
-    origin = f"solo-learn {host.host_version()}"
+    folders = [CONFIG_FOLDER, *recipe_folders().values()]
+    recipes = {path.stem for folder in folders for path in (folder / "method").glob("*.yaml")}
+    found = origins()
     print(f"{'method':<16}{'from':<20}recipe")
-    for name in sorted(METHODS):
-        source = origin if name in host.METHODS else "solo-mim"
-        print(f"{name:<16}{source:<20}{f'method={name}' if name in recipes else '-'}")
+    for name, packages in sorted(found.items()):
+        recipe = f"method={name}" if name in recipes else "-"
+        print(f"{name:<16}{' and '.join(packages):<20}{recipe}")
     print("\nrecipe -: takes a YAML of your own, and is not tested here")
+    if absent := sorted(recipes - set(found)):
+        print(f"recipes for methods that only solo-learn main has: {', '.join(absent)}")
     print(f"backbones: {', '.join(host.BACKBONES)}")
     return 0

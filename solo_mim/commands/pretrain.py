@@ -31,7 +31,9 @@ from solo_mim.commands.configuration import (
     TRAINER_KEYS,
     checked,
     completed,
-    unknown_key_message,
+    composed_from,
+    located,
+    refusal,
 )
 from solo_mim.commands.progress import EpochLines, LossBar
 from solo_mim.data import SSLDataModule
@@ -334,17 +336,15 @@ def _quiet() -> None:
 
 
 def _explained(error: BaseException) -> ConfigError:
-    """Hydra's and OmegaConf's errors in our words: the key and what comes nearest."""
+    """Hydra's and OmegaConf's errors in our words: the key, what sets it, what comes nearest."""
     if isinstance(error, MissingConfigException) and error.options is not None:
         wanted = (error.missing_cfg_file or "").split("/")[-1]
         return ConfigError(
             f"{error.missing_cfg_file}: no such config{nearest(wanted, error.options)}"
         )
-    cause = error.__cause__
+    cause = error.__cause__ or error.__context__
     if isinstance(error, ConfigCompositionException) and isinstance(cause, OmegaConfBaseException):
-        if "not in" in str(cause):
-            return ConfigError(unknown_key_message(str(cause.full_key or cause.key)))
-        return ConfigError(f"{cause.full_key}: {str(cause).splitlines()[0]}")
+        return located(refusal(cause), composed_from(str(error), sys.argv[1:]))
     override = getattr(error, "override", None)  # of one that does not parse
     return ConfigError(" ".join([*([f"{override}:"] if override else []), *str(error).split()]))
 

@@ -1,10 +1,28 @@
 """The schema: what is refused and how, what main's files mean, what makes two runs the same."""
 
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 from omegaconf import OmegaConf
 
-from solo_mim.commands.configuration import checked, completed, identity, num_devices
+from solo_mim.commands import main
+from solo_mim.commands.configuration import (
+    CONFIG_FOLDER,
+    checked,
+    completed,
+    identity,
+    num_devices,
+)
 from solo_mim.errors import ConfigError
+from solo_mim.host.keys import check_method_kwargs, method_keys, numeric_keys
+from solo_mim.methods import METHODS
+
+RECIPES = {path.stem for path in (CONFIG_FOLDER / "method").glob("*.yaml")}
+DATA = sorted(path.stem for path in (CONFIG_FOLDER / "data").glob("*.yaml"))
 
 
 @pytest.mark.parametrize(
@@ -22,6 +40,28 @@ from solo_mim.errors import ConfigError
         ),
         ({"max_epochs": "many"}, r"max_epochs: .*many"),
         ({"knn_eval": {"k": "a"}}, r"knn_eval.k: "),
+        ({"auto_resume": {"enable": True}}, r"unknown key 'auto_resume.enable'; .*'enabled'"),
+        ({"auto_resume": {"enabled": "perhaps"}}, r"auto_resume.enabled: .*perhaps"),
+        ({"auto_umap": {"frequence": 2}}, r"unknown key 'auto_umap.frequence'; .*'frequency'"),
+        ({"dali": {"devise": "gpu"}}, r"unknown key 'dali.devise'; did you mean 'device'"),
+        ({"performance": {"channel_last": True}}, r"unknown key 'performance.channel_last'; "),
+        ({"limit_train_batchs": 2}, r"'limit_train_batchs'; did you mean 'limit_train_batches'"),
+        (
+            {"optimizer": {"kwargs": {"beta": 1}}},
+            r"unknown key 'optimizer.kwargs.beta'; did you mean 'betas'",
+        ),
+        (
+            {"optimizer": {"name": "lars", "kwargs": {"eta": "small"}}},
+            r"optimizer.kwargs.eta: a number is needed, not 'small'",
+        ),
+        (
+            {"optimizer": {"name": "sgd", "kwargs": {"nesterov": "yes"}}},
+            r"optimizer.kwargs.nesterov: a number is needed, not 'yes'",
+        ),
+        (
+            {"optimizer": {"name": "adamw", "kwargs": {"betas": [0.9]}}},
+            r"optimizer.name=adamw refuses its settings: ",
+        ),
     ],
 )
 def test_wrong_keys_and_types_are_refused_with_their_place(section, message, compose_cfg):
@@ -48,20 +88,236 @@ def test_rates_scale_with_batch_and_devices(compose_cfg):
 
 
 @pytest.mark.parametrize(
-    ("devices", "count"), [("2", 2), ("[0,3]", 2), ("'0,1,2'", 3), ("[0]", 1), ("1", 1)]
+    ("devices", "count"),
+    [
+        *(("2", 2), ("[0,3]", 2), ("'0,1,2'", 3), ("[0]", 1), ("1", 1), ("'2'", 2)),
+        *(("auto", 1), ("-1", 1)),
+    ],
 )
 def test_devices_are_counted_in_every_spelling(devices, count, compose_cfg):
-    assert num_devices(compose_cfg(f"devices={devices}")) == count
+    cfg = compose_cfg(f"devices={devices}", "accelerator=cpu")
+    assert num_devices(cfg) == count
+    resolved = completed(cfg, num_classes=10, num_large_crops=2, num_small_crops=0)
+    assert resolved.devices == count, "lightning counts CPU processes, and refuses a list of them"
 
 
-@pytest.mark.parametrize("method", ["explicit_mim", "vicreg", "barlow_twins", "simclr", "byol"])
-@pytest.mark.parametrize("data", ["photo_patches", "cifar10", "image_folder"])
+@pytest.mark.parametrize("devices", ["two", "0", "[]", "true", "'0,one'", "1.5"])
+def test_devices_that_are_none_are_refused(devices, compose_cfg):
+    with pytest.raises(ConfigError, match=r"devices=.*: give a number, a list of indexes, or auto"):
+        compose_cfg(f"devices={devices}")
+
+
+def test_batch_norm_is_synchronised_only_where_torch_can(compose_cfg):
+    one = compose_cfg("devices=[0]", "accelerator=cpu", "sync_batchnorm=true")
+    assert completed(one, 10, 2, 0).sync_batchnorm is False, "one process has nothing to share"
+    gpu = compose_cfg("devices=[0]", "accelerator=gpu", "sync_batchnorm=true")
+    assert completed(gpu, 10, 2, 0).sync_batchnorm is True
+    two = compose_cfg("devices=[0,1]", "accelerator=cpu", "sync_batchnorm=true")
+    with pytest.raises(ConfigError, match=r"sync_batchnorm=true: there is none on CPUs"):
+        completed(two, 10, 2, 0)
+
+
+def test_what_nothing_reads_is_said(compose_cfg, capsys):
+    compose_cfg()
+    assert capsys.readouterr().out == ""
+    compose_cfg("auto_umap.enabled=true", "auto_resume.max_hours=36")
+    assert capsys.readouterr().out.splitlines() == [
+        "note: nothing reads auto_resume.max_hours=36.0: "
+        "an unfinished run resumes however old it is",
+        "note: nothing reads auto_umap.enabled=True: no UMAP is drawn while training",
+    ]
+
+
+_MINE = "# @package _global_\ndefaults: [vicreg, _self_]\n"
+
+
+@pytest.mark.parametrize(
+    ("files", "override", "message"),
+    [
+        (  # refused while Hydra composes, against the schema
+            {"method/mine.yaml": f"{_MINE}optimizer: {{leaning: 3}}"},
+            "method=mine",
+            "unknown key 'optimizer.leaning'; known: {known} (set in {folder}/method/mine.yaml)",
+        ),
+        (
+            {"method/mine.yaml": f"{_MINE}optimizer: {{lr: fast}}"},
+            "method=mine",
+            "optimizer.lr: Value 'fast' of type 'str' could not be converted to Float "
+            "(set in {folder}/method/mine.yaml)",
+        ),
+        (  # refused afterwards
+            {"method/mine.yaml": f"{_MINE}optimizer: {{name: sdg}}"},
+            "method=mine",
+            "optimizer.name: unknown value 'sdg'; did you mean 'sgd'? "
+            "(set in {folder}/method/mine.yaml)",
+        ),
+        (
+            {"method/mine.yaml": f"{_MINE}optimizer: {{name: lars}}"},
+            "optimizer.name=sdg",
+            "optimizer.name: unknown value 'sdg'; did you mean 'sgd'? (set on the command line)",
+        ),
+        (
+            {},
+            "method_kwargs.within_nois=1",
+            "this recipe has no key 'method_kwargs.within_nois'; did you mean 'within_noise'?; "
+            "write +method_kwargs.within_nois=... to add it (set on the command line)",
+        ),
+    ],
+)
+def test_refusals_name_the_file_or_the_command_line(
+    files, override, message, tmp_path, monkeypatch, capsys
+):
+    _write(tmp_path, files)
+    # After the data, whose budget would set the optimiser again.
+    arguments = ["pretrain", "--config-dir", str(tmp_path), "data=cifar10", override]
+    known = "batch_size, classifier_lr, exclude_bias_n_norm_wd, kwargs, lr, name, weight_decay"
+    assert _said(arguments, tmp_path, monkeypatch, capsys) == message.format(
+        folder=tmp_path, known=known
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "~optimiser",
+            "unknown key 'wandb.entitty'; did you mean 'entity'? "
+            "(set in {folder}/wandb/private.yaml)",
+        ),
+        (
+            "name=x",
+            "unknown key 'optimiser'; did you mean 'optimizer'? (set in {folder}/main.yaml)",
+        ),
+        (
+            "max_epochs=1",
+            "no file here sets 'max_epochs'; write +max_epochs=... to add it "
+            "(set on the command line)",
+        ),
+        (
+            "wandb.enable=1",
+            "unknown key 'wandb.enable'; did you mean 'enabled'? (set on the command line)",
+        ),
+    ],
+)
+def test_files_without_our_schema_are_held_to_it_too(
+    override, message, tmp_path, monkeypatch, capsys
+):
+    main_like = "defaults: [_self_, wandb: private]\nname: x\nmethod: vicreg\noptimiser: {lr: 1}"
+    _write(tmp_path, {"main.yaml": main_like, "wandb/private.yaml": "entitty: me"})
+    arguments = ["pretrain", "--config-path", str(tmp_path), "--config-name", "main", override]
+    assert _said(arguments, tmp_path, monkeypatch, capsys) == message.format(folder=tmp_path)
+
+
+def _write(folder, files):
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(content + "\n")
+
+
+def _said(arguments, folder, monkeypatch, capsys):
+    """What the command says when it refuses, without its name."""
+    monkeypatch.chdir(folder)  # where Hydra leaves its log, unless a file tells it not to
+    monkeypatch.setattr(sys, "argv", ["solo-mim", *arguments])
+    assert main(arguments) == 2
+    (line,) = (
+        line for line in capsys.readouterr().err.splitlines() if line.startswith("solo-mim: ")
+    )
+    return line.removeprefix("solo-mim: ")
+
+
+def test_every_method_has_a_recipe(capsys):
+    assert set(METHODS) - RECIPES == set()
+    assert main(["methods"]) == 0
+    shown = capsys.readouterr().out
+    for method in METHODS:
+        assert re.search(rf"^{method} +(solo-learn|solo-mim).* method={method}$", shown, re.M)
+    absent = RECIPES - set(METHODS)
+    listed = re.search(r"only solo-learn main has: (.*)", shown)
+    assert set(listed[1].split(", ") if listed else []) == absent
+
+
+@pytest.mark.parametrize("data", DATA)
+@pytest.mark.parametrize("method", sorted(RECIPES & set(METHODS)))
 def test_every_shipped_recipe_composes(method, data, compose_cfg):
     cfg = compose_cfg(f"method={method}", f"data={data}", "data.train_path=somewhere")
     assert cfg.method == method
-    expected = "adamw" if data == "photo_patches" else "lars"
-    assert cfg.optimizer.name == expected
-    assert ("eta" in cfg.optimizer.kwargs) == (expected == "lars"), "no LARS settings for AdamW"
+    if data == "photo_patches":
+        assert cfg.optimizer.name == "adamw"
+        assert "eta" not in cfg.optimizer.kwargs, "no LARS settings for AdamW"
+    assert cfg.backbone.name.startswith("vit_") == (method == "mae")
+    crops = sum(pipeline.num_crops for pipeline in cfg.augmentations)
+    cls = METHODS[method]
+    # Of what its source reads, and by the class itself, which also knows queues and batches.
+    check_method_kwargs(cfg, method_keys(cls), numeric_keys(cls))
+    cls.add_and_assert_specific_cfg(completed(cfg, 10, crops, 0))
+
+
+def test_every_shipped_recipe_composes_on_solo_learn_main(solo_learn_main):
+    if os.environ.get("SOLO_MIM_HOST_IS_MAIN"):
+        pytest.skip("running on solo-learn main already")
+    environment = dict(os.environ, PYTHONPATH=str(solo_learn_main), SOLO_MIM_HOST_IS_MAIN="1")
+    arguments = ["-q", "-p", "no:cacheprovider", "-k", "recipe", str(Path(__file__))]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-6000:]
+
+
+class _Parent:
+    def __init__(self, cfg):
+        self.width: int = cfg.method_kwargs.width
+
+    @staticmethod
+    def add_and_assert_specific_cfg(cfg):
+        assert not OmegaConf.is_missing(cfg, "method_kwargs.depth")
+        cfg.method_kwargs.rate = OmegaConf.select(cfg, "method_kwargs.rate", default=0.1)
+        return cfg
+
+
+class _Toy(_Parent):
+    def __init__(self, cfg):
+        super().__init__(cfg)
+        kwargs = cfg.method_kwargs
+        self.rate: float = cfg.method_kwargs.rate
+        self.mode: str = kwargs["mode"]
+        self.steps = kwargs.get("steps", 3)
+        self.name = getattr(cfg.method_kwargs, "name", None)
+
+    @property
+    def is_deep(self):
+        return self.cfg.method_kwargs.depth > 3 or "deep" in self.cfg.method_kwargs
+
+
+class _HandsItOn(_Parent):
+    def __init__(self, cfg):
+        self.settings = dict(**cfg.method_kwargs)
+
+
+def test_keys_of_a_method_are_those_that_its_source_reads():
+    assert method_keys(_Toy) == {
+        **{"deep": False, "depth": True, "mode": True, "name": False},
+        **{"rate": False, "steps": False, "width": True},
+    }
+    assert numeric_keys(_Toy) == {"width", "rate"}
+    assert method_keys(_HandsItOn) is None
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"dept": 3}, r"unknown key 'method_kwargs.dept'; did you mean 'depth'"),
+        ({"width": 3}, r"method=toy needs method_kwargs.depth, method_kwargs.mode"),
+        ({"depth": 1, "mode": "a", "width": "wide"}, r"method_kwargs.width: a number .* 'wide'"),
+    ],
+)
+def test_method_kwargs_are_refused_by_name(kwargs, message):
+    cfg = OmegaConf.create({"method": "toy", "method_kwargs": kwargs})
+    with pytest.raises(ConfigError, match=message):
+        check_method_kwargs(cfg, method_keys(_Toy), numeric_keys(_Toy))
+    check_method_kwargs(cfg, method_keys(_HandsItOn))
 
 
 def test_identity_follows_what_changes_the_result_and_nothing_else(compose_cfg):

@@ -1,0 +1,171 @@
+"""The `method_kwargs` that a method class reads, found in its source.
+
+solo-learn main names its keys in docstrings only and never looks at the others: a misspelt key
+trains with the default. The source says what is read.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from solo_mim.errors import ConfigError, nearest
+
+SECTION = "method_kwargs"
+_LIBRARIES = ("builtins", "abc", "typing", "torch", "lightning", "lightning_fabric")
+
+
+def method_keys(cls: type) -> dict[str, bool] | None:
+    """The keys of `cfg.method_kwargs` that a method class reads -> whether it needs them.
+
+    A key is read by `cfg.method_kwargs.x` or `cfg.method_kwargs["x"]`, which need it, or by
+    anything that has a default for it: `omegaconf_select(cfg, "method_kwargs.x", 1)`,
+    `cfg.method_kwargs.get("x")`. `is_missing(cfg, "method_kwargs.x")`, as main asserts, needs it.
+    The methods of the class and of its parents are read, functions that they call are not.
+
+    Returns:
+        None where the section is handed on as a whole or the source is not there: the class then
+        has to check its keys in `add_and_assert_specific_cfg`.
+    """
+    reads = _reads(cls)
+    if reads.whole:
+        return None
+    optional = dict.fromkeys(reads.optional, False)
+    return dict(sorted({**dict.fromkeys(reads.needed, True), **optional}.items()))
+
+
+def numeric_keys(cls: type) -> set[str]:
+    """Those keys that a method class takes for numbers: `t: float = cfg.method_kwargs.t`."""
+    return _reads(cls).numeric
+
+
+def check_method_kwargs(
+    cfg: DictConfig, keys: Mapping[str, bool] | None, numeric: Collection[str] = ()
+) -> None:
+    """Refuses unknown, missing and mistyped `method_kwargs` of the run's configuration.
+
+    Args:
+        cfg: main's schema; read are `method` and `method_kwargs`.
+        keys: known key -> required, of `method_keys`; with None nothing is checked.
+        numeric: keys whose value has to be a number or a truth value. Which of them, the host's
+            annotations leave open: DINO's `clip_grad: bool` is a norm.
+
+    Raises:
+        ConfigError: naming the key, and the nearest known one.
+    """
+    if keys is None:
+        return
+    given: Any = OmegaConf.to_container(cfg.get(SECTION) or OmegaConf.create())
+    for key in given:
+        if key not in keys:
+            raise ConfigError(f"unknown key '{SECTION}.{key}'{nearest(key, keys)}")
+    missing = [key for key, needed in keys.items() if needed and given.get(key) in (None, "???")]
+    if missing:
+        named = ", ".join(f"{SECTION}.{key}" for key in missing)
+        raise ConfigError(f"method={cfg.method} needs {named}")
+    for key in sorted(set(numeric) & given.keys()):
+        if not isinstance(given[key], int | float):
+            raise ConfigError(f"{SECTION}.{key}: a number is needed, not {given[key]!r}")
+
+
+def _reads(cls: type) -> _Reads:
+    reads = _Reads()
+    for base in cls.__mro__:
+        if base.__module__.partition(".")[0] in _LIBRARIES:
+            continue
+        for member in vars(base).values():
+            member = member.fget if isinstance(member, property) else member
+            member = getattr(member, "__func__", member)  # of static and class methods
+            if not inspect.isfunction(member):
+                continue
+            try:
+                source = inspect.getsource(member)
+            except OSError:  # typed at a prompt
+                reads.whole = True
+                continue
+            reads.aliases = set()
+            reads.visit(ast.parse(textwrap.dedent(source)))
+    return reads
+
+
+class _Reads(ast.NodeVisitor):
+    """Collects what a function does with `<anything>.method_kwargs`."""
+
+    def __init__(self) -> None:
+        self.needed: set[str] = set()
+        self.optional: set[str] = set()
+        self.numeric: set[str] = set()
+        self.whole = False
+        self.aliases: set[str] = set()  # local names of the section
+
+    def _is_section(self, node: ast.expr | None) -> bool:
+        if isinstance(node, ast.Attribute):
+            return node.attr == SECTION
+        return isinstance(node, ast.Name) and node.id in self.aliases
+
+    def _found(self, key: str, context: ast.expr_context) -> None:
+        (self.needed if isinstance(context, ast.Load) else self.optional).add(key)
+
+    def visit_Assign(self, node: ast.Assign) -> None:
+        if self._is_section(node.value) and isinstance(node.targets[0], ast.Name):
+            self.aliases.add(node.targets[0].id)
+        else:
+            self.generic_visit(node)
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> None:
+        annotation = node.annotation.id if isinstance(node.annotation, ast.Name) else ""
+        read = node.value if isinstance(node.value, ast.Attribute) else None
+        if read and self._is_section(read.value) and annotation in ("int", "float", "bool"):
+            self.numeric.add(read.attr)
+        self.generic_visit(node)
+
+    def visit_Call(self, node: ast.Call) -> None:
+        name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+        texts = [a.value for a in node.args if isinstance(a, ast.Constant)]
+        dotted = [t for t in texts if isinstance(t, str) and t.startswith(f"{SECTION}.")]
+        for key in dotted:
+            found = self.needed if name == "is_missing" else self.optional
+            found.add(key.split(".")[1])
+        owner: ast.expr | None = None
+        if isinstance(node.func, ast.Attribute) and name in ("get", "pop", "setdefault"):
+            owner = node.func.value
+        elif name in ("getattr", "hasattr") and node.args:
+            owner = node.args[0]
+        if self._is_section(owner) and texts:
+            self.optional.add(str(texts[0]))
+            for argument in (*node.args, *node.keywords):
+                if argument is not owner:
+                    self.visit(argument)
+        elif isinstance(node.func, ast.Attribute) and self._is_section(node.func.value):
+            self.whole = True  # .items(), .copy() and the like
+        else:
+            self.generic_visit(node)
+
+    def visit_Compare(self, node: ast.Compare) -> None:
+        left, right = node.left, node.comparators[0]
+        if isinstance(left, ast.Constant) and self._is_section(right):  # "x" in cfg.method_kwargs
+            self.optional.add(str(left.value))
+        else:
+            self.generic_visit(node)
+
+    def visit_Subscript(self, node: ast.Subscript) -> None:
+        if self._is_section(node.value) and isinstance(node.slice, ast.Constant):
+            self._found(str(node.slice.value), node.ctx)
+        else:
+            self.generic_visit(node)
+
+    def visit_Attribute(self, node: ast.Attribute) -> None:
+        if self._is_section(node.value):
+            self._found(node.attr, node.ctx)
+        elif self._is_section(node):
+            self.whole |= isinstance(node.ctx, ast.Load)
+        else:
+            self.generic_visit(node)
+
+    def visit_Name(self, node: ast.Name) -> None:
+        self.whole |= self._is_section(node) and isinstance(node.ctx, ast.Load)

@@ -1,0 +1,161 @@
+"""solo-learn main's own YAML files, as they are, on the host that is on the import path."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from PIL import Image
+
+from solo_mim import host
+from solo_mim.commands.configuration import checked, completed
+from solo_mim.data.photo_patches import photo_patches
+from solo_mim.host.keys import check_method_kwargs, method_keys, numeric_keys
+from solo_mim.methods import METHODS
+
+CHECKOUT = os.environ.get("SOLO_LEARN_MAIN")
+SCRIPTS = Path(CHECKOUT or "") / "scripts" / "pretrain"
+FILES = [
+    pytest.param(file, id=str(file.relative_to(SCRIPTS)))
+    for folder in ("cifar", "imagenet-100")
+    for file in sorted(SCRIPTS.glob(f"{folder}/*.y*ml"))
+] or [pytest.param(None, marks=pytest.mark.skip("SOLO_LEARN_MAIN names no checkout"))]
+
+# Keys that nothing on main reads, in its own files.
+RESSL = [
+    f"method_kwargs.{key}"
+    for key in ("base_tau_momentum", "final_tau_momentum", "momentum_classifier")
+]
+NOTES = {
+    "cifar/simsiam.yaml": ["method_kwargs.temperature"],
+    "imagenet-100/simsiam.yaml": ["method_kwargs.temperature", "augmentations_cfg", "wandb_cfg"],
+    "cifar/ressl.yaml": RESSL,
+    "imagenet-100/ressl.yaml": RESSL,
+}
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_file_composes_and_its_keys_are_known(file, capsys):
+    with initialize_config_dir(str(file.parent), version_base="1.3"):
+        cfg = checked(compose(file.name))
+    said = capsys.readouterr().out.splitlines()
+    name = str(file.relative_to(SCRIPTS))
+    noted = [line.removeprefix("note: nothing reads ").partition("=")[0] for line in said]
+    assert noted == NOTES.get(name, [])
+    assert cfg.wandb.entity is None, "main writes None, which YAML takes for a text"
+    assert cfg.optimizer.kwargs.get("eta") == (0.02 if cfg.optimizer.name == "lars" else None)
+    if cfg.method not in METHODS:
+        pytest.skip(f"this host has no {cfg.method}")
+    cls = METHODS[cfg.method]
+    keys = method_keys(cls)
+    if keys is None:  # 1.0.2 has constructors instead, and the seam compares with those
+        cls.add_and_assert_specific_cfg(completed(cfg, 10, 2, 0))
+    else:
+        check_method_kwargs(cfg, keys, numeric_keys(cls))
+
+
+def test_keys_of_solo_learn_mains_methods():
+    if host.GENERATION != "current":
+        pytest.skip("solo-learn 1.0.2 reads no method_kwargs")
+    found = {name: method_keys(METHODS[name]) for name in host.METHODS}
+    assert [name for name, keys in found.items() if not keys] == []
+    needed = {name: [k for k, needed in keys.items() if needed] for name, keys in found.items()}
+    optional = {name: sorted(set(keys) - set(needed[name])) for name, keys in found.items()}
+    # Read from their add_and_assert_specific_cfg by eye.
+    for name, expected in {
+        "byol": (["pred_hidden_dim", "proj_hidden_dim", "proj_output_dim"], []),
+        "ressl": (
+            ["proj_hidden_dim", "proj_output_dim", "temperature_k", "temperature_q"],
+            ["queue_size"],
+        ),
+        "mae": (
+            ["decoder_depth", "decoder_embed_dim", "decoder_num_heads"],
+            ["mask_ratio", "norm_pix_loss"],
+        ),
+        "swav": (
+            ["proj_hidden_dim", "proj_output_dim", "temperature"],
+            [
+                *("epoch_queue_starts", "freeze_prototypes_epochs", "num_prototypes"),
+                *("queue_size", "sk_epsilon", "sk_iters"),
+            ],
+        ),
+    }.items():
+        assert (needed[name], optional[name]) == expected, name
+    assert set(found["deepclusterv2"]) - numeric_keys(METHODS["deepclusterv2"]) == {
+        "num_prototypes"
+    }, "a list"
+
+
+SMALL = [
+    *("data.dataset=custom", "data.num_workers=0", "accelerator=cpu", "precision=32"),
+    *("wandb.enabled=false", "max_epochs=1", "optimizer.batch_size=8"),
+    *("+limit_train_batches=2", "+evaluation.offline=false", "+progress_bar=false"),
+    "+evaluation.information_every_n_epochs=0",
+]
+TRAINED = [
+    ("cifar/barlow.yaml", ["method_kwargs.proj_output_dim=64"]),
+    pytest.param("cifar/simsiam.yaml", [], marks=pytest.mark.slow),
+    pytest.param("cifar/ressl.yaml", ["+method_kwargs.queue_size=64"], marks=pytest.mark.slow),
+    pytest.param(
+        "cifar/wmse.yaml",
+        ["method_kwargs.whitening_size=8", "method_kwargs.proj_output_dim=4"],
+        marks=pytest.mark.slow,
+    ),
+    pytest.param("cifar/mae.yaml", ["backbone.name=vit_tiny"], marks=pytest.mark.slow),
+    pytest.param("cifar/all4one.yaml", ["method_kwargs.queue_size=64"], marks=pytest.mark.slow),
+    pytest.param(
+        "imagenet-100/vicreg.yaml",
+        ["data.format=image_folder", "devices=1", "method_kwargs.proj_output_dim=64"],
+        marks=pytest.mark.slow,
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def image_folders(tmp_path_factory):
+    """Training and validation folders: patches of three photographs, eight and four of each."""
+    root = tmp_path_factory.mktemp("images")
+    for half, part, count in zip(photo_patches(), ("train", "val"), (8, 4), strict=True):
+        for label in range(3):
+            folder = root / part / f"photograph{label}"
+            folder.mkdir(parents=True)
+            for number, pixels in enumerate(half.images[half.labels == label][:count]):
+                Image.fromarray(pixels).save(folder / f"{number}.png")
+    return [f"data.{part}_path={root / part}" for part in ("train", "val")]
+
+
+@pytest.mark.skipif(not CHECKOUT, reason="SOLO_LEARN_MAIN names no checkout")
+@pytest.mark.parametrize(("file", "overrides"), TRAINED)
+def test_file_trains_through_the_command(file, overrides, image_folders, tmp_path):
+    folder, name = (SCRIPTS / file).parent, Path(file).name
+    method = name.partition(".")[0].replace("barlow", "barlow_twins")
+    if method not in METHODS:
+        pytest.skip(f"this host has no {method}")
+    place = ["--config-path", str(folder), "--config-name", name]
+    done = subprocess.run(
+        [sys.executable, "-m", "solo_mim", "pretrain", *place, *image_folders, *SMALL, *overrides],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "epoch 1/1" in done.stdout
+    assert len(list((tmp_path / "runs").glob("*/result.json"))) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+
+
+@pytest.mark.parametrize("which", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
+def test_this_file_passes_on_solo_learn_main(which, solo_learn_main):
+    if os.environ.get("SOLO_MIM_HOST_IS_MAIN"):
+        pytest.skip("running on solo-learn main already")
+    environment = dict(os.environ, PYTHONPATH=str(solo_learn_main), SOLO_MIM_HOST_IS_MAIN="1")
+    arguments = ["-q", "-p", "no:cacheprovider", "-m", which, str(Path(__file__))]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-6000:]
