@@ -232,7 +232,8 @@ def place(key: str) -> str:
     for override in overrides:
         name = re.split("[@=]", override.lstrip("+~"))[0]
         is_group = name in hydra.runtime.choices
-        if not is_group and _position(name) == position[: len(_position(name))]:
+        # One of the two is, or is inside of, the other.
+        if not is_group and all(a == b for a, b in zip(_position(name), position, strict=False)):
             return "the command line"
     folders = [Path(s.path) for s in hydra.runtime.config_sources if s.schema == "file"]
     loader = GlobalHydra.instance().config_loader()

@@ -177,7 +177,7 @@ def test_refusals_name_the_file_or_the_command_line(
 
 
 @pytest.mark.parametrize(
-    ("override", "message"),
+    ("overrides", "message"),
     [
         (
             "~optimiser",
@@ -194,17 +194,28 @@ def test_refusals_name_the_file_or_the_command_line(
             "(set on the command line)",
         ),
         (
+            "~optimiser ~wandb.entitty +optimizr.lr=1",
+            "unknown key 'optimizr'; did you mean 'optimizer'? (set on the command line)",
+        ),
+        (
             "wandb.enable=1",
             "unknown key 'wandb.enable'; did you mean 'enabled'? (set on the command line)",
         ),
     ],
 )
 def test_files_without_our_schema_are_held_to_it_too(
-    override, message, tmp_path, monkeypatch, capsys
+    overrides, message, tmp_path, monkeypatch, capsys
 ):
     main_like = "defaults: [_self_, wandb: private]\nname: x\nmethod: vicreg\noptimiser: {lr: 1}"
     _write(tmp_path, {"main.yaml": main_like, "wandb/private.yaml": "entitty: me"})
-    arguments = ["pretrain", "--config-path", str(tmp_path), "--config-name", "main", override]
+    arguments = [
+        "pretrain",
+        "--config-path",
+        str(tmp_path),
+        "--config-name",
+        "main",
+        *overrides.split(),
+    ]
     assert _said(arguments, tmp_path, monkeypatch, capsys) == message.format(folder=tmp_path)
 
 
