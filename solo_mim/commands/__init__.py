@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import signal
 import sys
+from collections.abc import Iterator
+from typing import Any
 
 from solo_mim.errors import ConfigError, MissingHostError, nearest
 
@@ -26,21 +30,50 @@ USAGE = "\n".join(
 )
 
 
+@contextlib.contextmanager
+def _terminated_like_interrupted() -> Iterator[list[int]]:
+    """SIGTERM raises KeyboardInterrupt in here and is noted in what this gives.
+
+    lightning's own handler keeps calling this one. By itself it would only take notice, and stop
+    after the batch; outside of training there would be none.
+    """
+    noted: list[int] = []
+
+    def interrupt(signum: int, _frame: Any) -> None:
+        noted.append(signum)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield noted
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command; user errors are one line on stderr and exit code 2."""
+    """Runs one command.
+
+    User errors are one line on stderr and exit code 2; so are Ctrl-C, with exit code 130, and
+    SIGTERM, with 143.
+    """
     arguments = sys.argv[1:] if argv is None else argv
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(USAGE)
         return 0
     command, *rest = arguments
-    try:
-        if command not in COMMANDS:
-            raise ConfigError(f"unknown command '{command}'{nearest(command, COMMANDS)}")
-        # Imported here: torch and lightning take seconds that `--help` should not.
-        return importlib.import_module(f"solo_mim.commands.{command}").run(rest)
-    except (ConfigError, MissingHostError) as error:
-        print(f"solo-mim: {error}", file=sys.stderr)
-        return 2
+    with _terminated_like_interrupted() as terminated:
+        try:
+            if command not in COMMANDS:
+                raise ConfigError(f"unknown command '{command}'{nearest(command, COMMANDS)}")
+            # Imported here: torch and lightning take seconds that `--help` should not.
+            return importlib.import_module(f"solo_mim.commands.{command}").run(rest)
+        except (ConfigError, MissingHostError) as error:
+            print(f"solo-mim: {error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt as stopped:
+            standing = str(stopped) or "nothing was begun"
+            print(f"\nsolo-mim: interrupted; {standing}", file=sys.stderr)
+            return 128 + (signal.SIGTERM if terminated else signal.SIGINT)
 
 
 if __name__ == "__main__":

@@ -17,10 +17,13 @@ import hydra
 import lightning.pytorch as pl
 import pandas as pd
 import torch
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.plugins import Plugins
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
-from lightning.pytorch.callbacks import ModelCheckpoint
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -38,14 +41,10 @@ from solo_mim.commands.configuration import (
 from solo_mim.commands.progress import EpochLines, LossBar
 from solo_mim.data import SSLDataModule
 from solo_mim.errors import ConfigError, nearest
-from solo_mim.evaluation.diagnostics import (
-    InformationCallback,
-    held_out_information,
-    project_views,
-)
+from solo_mim.evaluation.diagnostics import InformationCallback
 from solo_mim.evaluation.offline import Accuracies, evaluate_features, extract_features
 from solo_mim.evaluation.plots import plot_accuracy_curves
-from solo_mim.methods import METHODS
+from solo_mim.methods import find_method, recipe_folders
 
 
 def _loggers(cfg: DictConfig, folder: Path) -> list[Logger]:
@@ -72,6 +71,7 @@ def _loggers(cfg: DictConfig, folder: Path) -> list[Logger]:
 
 
 def _trainer(cfg: DictConfig, folder: Path, callbacks: list[pl.Callback]) -> pl.Trainer:
+    """lightning's, from the configuration's top level; one of `callbacks` is an `EpochEnd`."""
     arguments: dict[str, Any] = {
         key: OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
         for key, value in cfg.items()
@@ -85,16 +85,6 @@ def _trainer(cfg: DictConfig, folder: Path, callbacks: list[pl.Callback]) -> pl.
     arguments.setdefault("log_every_n_steps", 10)
     arguments.setdefault("enable_model_summary", False)
     arguments.setdefault("num_sanity_val_steps", 0)
-    if cfg.checkpoint.enabled:
-        checkpoints = ModelCheckpoint(
-            dirpath=folder / runs.CHECKPOINTS,
-            filename="{epoch}",
-            every_n_epochs=cfg.checkpoint.frequency,
-            save_top_k=-1 if cfg.checkpoint.keep_prev else 1,
-            save_on_train_epoch_end=True,
-            enable_version_counter=False,
-        )
-        callbacks = [*callbacks, checkpoints]
     if cfg.progress_bar and sys.stderr.isatty():
         callbacks = [*callbacks, LossBar(leave=False)]
     arguments["enable_progress_bar"] = any(isinstance(c, LossBar) for c in callbacks)
@@ -103,7 +93,6 @@ def _trainer(cfg: DictConfig, folder: Path, callbacks: list[pl.Callback]) -> pl.
             **arguments,
             logger=_loggers(cfg, folder),
             callbacks=callbacks,
-            enable_checkpointing=cfg.checkpoint.enabled,
             default_root_dir=folder,
         )
     except (MisconfigurationException, ValueError, TypeError) as error:
@@ -156,11 +145,21 @@ def pretrain(cfg: DictConfig) -> dict[str, Any]:
 
     Raises:
         ConfigError: a key, value or path is wrong; the message names it.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; the message says what is kept and how to go on.
     """
     cfg = checked(cfg)
-    if cfg.method not in METHODS:
-        raise ConfigError(f"method: unknown method '{cfg.method}'{nearest(cfg.method, METHODS)}")
+    method = find_method(cfg.method)
     folder = runs.folder_of(cfg)
+    try:
+        return _trained_and_evaluated(cfg, method, folder)
+    except KeyboardInterrupt:
+        if getattr(rank_zero_only, "rank", 0):  # the first process speaks for all
+            raise SystemExit(1) from None
+        raise KeyboardInterrupt(runs.standing(folder, cfg)) from None
+
+
+def _trained_and_evaluated(cfg: DictConfig, method: Any, folder: Path) -> dict[str, Any]:
+    runs.refuse_foreign(folder, cfg)
     if (folder / runs.RESULT).exists():
         result = json.loads((folder / runs.RESULT).read_text())
         print(f"finished before, nothing to do: {folder}\n\n{summary(result)}")
@@ -171,23 +170,29 @@ def pretrain(cfg: DictConfig) -> dict[str, Any]:
     resolved = completed(cfg, data.num_classes, data.num_large_crops, data.num_small_crops)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     try:
-        model: Any = METHODS[cfg.method](resolved)
+        model: Any = method(resolved)
     except TypeError as error:
         raise ConfigError(f"backbone.kwargs or method_kwargs do not fit: {error}") from error
     if not resolved.performance.get("disable_channel_last", False):
         model = model.to(memory_format=torch.channels_last)
     lines = EpochLines()
-    callbacks: list[pl.Callback] = [lines]
+    epochs = runs.EpochEnd(
+        folder, cfg.checkpoint.enabled, cfg.checkpoint.frequency, cfg.checkpoint.keep_prev
+    )
+    callbacks: list[pl.Callback] = [lines, epochs]
     has_validation = data.num_val_images > 0
     if has_validation:
         views, every = data.views_dataloader("val"), cfg.evaluation.information_every_n_epochs
-        callbacks.append(InformationCallback(views, every))
+        held_out = InformationCallback(views, every)
+        callbacks.append(held_out)
     trainer = _trainer(resolved, folder, callbacks)
     device = trainer.strategy.root_device
 
-    runs.prepare(folder, cfg)
+    departure = runs.departure(folder, cfg)
+    if trainer.is_global_zero:
+        runs.prepare(folder, cfg)
     checkpoint = runs.newest_checkpoint(folder) or cfg.resume_from_checkpoint
-    print(_announcement(resolved, data, folder, checkpoint))
+    print(_announcement(resolved, data, folder, departure, checkpoint))
 
     offline: dict[str, Accuracies] = {}
     split = "test" if cfg.evaluation.test and cfg.data.validation_split else "val"
@@ -203,19 +208,14 @@ def pretrain(cfg: DictConfig) -> dict[str, Any]:
     try:
         trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except SystemExit:
-        # What lightning makes of Ctrl-C.
-        raise (KeyboardInterrupt if trainer.interrupted else SystemExit(1)) from None
+        raise KeyboardInterrupt from None  # lightning makes the one of the other
     seconds = time.perf_counter() - started
-    last = folder / runs.CHECKPOINTS / f"epoch={trainer.current_epoch - 1}.ckpt"
-    if cfg.checkpoint.enabled and not last.exists():  # where checkpoint.frequency passes it by
-        trainer.save_checkpoint(last)
 
-    metrics = runs.collect_metrics(folder)
+    metrics = epochs.metrics
     information = None
     if has_validation:
         model.to(device)
-        projected = project_views(model, views)
-        information = None if projected is None else asdict(held_out_information(projected))
+        information = held_out.measure(trainer, model)
         if cfg.evaluation.offline:
             offline["trained"] = _offline(cfg, data, split, model.backbone, device)
     result = {
@@ -232,7 +232,8 @@ def pretrain(cfg: DictConfig) -> dict[str, Any]:
             "knn_top1": _last(metrics, "val_knn_acc1"),
         },
         "offline": {name: asdict(accuracies) for name, accuracies in offline.items()},
-        "information": information,
+        "information": None if information is None else asdict(information),
+        "corrupt_images": data.corrupt_images,
         # None where this sitting only had the evaluation left to do.
         "images_per_second": statistics.median(lines.images_per_second)
         if lines.images_per_second
@@ -240,12 +241,12 @@ def pretrain(cfg: DictConfig) -> dict[str, Any]:
         "training_seconds_of_last_sitting": seconds,
         "peak_memory_mib": _peak_memory_mib(),
         "folder": str(folder),
-        "versions": runs.versions(),
+        "versions": runs.versions(cfg.method),
         "commit": runs.commit(),
     }
     if trainer.is_global_zero:
-        runs.write_json(folder / runs.RESULT, result)
         plot_accuracy_curves({cfg.method: metrics}, folder / "curves.png", folder.name)
+        runs.write_json(folder / runs.RESULT, result)  # last: it says that the run is finished
         print("\n" + summary(result))
     return result
 
@@ -254,7 +255,9 @@ def _evaluated_on(cfg: DictConfig) -> str:
     return "validation split" if cfg.data.validation_split else "held-out images"
 
 
-def _announcement(cfg: DictConfig, data: SSLDataModule, folder: Path, checkpoint: Any) -> str:
+def _announcement(
+    cfg: DictConfig, data: SSLDataModule, folder: Path, departure: str | None, checkpoint: Any
+) -> str:
     opt = cfg.optimizer
     lines = [
         f"{cfg.method} on {cfg.data.dataset}: {data.num_train_images:,} training and "
@@ -264,6 +267,8 @@ def _announcement(cfg: DictConfig, data: SSLDataModule, folder: Path, checkpoint
         f"lr {opt.lr:g} (scaled to the batch), seed {cfg.seed}",
         f"run folder: {folder}",
     ]
+    if departure:
+        lines.append(departure)
     if checkpoint:
         lines.append(f"resuming from {checkpoint}")
     return "\n".join(lines)
@@ -300,6 +305,8 @@ def summary(result: dict[str, Any]) -> str:
                 f"shuffled pairs {info[reading + '_shuffled']:.2f})"
             )
         lines.append(f"  effective rank of z {info['effective_rank']:.1f}")
+    if result["corrupt_images"]:
+        lines.append(f"  {len(result['corrupt_images'])} unreadable images skipped: result.json")
     speed = f"{result['images_per_second']:,.0f} images/s, " if result["images_per_second"] else ""
     memory = ", ".join(f"{mib:,.0f} MiB ({of})" for of, mib in result["peak_memory_mib"].items())
     lines += [
@@ -321,11 +328,23 @@ def _prefix() -> str:
         return f"{os.environ['UV']} run "
 
 
+def _worth_saying(record: logging.LogRecord) -> bool:
+    """main warns that a schedule per step does not resume well; runs here resume exactly."""
+    return "Using scheduler_interval" not in record.getMessage()
+
+
+class _PluginRecipes(SearchPathPlugin):
+    """Hydra finds the recipes that installed plug-ins bring, after the shipped ones."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        for package, folder in recipe_folders().items():
+            search_path.append(provider=package, path=f"file://{folder}")
+
+
 def _quiet() -> None:
     """Silences what a user can do nothing about."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    # main warns that a schedule per step does not resume well; runs here resume exactly.
-    logging.getLogger().addFilter(lambda r: "Using scheduler_interval" not in r.getMessage())
+    logging.getLogger().addFilter(_worth_saying)  # a filter that is there is not added again
     for message in (
         ".*does not have many workers.*",
         ".*Checkpoint directory .* exists and is not empty.*",
@@ -362,15 +381,11 @@ def _hydra_main(cfg: DictConfig) -> float | None:
 def run(arguments: list[str]) -> int:
     """The command: `arguments` are Hydra's."""
     _quiet()
+    Plugins.instance().register(_PluginRecipes)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that errors arrive here and not as Hydra's printout
     sys.argv = [sys.argv[0], *arguments]
     try:
         _hydra_main()
     except (HydraException, OmegaConfBaseException) as error:
         raise _explained(error) from error
-    except KeyboardInterrupt:
-        print(
-            "\ninterrupted; the same command resumes from the last finished epoch", file=sys.stderr
-        )
-        return 130
     return 0

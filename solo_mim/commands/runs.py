@@ -1,7 +1,11 @@
-"""A run's folder: what it was made with, its checkpoints, its metrics and its result."""
+"""A run's folder: what it was made with, its checkpoints, its metrics and its result.
+
+Every file in it is there whole or not at all: it is written under another name and then renamed.
+"""
 
 from __future__ import annotations
 
+import glob
 import importlib.metadata
 import json
 import os
@@ -13,12 +17,20 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 import solo_mim
 from solo_mim import host
-from solo_mim.commands.configuration import PACKAGE, identity
+from solo_mim.commands.configuration import _NOT_IDENTITY, PACKAGE, identity
+from solo_mim.errors import ConfigError
+from solo_mim.methods import METHODS, origins
 
+CONFIGURATION = "config.yaml"
+PROVENANCE = "provenance.json"
 RESULT = "result.json"
 METRICS = "metrics.csv"
 CHECKPOINTS = "checkpoints"
@@ -28,9 +40,15 @@ PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "
 
 
 def folder_of(cfg: DictConfig) -> Path:
-    """`output_dir/name-seedS-HASH`: the hash is of configuration, code version and host."""
-    digest = identity(cfg, f"{host.GENERATION} {host.host_version()}")
+    """`output_dir/name-seedS-HASH`: the hash is of configuration, code version and host, and of the
+    plug-in's version where the method is of one."""
+    made_with = [host.GENERATION, host.host_version(), *_plugin(cfg.method)]
+    digest = identity(cfg, " ".join(made_with))
     return Path(cfg.output_dir) / f"{cfg.name}-seed{cfg.seed}-{digest}"
+
+
+def _plugin(method: str) -> list[str]:
+    return [] if method in METHODS else origins()[method]
 
 
 def commit() -> str | None:
@@ -51,8 +69,9 @@ def commit() -> str | None:
     return revision.stdout.strip() + ("+" if dirty.stdout.strip() else "")
 
 
-def versions() -> dict[str, str]:
-    """Versions of Python, of the packages that matter, of the host and of solo-mim."""
+def versions(method: str | None = None) -> dict[str, str]:
+    """Versions of Python, of the packages that matter, of the host, of solo-mim and, where the
+    method is a plug-in's, of that."""
     found = {"python": platform.python_version(), "solo-mim": solo_mim.__version__}
     found["solo-learn"] = f"{host.host_version()} ({host.GENERATION})"
     for package in PACKAGES:
@@ -60,64 +79,196 @@ def versions() -> dict[str, str]:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
+    if method is not None:
+        for package in _plugin(method):
+            name, _, version = package.rpartition(" ")
+            found[name] = version
     return found
 
 
-def write_json(path: Path, content: Any) -> None:
+def write(path: Path, text: str) -> None:
     """Writes a file that is there whole or not at all."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n")
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text)
     os.replace(partial, path)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """`write` of JSON."""
+    write(path, json.dumps(content, indent=2) + "\n")
 
 
 def prepare(folder: Path, cfg: DictConfig) -> None:
     """Makes the folder and writes the configuration, and this sitting's provenance, into it."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
-    path = folder / "provenance.json"
-    sittings = json.loads(path.read_text()) if path.exists() else []
-    sitting = {"versions": versions(), "commit": commit(), "seed": cfg.seed}
-    write_json(path, [*sittings, sitting])
+    write(folder / CONFIGURATION, OmegaConf.to_yaml(cfg, resolve=True))
+    sittings = _json(folder / PROVENANCE) or []
+    sitting = {"versions": versions(cfg.method), "commit": commit(), "seed": cfg.seed}
+    write_json(folder / PROVENANCE, [*sittings, sitting])
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def refuse_foreign(folder: Path, cfg: DictConfig) -> None:
+    """Raises ConfigError where the configuration in the folder is not the one it is named after."""
+    path = folder / CONFIGURATION
+    if not path.exists():
+        return
+    try:
+        changes = _changes(_settings(OmegaConf.load(path)), _settings(cfg))
+    except (YAMLError, OmegaConfBaseException, OSError, ValueError) as error:
+        changes = " ".join(f"unreadable: {error}".split())
+    if changes:
+        raise ConfigError(
+            f"{path} was changed or copied here: it is not the configuration that this folder is "
+            f"named after ({changes}); delete the file if the rest of the folder is this "
+            "run's, or else move the folder away"
+        )
+
+
+def departure(folder: Path, cfg: DictConfig) -> str | None:
+    """One line on how a new run differs from the latest of its name and seed beside it, if any."""
+    if folder.exists():
+        return None
+    others = [
+        path
+        for path in folder.parent.glob(f"{glob.escape(folder.name[:-8])}*/{CONFIGURATION}")
+        if re.fullmatch("[0-9a-f]{8}", path.parent.name[len(folder.name) - 8 :])
+    ]
+    if not others:
+        return None
+    latest = max(others, key=lambda path: path.stat().st_mtime)
+    try:
+        changes = _changes(_settings(OmegaConf.load(latest)), _settings(cfg))
+        sittings = _json(latest.parent / PROVENANCE)
+    except (YAMLError, OmegaConfBaseException, OSError, ValueError):
+        return None  # of no use, and no obstacle: the run goes in a folder of its own
+    if not changes and sittings:
+        changes = _changes(sittings[-1]["versions"], versions(cfg.method))
+    return f"differs from the run in {latest.parent}: {changes}" if changes else None
+
+
+def _settings(cfg: Any) -> dict[str, Any]:
+    """What of a configuration counts for a run's identity, by dotted key."""
+    ignored = tuple(f"{key}." for key in _NOT_IDENTITY)
+    flat = _flat(OmegaConf.to_container(cfg, resolve=True), "")
+    return {key: value for key, value in flat.items() if not f"{key}.".startswith(ignored)}
+
+
+def _flat(node: Any, key: str) -> dict[str, Any]:
+    if isinstance(node, dict) and node:
+        parts = [(f"{key}.{name}" if key else str(name), value) for name, value in node.items()]
+    elif isinstance(node, list) and node:
+        parts = [(f"{key}[{index}]", value) for index, value in enumerate(node)]
+    else:
+        return {key: node}
+    return dict(leaf for name, value in parts for leaf in _flat(value, name).items())
+
+
+def _changes(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """`key old -> new` of the first three that differ and how many more do; empty where none."""
+    changes = [
+        f"{key} {old.get(key, 'absent')} -> {new.get(key, 'absent')}"
+        for key in {**new, **old}
+        if key not in old or key not in new or old[key] != new[key]
+    ]
+    more = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
+    return ", ".join(changes[:3]) + more
+
+
+class EpochEnd(Checkpoint):
+    """Writes metrics.csv and the state after every finished epoch.
+
+    A state carries the metrics of all epochs up to its own, so that a resumed run's are without gap
+    or repetition wherever it was killed. Its file gets its name when it is whole, and only then the
+    one before it goes. Beside the latest stay the multiples of `frequency`: all of them with
+    `keep_prev`, otherwise the last.
+    """
+
+    def __init__(self, folder: Path, enabled: bool, frequency: int, keep_prev: bool) -> None:
+        self.folder, self.enabled = folder, enabled
+        self.frequency, self.keep_prev = frequency, keep_prev
+        self.rows: list[dict[str, float]] = []
+
+    @property
+    def metrics(self) -> pd.DataFrame:
+        """One row per epoch and a column for whatever was logged; `step` counts updates."""
+        return pd.DataFrame(self.rows or {"epoch": []})
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rows."""
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """The rows."""
+        self.rows = state_dict["rows"]
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forgets the epoch before: validation, or a part of it, may be rarer than an epoch."""
+        trainer.logged_metrics.clear()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Sees what all others have logged, for lightning calls a Checkpoint last."""
+        epoch = trainer.current_epoch
+        logged = {k: float(v) for k, v in trainer.logged_metrics.items() if not k.endswith("_step")}
+        self.rows.append({"epoch": epoch, "step": trainer.global_step, **logged})
+        if trainer.is_global_zero:
+            write(self.folder / METRICS, self.metrics.to_csv(index=False))
+        if self.enabled:
+            self._save(trainer, epoch)
+
+    def _save(self, trainer: Trainer, epoch: int) -> None:
+        checkpoints = self.folder / CHECKPOINTS
+        path = checkpoints / f"epoch={epoch}.ckpt"
+        # lightning writes it elsewhere and moves it, which across file systems is a copy: a kill
+        # could cut it short under its final name.
+        partial = path.with_name(f"{path.name}.partial")
+        trainer.save_checkpoint(partial)
+        if not trainer.is_global_zero:
+            return
+        os.replace(partial, path)
+        epochs = sorted(e for e, _ in _numbered(self.folder))
+        multiples = [e for e in epochs if self.frequency > 0 and (e + 1) % self.frequency == 0]
+        kept = {epoch, *(multiples if self.keep_prev else multiples[-1:])}
+        names = {f"epoch={e}.ckpt" for e in kept}
+        for other in checkpoints.glob("epoch=*"):
+            if other.name not in names:
+                trainer.strategy.remove_checkpoint(other)
+
+
+def _numbered(folder: Path) -> list[tuple[int, Path]]:
+    """Epoch, counted from 0, and file of every checkpoint."""
+    found = (folder / CHECKPOINTS).glob("epoch=*.ckpt")
+    return [(int(m.group(1)), p) for p in found if (m := re.fullmatch(r"epoch=(\d+)", p.stem))]
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
     """The whole checkpoint of the latest epoch.
 
-    lightning moves a finished file into place; across file systems that is a copy, which a kill can
-    cut short. A zip archive has its directory at its end, so a cut one is told by that.
+    A file that was copied here can be cut short. A zip archive has its directory at its end, so a
+    cut one is told by that.
     """
-    found = (folder / CHECKPOINTS).glob("epoch=*.ckpt")
-    numbered = [(int(m.group(1)), p) for p in found if (m := re.match(r"epoch=(\d+)", p.name))]
-    return max(((n, p) for n, p in numbered if zipfile.is_zipfile(p)), default=(0, None))[1]
+    whole = [numbered for numbered in _numbered(folder) if zipfile.is_zipfile(numbered[1])]
+    return max(whole)[1] if whole else None
+
+
+def standing(folder: Path, cfg: DictConfig) -> str:
+    """What an interrupted run leaves, and how it goes on: one line."""
+    if not cfg.checkpoint.enabled:
+        return "checkpoint.enabled=false keeps no checkpoint; the same command starts again"
+    newest = newest_checkpoint(folder)
+    if newest is None:
+        return "no epoch was finished yet; the same command starts again"
+    epoch = 1 + max(e for e, path in _numbered(folder) if path == newest)
+    return (
+        f"the checkpoint of epoch {epoch} of {cfg.max_epochs} is kept; "
+        "the same command resumes from it"
+    )
 
 
 def next_session(folder: Path) -> str:
-    """Folder name for the CSV log of this sitting.
-
-    lightning's CSV logger deletes the log it finds, so every sitting has its own and
-    `collect_metrics` joins them.
-    """
+    """Folder name for the step-wise CSV log of this sitting: lightning's logger deletes what it
+    finds."""
     return f"{_SESSIONS}/{len(list((folder / _SESSIONS).glob('*'))):03d}"
-
-
-def collect_metrics(folder: Path) -> pd.DataFrame:
-    """One row per epoch from the logs of all sittings, later sittings first; written to
-    metrics.csv."""
-    logs = sorted((folder / _SESSIONS).glob(f"*/{METRICS}"))
-    frames = [pd.read_csv(log) for log in logs if log.stat().st_size]
-    frames = [frame for frame in frames if "epoch" in frame]  # not a sitting's that ended at once
-    if not frames:
-        return pd.DataFrame(columns=["epoch"])
-    # A logged epoch is spread over several rows (training, validation): the last value of each
-    # column.
-    epochs = [frame.groupby("epoch").last() for frame in frames]
-    joined = epochs[0]
-    for frame in epochs[1:]:
-        joined = frame.combine_first(joined[joined.index < frame.index.min()])
-    joined = (
-        joined.drop(columns=[c for c in joined if c.endswith("_step")]).sort_index().reset_index()
-    )
-    partial = folder / f"{METRICS}.partial"
-    joined.to_csv(partial, index=False)
-    os.replace(partial, folder / METRICS)
-    return joined

@@ -5,6 +5,7 @@ a list of paths; both hand out Pillow images, the representation in which augmen
 """
 
 import os
+import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,6 +27,13 @@ CIFAR100_STATISTICS: tuple[RGB, RGB] = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564
 IMAGENET_STATISTICS: tuple[RGB, RGB] = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 UNLABELLED = -1
+
+# What Pillow raises of files: SyntaxError of a broken PNG, ValueError of some broken headers,
+# the bomb of a header that claims more pixels than anyone has photographed.
+UNREADABLE = (
+    *(UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError, struct.error),
+    Image.DecompressionBombError,
+)
 
 # solo-learn's, and not the run's seed: runs of every seed train and validate on the same images.
 SPLIT_SEED = 42
@@ -62,13 +70,12 @@ class ImageSet:
         try:
             with Image.open(path) as file:
                 return file.convert("RGB")
-        # Pillow raises SyntaxError on a broken PNG, ValueError on some broken headers.
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        except UNREADABLE as error:
             raise DataError(
                 f"the image cannot be read ({error})",
                 key="data.train_path or data.val_path",
                 path=path,
-                remedy="Replace the file, or move it out of the folder",
+                remedy="Replace the file, move it out of the folder, or set data.on_corrupt: skip",
             ) from error
 
     def subset(self, indexes: np.ndarray) -> "ImageSet":

@@ -11,12 +11,13 @@ import random
 import warnings
 from collections.abc import Iterator, Sequence
 from itertools import cycle, islice
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
 from omegaconf import DictConfig, OmegaConf
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
@@ -29,9 +30,15 @@ from solo_mim.data.transforms import (
     normalise,
     parse_augmentations,
 )
+from solo_mim.errors import nearest
 
 ViewsBatch = list[Any]  # [indexes int64 B, [X_1 .. X_V] each float32 B x 3 x H x W, targets B]
 PlainBatch = list[Tensor]  # [X float32 B x 3 x H x W, targets int64 B]
+
+# What is done about a file that is no readable image: DataError; the next that is readable in its
+# place, so that batches keep their size; or a smaller batch, so that no image counts twice.
+OnCorrupt = Literal["fail", "replace", "leave out"]
+Read = tuple[int, int, Image.Image]  # index, augmentation seed, image
 
 # Lightning would say so of the un-augmented loaders, which are fastest without any worker.
 warnings.filterwarnings("ignore", message=".*does not have many workers.*")
@@ -43,6 +50,10 @@ class SSLDataModule(LightningDataModule):
     Reads ``cfg.data``, ``cfg.augmentations``, ``cfg.optimizer.batch_size`` and ``cfg.seed`` (5 when
     absent, as solo-learn has it). The data set is loaded, or its folder scanned, at once: counts
     and classes are there before any trainer is. Raises DataError.
+
+    Attributes:
+        corrupt_images: paths of the unreadable images that ``data.on_corrupt: skip`` has passed
+            over, in the order in which they were met; a checkpoint carries them.
     """
 
     def __init__(self, cfg: DictConfig) -> None:
@@ -54,6 +65,14 @@ class SSLDataModule(LightningDataModule):
         )
         self.batch_size: int = cfg.optimizer.batch_size
         self.seed: int = OmegaConf.select(cfg, "seed", default=5)
+        on_corrupt = data.get("on_corrupt", "fail")
+        if on_corrupt not in ("fail", "skip"):
+            raise DataError(
+                f"unknown value {on_corrupt!r}{nearest(str(on_corrupt), ('fail', 'skip'))}",
+                key="data.on_corrupt",
+            )
+        self.skips_corrupt: bool = on_corrupt == "skip"
+        self.corrupt_images: list[str] = []
         # On two cores two workers train a tiny network on 32-pixel images a third faster than none;
         # where the network keeps both cores busy there is no difference.
         configured = data.get("num_workers")
@@ -114,7 +133,11 @@ class SSLDataModule(LightningDataModule):
                 key="optimizer.batch_size",
                 remedy=f"Set it to {len(sampler)} or less",
             )
-        views = Views(self.splits.train, _one_per_view(self.augmentations))
+        views = Views(
+            self.splits.train,
+            _one_per_view(self.augmentations),
+            on_corrupt="replace" if self.skips_corrupt else "fail",
+        )
         return self._loader(views, sampler=sampler, drop_last=True, persistent=True)
 
     def val_dataloader(self) -> DataLoader[PlainBatch] | list[Any]:
@@ -135,9 +158,22 @@ class SSLDataModule(LightningDataModule):
         """
         images = self._images(split)
         large = [a for a in self.augmentations if a.crop_size == self.crop_size]
-        views = Views(images, tuple(islice(cycle(_one_per_view(large)), num_views)))
+        augmentations = tuple(islice(cycle(_one_per_view(large)), num_views))
+        views = Views(images, augmentations, on_corrupt=self._in_evaluation)
         sampler = EpochSampler(images, seed=SPLIT_SEED, shuffle=False, num_replicas=1, rank=0)
         return self._loader(views, sampler=sampler)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run has to know: the unreadable images met so far."""
+        return {"corrupt_images": list(self.corrupt_images)} if self.corrupt_images else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes the list up again; paths in it are not warned of a second time."""
+        self.corrupt_images[:] = state_dict["corrupt_images"]
+
+    @property
+    def _in_evaluation(self) -> OnCorrupt:
+        return "leave out" if self.skips_corrupt else "fail"
 
     def _images(self, split: str) -> ImageSet:
         images = {"train": self.splits.train, "val": self.splits.val, "test": self.splits.test}
@@ -153,7 +189,7 @@ class SSLDataModule(LightningDataModule):
         return chosen
 
     def _plain_images(self, split: str) -> "PlainImages":
-        return PlainImages(self._images(split), self.augmentations[0])
+        return PlainImages(self._images(split), self.augmentations[0], self._in_evaluation)
 
     def _loader(
         self, dataset: "Views | PlainImages", *, persistent: bool = False, **options: Any
@@ -161,7 +197,9 @@ class SSLDataModule(LightningDataModule):
         # Without augmentation an image in memory costs less than handing it between processes.
         plain_in_memory = isinstance(dataset, PlainImages) and dataset.images.in_memory
         workers = 0 if plain_in_memory else self.num_workers
-        return DataLoader(
+        # On the data set, for Lightning may make a loader anew from the arguments that it knows.
+        dataset.corrupt_images = self.corrupt_images
+        return ReadableLoader(
             dataset,
             batch_size=self.batch_size,
             num_workers=workers,
@@ -201,28 +239,124 @@ class EpochSampler(DistributedSampler[Any]):
         return zip(mine.tolist(), seeds[mine].tolist(), strict=True)
 
 
-class Views(Dataset[ViewsBatch]):
+class Fetched(NamedTuple):
+    """What a worker process answers with. An error is handed over, for one that it raised would
+    arrive with its traceback as the message.
+
+    ``batch`` is None of an error, and where no image is left in it.
+    """
+
+    batch: Any
+    unreadable: list[str]
+    error: DataError | None = None
+
+
+class _Images(Dataset[Any]):
+    """Images read a batch at a time, what cannot be read handled by ``on_corrupt``."""
+
+    corrupt_images: list[str]
+
+    def __init__(self, images: ImageSet, on_corrupt: OnCorrupt) -> None:
+        self.images = images
+        self.on_corrupt = on_corrupt
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitems__(self, keys: Sequence[tuple[int, int] | int]) -> Fetched:
+        unreadable: list[str] = []
+        try:
+            return Fetched(self.batch(self._read(keys, unreadable)), unreadable)
+        except DataError as error:
+            return Fetched(None, unreadable, error)
+
+    def batch(self, images: Iterator[Read]) -> Any:
+        """The batch of what was read, one image in memory at a time; None of nothing."""
+        raise NotImplementedError
+
+    def _read(self, keys: Sequence[tuple[int, int] | int], unreadable: list[str]) -> Iterator[Read]:
+        for key in keys:
+            index, seed = key if isinstance(key, tuple) else (key, key)
+            for step in range(len(self.images)):
+                candidate = (index + step) % len(self.images)
+                try:
+                    image = self.images[candidate]
+                except DataError as error:
+                    if self.on_corrupt == "fail":
+                        raise
+                    unreadable.append(str(error.path))
+                    if self.on_corrupt == "leave out":
+                        break
+                else:
+                    yield candidate, seed, image
+                    break
+            else:
+                raise _nothing_readable(len(self.images))
+
+
+def _nothing_readable(images: int) -> DataError:
+    return DataError(
+        f"none of {images} images can be read",
+        key="data.train_path or data.val_path",
+        remedy="Look at one of them: a broken copy, or a format that Pillow lacks",
+    )
+
+
+class ReadableLoader(DataLoader[Any]):
+    """Yields the batches alone, and tells of what could not be read: here, in the main process.
+
+    Each path is warned of once. Raises DataError for what a worker process could not read.
+    """
+
+    dataset: _Images
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        # The workers start, and the loader draws its seed, at this call and not at the first batch.
+        return self._readable(super().__iter__())
+
+    def _readable(self, fetched: Iterator[Fetched]) -> Iterator[Any]:
+        met = self.dataset.corrupt_images
+        batches = nothing = 0
+        for batch, unreadable, error in fetched:
+            if error is not None:
+                raise error
+            for path in unreadable:
+                if path not in met:
+                    met.append(path)
+                    warnings.warn(f"{path} is no readable image, skipped", stacklevel=2)
+            if batch is None:
+                nothing += 1
+            else:
+                batches += 1
+                yield batch
+        if nothing and not batches:
+            raise _nothing_readable(len(self.dataset))
+
+
+class Views(_Images):
     """Random views of images, one augmentation per view, a batch at a time.
 
     A key is ``(index, seed)``, or an index alone (from a foreign sampler, such as that of
     Lightning's ``overfit_batches``), which then is its own seed.
     """
 
-    def __init__(self, images: ImageSet, augmentations: tuple[Augmentation, ...]) -> None:
-        self.images = images
+    def __init__(
+        self, images: ImageSet, augmentations: tuple[Augmentation, ...], on_corrupt: OnCorrupt
+    ) -> None:
+        super().__init__(images, on_corrupt)
         self.augmentations = augmentations
 
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitems__(self, keys: Sequence[tuple[int, int] | int]) -> ViewsBatch:
-        pairs = [key if isinstance(key, tuple) else (key, key) for key in keys]
+    def batch(self, images: Iterator[Read]) -> ViewsBatch | None:
+        """``[indexes, [X_1 .. X_V], targets]``."""
+        indexes: list[int] = []
         views: list[list[Any]] = [[] for _ in self.augmentations]
-        for index, seed in pairs:
-            image, rng = self.images[index], random.Random(seed)
+        for index, seed, image in images:
+            indexes.append(index)
+            rng = random.Random(seed)
             for view, augment in zip(views, self.augmentations, strict=True):
                 view.append(augment(image, rng))
-        indexes = [index for index, _ in pairs]
+        if not indexes:
+            return None
         batches = [
             normalise(view, augment.mean, augment.std)
             for view, augment in zip(views, self.augmentations, strict=True)
@@ -230,19 +364,23 @@ class Views(Dataset[ViewsBatch]):
         return [torch.tensor(indexes), batches, torch.from_numpy(self.images.labels[indexes])]
 
 
-class PlainImages(Dataset[PlainBatch]):
+class PlainImages(_Images):
     """Images under the evaluation transform, with the crop size and constants of ``like``."""
 
-    def __init__(self, images: ImageSet, like: Augmentation) -> None:
-        self.images = images
+    def __init__(self, images: ImageSet, like: Augmentation, on_corrupt: OnCorrupt) -> None:
+        super().__init__(images, on_corrupt)
         self.like = like
 
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitems__(self, indexes: Sequence[int]) -> PlainBatch:
-        views = [evaluation_transform(self.images[index], self.like.crop_size) for index in indexes]
-        targets = torch.from_numpy(self.images.labels[list(indexes)])
+    def batch(self, images: Iterator[Read]) -> PlainBatch | None:
+        """``[X, targets]``."""
+        indexes: list[int] = []
+        views: list[Any] = []
+        for index, _, image in images:
+            indexes.append(index)
+            views.append(evaluation_transform(image, self.like.crop_size))
+        if not indexes:
+            return None
+        targets = torch.from_numpy(self.images.labels[indexes])
         return [normalise(views, self.like.mean, self.like.std), targets]
 
 

@@ -101,16 +101,26 @@ class InformationCallback(Callback):
 
     def __init__(self, loader: Iterable[Any], every_n_epochs: int):
         self.loader, self.every_n_epochs = loader, every_n_epochs
+        self._measured: tuple[int, HeldOutInformation | None] | None = None  # after which update
+
+    def measure(self, trainer: Trainer, pl_module: LightningModule) -> HeldOutInformation | None:
+        """Information on the views by the weights as they are: at most once for each update.
+
+        None for a method whose `forward` gives no `z`. Training's random state is left untouched.
+        """
+        if self._measured is None or self._measured[0] != trainer.global_step:
+            with torch.random.fork_rng():
+                views = project_views(pl_module, self.loader)
+            found = None if views is None else held_out_information(views)
+            self._measured = trainer.global_step, found
+        return self._measured[1]
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Projects fixed views of the held-out images; training's random state is left
-        untouched."""
+        """Logs the information where it is due."""
         due = self.every_n_epochs and (trainer.current_epoch + 1) % self.every_n_epochs == 0
         if trainer.sanity_checking or not due:
             return
-        with torch.random.fork_rng():
-            views = project_views(pl_module, self.loader)
-        if views is not None:
-            found = asdict(held_out_information(views))
-            metrics = {f"val_information_{name}": float(x) for name, x in found.items()}
+        found = self.measure(trainer, pl_module)
+        if found is not None:
+            metrics = {f"val_information_{name}": float(x) for name, x in asdict(found).items()}
             pl_module.log_dict(metrics, sync_dist=False, rank_zero_only=True)

@@ -206,8 +206,107 @@ def test_corrupt_image_is_named_from_a_worker_too(
     root = image_folder("train", cat=4)
     (root / "cat" / "2.png").write_bytes(b"no image")
     cfg = make_cfg(4, dataset="custom", train_path=str(root), num_workers=num_workers)
-    with pytest.raises(DataError, match=r"2\.png"):
+    with pytest.raises(DataError, match=r"2\.png") as caught:
         list(SSLDataModule(cfg).train_dataloader())
+    assert "Traceback" not in str(caught.value)
+
+
+# Corrupt images, data.on_corrupt: skip
+
+
+@pytest.fixture
+def partly_corrupt(image_folder: WriteFolder, make_cfg: MakeCfg) -> Callable[..., SSLDataModule]:
+    """A module on 8 training and 6 validation images; image 1 of the former cannot be read, nor can
+    0, 1 and 2 of the latter: with batches of 2, one of them has nothing."""
+    train, val = image_folder("train", cat=4, dog=4), image_folder("val", cat=3, dog=3)
+    for path in (train / "cat" / "1.png", *(val / "cat" / f"{n}.png" for n in range(3))):
+        path.write_bytes(path.read_bytes()[:200])
+
+    def build(**data: Any) -> SSLDataModule:
+        folders = {"train_path": str(train), "val_path": str(val)}
+        return SSLDataModule(make_cfg(2, dataset="custom", **folders, on_corrupt="skip", **data))
+
+    return build
+
+
+@pytest.mark.filterwarnings("ignore:.*no readable image")
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_corrupt_training_image_is_replaced_by_the_next(
+    num_workers: int, partly_corrupt: Callable[..., SSLDataModule]
+) -> None:
+    module = partly_corrupt(num_workers=num_workers)
+    loader = module.train_dataloader()
+    for epoch in range(2):
+        loader.sampler.set_epoch(epoch)
+        batches = list(loader)
+        assert [len(X[0]) for _, X, _ in batches] == [2, 2, 2, 2]
+        shown = torch.cat([indexes for indexes, _, _ in batches])
+        assert sorted(shown.tolist()) == [0, 2, 2, 3, 4, 5, 6, 7]
+        assert torch.equal(torch.cat([t for _, _, t in batches]), (shown >= 4).long())
+    assert [Path(path).name for path in module.corrupt_images] == ["1.png"]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_corrupt_image_is_left_out_of_evaluation_and_warned_of_once(
+    num_workers: int, partly_corrupt: Callable[..., SSLDataModule]
+) -> None:
+    module = partly_corrupt(num_workers=num_workers)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            assert [y.tolist() for _, y in module.val_dataloader()] == [[1], [1, 1]]
+            views = list(module.views_dataloader("val"))
+            assert [indexes.tolist() for indexes, _, _ in views] == [[3], [4, 5]]
+            assert sum(len(y) for _, y in module.plain_dataloader("train")) == 7
+    assert len(module.corrupt_images) == 4
+    assert sum("no readable image" in str(w.message) for w in caught) == 4
+
+
+@pytest.mark.filterwarnings("ignore:.*no readable image")
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_nothing_readable_at_all_is_an_error(
+    num_workers: int, image_folder: WriteFolder, make_cfg: MakeCfg
+) -> None:
+    root = image_folder("train", cat=4)
+    for path in (root / "cat").iterdir():
+        path.write_bytes(b"no image")
+    cfg = make_cfg(
+        2, dataset="custom", train_path=str(root), on_corrupt="skip", num_workers=num_workers
+    )
+    module = SSLDataModule(cfg)
+    for loader in (module.train_dataloader(), module.plain_dataloader("train")):
+        with pytest.raises(DataError, match="none of 4 images can be read"):
+            list(loader)
+
+
+def test_unknown_way_with_corrupt_images_is_refused(make_cfg: MakeCfg) -> None:
+    with pytest.raises(DataError, match=r"data\.on_corrupt: unknown value 'skipp'; did you mean"):
+        SSLDataModule(make_cfg(on_corrupt="skipp"))
+
+
+@pytest.mark.filterwarnings("ignore:.*no readable image")
+def test_trainer_passes_over_corrupt_images_and_its_checkpoint_lists_them(
+    partly_corrupt: Callable[..., SSLDataModule], tmp_path: Path
+) -> None:
+    model, module = Recorder(), partly_corrupt()
+    trainer = Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        num_sanity_val_steps=0,
+    )
+    trainer.fit(model, datamodule=module)
+    assert len(model.seen[0]) == 4
+    trainer.save_checkpoint(tmp_path / "it.ckpt")
+    assert model.validated == 3
+    saved = torch.load(tmp_path / "it.ckpt", weights_only=True)
+    later = partly_corrupt()
+    later.load_state_dict(saved[module.__class__.__qualname__])
+    assert sorted(later.corrupt_images) == sorted(module.corrupt_images)
+    assert len(later.corrupt_images) == 4
 
 
 # Reproducibility
@@ -230,7 +329,7 @@ def test_data_set_survives_the_journey_to_a_spawned_worker(make_cfg: MakeCfg) ->
     loader = SSLDataModule(make_cfg(fraction=0.1)).train_dataloader()
     arrived = pickle.loads(pickle.dumps(loader.dataset))
     keys = list(loader.sampler)[:8]
-    here, there = loader.dataset.__getitems__(keys), arrived.__getitems__(keys)
+    here, there = (views.__getitems__(keys).batch for views in (loader.dataset, arrived))
     assert all(torch.equal(a, b) for a, b in zip(here[1], there[1], strict=True))
 
 
