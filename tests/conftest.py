@@ -28,7 +28,7 @@ def compose_cfg() -> Callable[..., DictConfig]:
     return composed
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def solo_learn_main() -> Path:
     """A checkout of solo-learn main, named by SOLO_LEARN_MAIN."""
     folder = os.environ.get("SOLO_LEARN_MAIN")

@@ -21,7 +21,9 @@ def _terms(metrics: dict[str, Any], suffix: str) -> dict[str, float]:
     found = {}
     for key, value in metrics.items():
         name = key.removesuffix(suffix)
-        if key.endswith(suffix) and name.startswith("train_") and name not in _HOUSEKEEPING:
+        # DINO's, and ReSSL's in 1.0.2, is called `dino_loss`.
+        own = name.startswith("train_") or name.endswith("_loss")
+        if key.endswith(suffix) and own and name not in _HOUSEKEEPING:
             found[name.removeprefix("train_").removeprefix("explicit_mim_")] = float(value)
     return found
 

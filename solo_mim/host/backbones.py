@@ -1,15 +1,19 @@
 """Backbones built the same way for both generations of the host.
 
-The host decides by the *name* of the data set whether a ResNet gets the stem for small images; here
-`backbone.stem` decides, for the online and the momentum backbone alike.
+The host decides by the *name* of the data set whether a ResNet gets the stem for small images, and
+its transformers are for 224 pixels unless told otherwise; here `backbone.stem` and the crop size
+decide, for the online and the momentum backbone alike.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
+import torch
 from omegaconf import DictConfig
 from torch import nn
 from torchvision.models import resnet18, resnet50
@@ -58,35 +62,95 @@ _RESNETS: dict[str, Callable[..., Any]] = {"resnet18": resnet18, "resnet50": res
 OUR_BACKBONES = {"small_cnn": SmallCNN}
 
 
+def _is_vit(name: str) -> bool:
+    return name.startswith("vit_")
+
+
 def resolved_stem(cfg: DictConfig) -> str:
-    """`small` or `imagenet` for a ResNet, from `backbone.stem` and the size of the large crops.
+    """`small` or `imagenet` from `backbone.stem` and the size of the large crops.
+
+    A ResNet's stem is its first convolution and pooling, a vision transformer's its patches: 4 or
+    16 pixels wide.
 
     Raises:
-        ConfigError: unknown stem, or a stem asked of a backbone that has none.
+        ConfigError: unknown stem, or a stem asked of a backbone that has none to choose.
     """
     stem = cfg.backbone.get("stem") or "auto"
     if stem not in STEMS:
         raise ConfigError(f"backbone.stem: unknown stem '{stem}'{nearest(stem, STEMS)}")
-    if cfg.backbone.name not in _RESNETS:
-        if stem != "auto":
-            raise ConfigError(
-                f"backbone.stem={stem}: only {', '.join(_RESNETS)} have a stem to choose, "
-                f"not {cfg.backbone.name}; leave it at 'auto'"
-            )
-        return "auto"
-    if stem != "auto":
-        return stem
-    return "small" if cfg.augmentations[0].crop_size <= SMALL_STEM_CROP_SIZE else "imagenet"
+    if stem == "auto":
+        small = cfg.augmentations[0].crop_size <= SMALL_STEM_CROP_SIZE
+        return "small" if small else "imagenet"
+    if cfg.backbone.name not in _RESNETS and not _is_vit(cfg.backbone.name):
+        raise ConfigError(
+            f"backbone.stem={stem}: only {', '.join(_RESNETS)} and the vision transformers have a "
+            f"stem to choose, not {cfg.backbone.name}; leave it at 'auto'"
+        )
+    return stem
 
 
-def backbone_factory(cfg: DictConfig) -> Callable[..., nn.Module] | None:
-    """A factory `(**kwargs) -> module with num_features` where the backbone is ours to build.
+def fill_backbone_kwargs(cfg: DictConfig) -> None:
+    """Sets in place what a transformer must know of the images: their size, patches, windows.
 
-    None for backbones that the host builds better (its vision transformers and the like).
+    The host's defaults are for 224 pixels and refuse others; what `backbone.kwargs` gives stays.
+
+    Raises:
+        ConfigError: see `resolved_stem`.
+    """
+    if cfg.backbone.get("kwargs") is None:
+        cfg.backbone.kwargs = {}
+    stem, name, kwargs = resolved_stem(cfg), cfg.backbone.name, cfg.backbone.kwargs
+    crop_size = cfg.augmentations[0].crop_size
+    if _is_vit(name) or name.startswith("swin_"):
+        kwargs.setdefault("img_size", crop_size)
+        if cfg.data.num_small_crops:
+            kwargs.setdefault("dynamic_img_size", True)
+    if _is_vit(name):
+        kwargs.setdefault("patch_size", 4 if stem == "small" else 16)
+    elif name.startswith("swin_"):
+        kwargs.setdefault("window_size", 4 if stem == "small" else 7)
+
+
+def backbone_factory(
+    cfg: DictConfig, host_factory: Callable[..., Any] | None
+) -> Callable[..., nn.Module]:
+    """A factory `(*host's arguments, **backbone.kwargs) -> module with num_features`.
+
+    Ours for ResNets and the small CNN, `host_factory` for all else.
+
+    Raises:
+        ConfigError: unknown stem or, when called, an unknown or impossible `backbone.kwargs`.
     """
     name = cfg.backbone.name
-    if name in _RESNETS:
-        stem = resolved_stem(cfg)
-        return lambda **kwargs: _resnet(_RESNETS[name], stem, **kwargs)
-    resolved_stem(cfg)  # refuses a stem where there is none
-    return OUR_BACKBONES.get(name)
+    stem = resolved_stem(cfg)
+
+    def build(*args: Any, **kwargs: Any) -> nn.Module:
+        if name in _RESNETS:
+            factory: Callable[..., Any] = partial(_resnet, _RESNETS[name], stem)
+        elif name in OUR_BACKBONES:
+            factory = OUR_BACKBONES[name]
+        else:
+            assert host_factory is not None
+            factory = partial(host_factory, *args)
+        if kwargs:
+            with torch.device("meta"):  # costs no memory
+                known = _arguments(factory())
+            for key in kwargs:
+                if key not in known:
+                    raise ConfigError(
+                        f"unknown key 'backbone.kwargs.{key}' of {name}{nearest(key, known)}"
+                    )
+        try:
+            return factory(**kwargs)
+        except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+            raise ConfigError(f"backbone.kwargs: {name} refuses them: {error}") from error
+
+    return build
+
+
+def _arguments(module: nn.Module) -> set[str]:
+    """Names that the constructors of a module's classes take."""
+    names: set[str] = set()
+    for cls in type(module).__mro__[: type(module).__mro__.index(nn.Module)]:
+        names |= set(inspect.signature(cls.__init__).parameters)  # type: ignore[misc]
+    return names - {"self", "kwargs", "args", "block", "layers", "num_classes"}

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import warnings
+from functools import partial
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+from torch.optim.lr_scheduler import LRScheduler
 
 from solo_mim.errors import ConfigError, nearest
-from solo_mim.host.backbones import OUR_BACKBONES, backbone_factory
+from solo_mim.host import mended
+from solo_mim.host.backbones import OUR_BACKBONES, backbone_factory, fill_backbone_kwargs
+from solo_mim.host.checks import refuse_impossible_batch, refuse_impossible_views
+from solo_mim.host.keys import check_method_kwargs, method_keys, numeric_keys
 from solo_mim.host.knn import OnlineKNN
 from solo_mim.host.lifecycle import Lifecycle
 
@@ -18,26 +24,38 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     host_methods: Any = importlib.import_module("solo.methods")
     host_base: Any = importlib.import_module("solo.methods.base")
+    importlib.import_module("solo.utils.whitening").Whitening2d.forward = mended.whiten
+    mended.mend_barlow_loss(importlib.import_module("solo.losses.barlow"))
+    deepcluster: Any = importlib.import_module("solo.methods.deepclusterv2")
+    deepcluster.deepclusterv2_loss_func = mended.deepclusterv2_loss(
+        deepcluster.deepclusterv2_loss_func
+    )
+    host_base.accuracy_at_k = mended.accuracy_at_few_classes(host_base.accuracy_at_k)
 
 host_base.WeightedKNNClassifier = OnlineKNN  # constructed in the host's BaseMethod.__init__
-
-# The host looks a backbone up by name, and by a name that starts with "resnet" it also does the
-# stem surgery by data set name. Under this key it finds ours, finished, and leaves it alone.
-_OUR_KEY = "solo_mim"
 
 
 class Adapter(Lifecycle):
     """Mixed in before a method class of main."""
 
+    backbone_name: str
+    extra_optimizer_args: dict[str, Any]
+
     def __init__(self, cfg: DictConfig):
         name = cfg.backbone.name
         if name not in BACKBONES:
             raise ConfigError(f"backbone.name: unknown backbone '{name}'{nearest(name, BACKBONES)}")
-        factory = backbone_factory(cfg)
-        if factory is not None:
-            backbones = host_base.BaseMethod._BACKBONES
-            backbones[_OUR_KEY] = lambda method, **kwargs: factory(**kwargs)
-            cfg.backbone.name = _OUR_KEY
+        check_method_kwargs(cfg, method_keys(type(self)), numeric_keys(type(self)))
+        fill_backbone_kwargs(cfg)
+        # The host looks a backbone up by name, and where the name starts with "resnet" it does the
+        # stem surgery by data set name. Under this one it finds ours, finished, and leaves it
+        # alone; methods that ask for "resnet" or "vit" in the name find that too.
+        backbones = host_base.BaseMethod._BACKBONES
+        key = f"solo_mim {name}"
+        backbones[key] = backbone_factory(cfg, backbones.get(name))
+        cfg.backbone.name = key
+        threshold = logging.root.manager.disable
+        logging.disable(logging.WARNING)  # of schedules per step, which resume exactly here
         try:
             super().__init__(cfg)  # type: ignore[call-arg]
         except AssertionError as error:
@@ -45,9 +63,51 @@ class Adapter(Lifecycle):
                 f"method={cfg.method}: solo-learn refuses this configuration: {error}"
             ) from error
         finally:
+            logging.disable(threshold)
             cfg.backbone.name = name
-            host_base.BaseMethod._BACKBONES.pop(_OUR_KEY, None)
+            del backbones[key]
         self.backbone_name = name
+        # A checkpoint holds them; plain ones can be loaded with weights_only=True.
+        self.extra_optimizer_args = OmegaConf.to_container(cfg.optimizer.kwargs)  # type: ignore[assignment]
+
+    def configure_optimizers(self) -> Any:
+        """The host's, without what it puts into the schedule's state for static rates."""
+        configured = super().configure_optimizers()  # type: ignore[misc]
+        if isinstance(configured, tuple):
+            _, (scheduler,) = configured
+            scheduler = scheduler["scheduler"] if isinstance(scheduler, dict) else scheduler
+            static = vars(scheduler).pop("get_lr", None)
+            if static is not None:
+                _hold_rates(scheduler, dict(zip(*_static(static), strict=True)))
+        return configured
+
+
+def _static(get_lr: partial[Any]) -> tuple[list[int], list[float]]:
+    """Indexes and rates of the groups that main's `static_lr` holds."""
+    return get_lr.keywords["param_group_indexes"], get_lr.keywords["lrs_to_replace"]
+
+
+def _hold_rates(scheduler: LRScheduler, rates: dict[int, float]) -> None:
+    """Keeps parameter groups at their rate, from the first step on.
+
+    Main binds a partial of the schedule's own method to it. That lands in the state of the
+    schedule, which then neither resumes (it recurses) nor loads with weights_only=True, and the
+    first step is taken before it holds.
+
+    Args:
+        scheduler: of main's optimiser.
+        rates: index of a parameter group -> its learning rate.
+    """
+    scheduled = type(scheduler)
+
+    class Held(scheduled):  # type: ignore[misc,valid-type]
+        def get_lr(self) -> list[float]:
+            return [rates.get(i, rate) for i, rate in enumerate(super().get_lr())]
+
+    scheduler.__class__ = Held
+    for i, rate in rates.items():
+        scheduler.optimizer.param_groups[i]["lr"] = rate
+        scheduler._last_lr[i] = rate
 
 
 class BaseMethod(Adapter, host_base.BaseMethod):
@@ -58,16 +118,34 @@ class BaseMomentumMethod(Adapter, host_base.BaseMomentumMethod):
     """Base class for methods with a momentum network: main's own, mended."""
 
 
-def _bind(cls: type) -> type:
+# Written for any number of large crops, and for small crops beside them.
+_ANY_NUMBER_OF_VIEWS = {"byol", "mae", "simclr", "supcon", "wmse"}
+_MULTI_CROP = {"byol", "simclr", "supcon", "swav", "wmse"}  # W-MSE: its features alone
+
+
+def _complete(cfg: DictConfig, *, method: str, cls: Any) -> DictConfig:
+    refuse_impossible_views(cfg, method, _ANY_NUMBER_OF_VIEWS, _MULTI_CROP)
+    cfg = cls.add_and_assert_specific_cfg(cfg)
+    refuse_impossible_batch(cfg, method)
+    return cfg
+
+
+def _bind(method: str, cls: Any) -> type:
     """`cls` with the adapter before it, bound in this module's globals so that it pickles."""
-    bound: Any = type(
-        cls.__name__, (Adapter, cls), {"__module__": __name__, "__doc__": cls.__doc__}
-    )
+    namespace = {
+        "__module__": __name__,
+        "__doc__": cls.__doc__,
+        "add_and_assert_specific_cfg": staticmethod(partial(_complete, method=method, cls=cls)),
+    }
+    mends = {"dino": (mended.DINO,), "deepclusterv2": (mended.DeepClusterV2,)}.get(method, ())
+    bound: Any = type(cls.__name__, (Adapter, *mends, cls), namespace)
     globals()[cls.__name__] = bound
     return bound
 
 
 BACKBONES = sorted({*host_base.BaseMethod._BACKBONES, *OUR_BACKBONES})
 METHODS = {
-    name: _bind(cls) for name, cls in host_methods.METHODS.items() if name not in ("base", "linear")
+    name: _bind(name, cls)
+    for name, cls in host_methods.METHODS.items()
+    if name not in ("base", "linear")
 }

@@ -5,10 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from lightning.pytorch import Trainer, seed_everything
 from omegaconf import DictConfig
 
+from solo_mim.host.checks import refuse_impossible_batch
 from solo_mim.host.knn import OnlineKNN
+
+# SwAV and DeepClusterV2 register these when training starts, after a checkpoint has been loaded.
+_LATE_BUFFERS = ("queue", "local_memory_index", "local_memory_embeddings")
 
 
 class Lifecycle:
@@ -17,11 +22,39 @@ class Lifecycle:
     cfg: DictConfig
     trainer: Trainer
 
+    device: torch.device
     knn_eval: bool
     knn: OnlineKNN
     momentum_updater: Any  # of methods with a momentum network
+    last_step: int
+
+    def on_train_start(self) -> None:
+        refuse_impossible_batch(self.cfg, self.cfg.method, self.trainer.world_size)
+        restored: dict[str, torch.Tensor] = {
+            name: buffer.clone()
+            for name, buffer in self._buffers.items()  # type: ignore[attr-defined]
+            if name in _LATE_BUFFERS
+        }
+        super().on_train_start()  # type: ignore[misc]
+        for name, buffer in restored.items():
+            getattr(self, name).copy_(buffer)
+        if hasattr(self, "momentum_updater"):
+            # The host starts from step 0: with accumulated gradients the first batch after resuming
+            # would move the momentum network without an optimiser step.
+            self.last_step = self.trainer.global_step
+            if self.last_step > 0:
+                # Nor is tau in the checkpoint: a resumed run would restart at base_tau and drag the
+                # momentum network along.
+                self._update_tau()
+
+    def _update_tau(self) -> None:
+        """The momentum coefficient of the next step, a function of the step alone."""
+        self.momentum_updater.update_tau(
+            cur_step=self.trainer.global_step, max_steps=self.trainer.estimated_stepping_batches
+        )
 
     def on_train_epoch_start(self) -> None:
+        self._seed()  # DeepClusterV2 draws its first centroids in this hook
         super().on_train_epoch_start()  # type: ignore[misc]
         # With validation every few epochs the host would keep the features of stale weights.
         if self.knn_eval:
@@ -30,20 +63,21 @@ class Lifecycle:
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         super().on_train_batch_start(batch, batch_idx)  # type: ignore[misc]
         if batch_idx == 0:
-            # Dropout, masks and the like draw from (seed, epoch, process): a resumed run's epoch
-            # draws what it would have drawn. Not at the start of the epoch: the loader's own draw
-            # comes before that hook where a run is resumed, and after it elsewhere.
-            origin = (self.cfg.get("seed", 5), self.trainer.current_epoch, self.trainer.global_rank)
-            seed_everything(int(np.random.SeedSequence(origin).generate_state(1)[0]), verbose=False)
+            # Once more: the loader's own draw comes before the hook above where a run is resumed,
+            # and after it elsewhere.
+            self._seed()
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        super().on_save_checkpoint(checkpoint)  # type: ignore[misc]
-        if hasattr(self, "momentum_updater"):
-            # Without it a resumed run restarts at base_tau and drags the momentum network along.
-            checkpoint["solo_mim"] = {"tau": self.momentum_updater.cur_tau}
+    def _seed(self) -> None:
+        """Dropout, masks and the like draw from (seed, epoch, process): a resumed run's epoch draws
+        what it would have drawn."""
+        origin = (self.cfg.get("seed", 5), self.trainer.current_epoch, self.trainer.global_rank)
+        seed_everything(int(np.random.SeedSequence(origin).generate_state(1)[0]), verbose=False)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)  # type: ignore[misc]
-        state = checkpoint.get("solo_mim", {})  # absent where solo-learn itself has saved
-        if "tau" in state:
-            self.momentum_updater.cur_tau = state["tau"]
+        for name in _LATE_BUFFERS:
+            value = checkpoint["state_dict"].get(name)
+            if value is not None and not hasattr(self, name):
+                self.register_buffer(  # type: ignore[attr-defined]
+                    name, torch.empty_like(value, device=self.device)
+                )

@@ -39,8 +39,16 @@ class LARS(torch.optim.SGD):
         eps: float = 1e-8,
     ):
         super().__init__(params, lr=lr, momentum=momentum, weight_decay=weight_decay)
-        self.eta, self.clip_lr, self.eps = eta, clip_lr, eps
-        self.exclude_bias_n_norm = exclude_bias_n_norm
+        # In the groups, as main has them: there its LARS finds them in a checkpoint of ours.
+        own = {
+            "eta": eta,
+            "clip_lr": clip_lr,
+            "exclude_bias_n_norm": exclude_bias_n_norm,
+            "eps": eps,
+        }
+        self.defaults.update(own)
+        for group in self.param_groups:
+            group.update(own)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -52,25 +60,34 @@ class LARS(torch.optim.SGD):
         weight_decays = [group["weight_decay"] for group in self.param_groups]
         for group in self.param_groups:
             for p in group["params"]:
-                if p.grad is not None and (p.ndim > 1 or not self.exclude_bias_n_norm):
-                    self._scale(p, group["lr"], group["weight_decay"])
+                if p.grad is not None and (p.ndim != 1 or not group["exclude_bias_n_norm"]):
+                    _scale(p, group)
             group["weight_decay"] = 0.0  # in the scaled gradient already
         super().step()
         for group, weight_decay in zip(self.param_groups, weight_decays, strict=True):
             group["weight_decay"] = weight_decay
         return loss
 
-    def _scale(self, p: torch.Tensor, lr: float, weight_decay: float) -> None:
-        p_norm, g_norm = p.norm(), p.grad.norm()  # type: ignore[union-attr]
-        local = self.eta * p_norm / (g_norm + weight_decay * p_norm + self.eps)
-        if self.clip_lr:
-            local = (local / lr).clamp(max=1.0)
-        # A zero weight or gradient has no ratio: that parameter takes SGD's step, without weight
-        # decay.
-        undefined = (p_norm == 0) | (g_norm == 0)
-        local = torch.where(undefined, 1.0, local)
-        p.grad.add_(p, alpha=weight_decay)  # type: ignore[union-attr]
-        p.grad.mul_(local)  # type: ignore[union-attr]
+
+def _scale(p: torch.Tensor, group: dict[str, Any]) -> None:
+    """Replaces the gradient of `p` by the layer-wise scaled one, weight decay included."""
+    weight_decay = group["weight_decay"]
+    p_norm, g_norm = p.norm(), p.grad.norm()  # type: ignore[union-attr]
+    local = group["eta"] * p_norm / (g_norm + weight_decay * p_norm + group["eps"])
+    if group["clip_lr"]:
+        local = (local / group["lr"]).clamp(max=1.0)
+    # A zero weight or gradient has no ratio: that parameter takes SGD's step, without weight decay.
+    undefined = (p_norm == 0) | (g_norm == 0)
+    scaled = local * (p.grad + weight_decay * p)
+    p.grad.copy_(torch.where(undefined, p.grad, scaled))  # type: ignore[arg-type,union-attr]
+
+
+class _WarmupCosine(LambdaLR):
+    """A LambdaLR that also goes on from the state of main's schedule, which has no lambdas."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        own = self.state_dict()
+        super().load_state_dict({key: state_dict.get(key, own[key]) for key in own})
 
 
 def warmup_cosine(
@@ -100,7 +117,7 @@ def warmup_cosine(
 
         return at
 
-    return LambdaLR(
+    return _WarmupCosine(
         optimizer,
         [
             (lambda step: 1.0) if i in static_groups or group["lr"] == 0 else factor(group["lr"])

@@ -29,7 +29,10 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR
 
 from solo_mim.errors import ConfigError, nearest
-from solo_mim.host.backbones import OUR_BACKBONES, backbone_factory
+from solo_mim.host import mended
+from solo_mim.host.backbones import OUR_BACKBONES, backbone_factory, fill_backbone_kwargs
+from solo_mim.host.checks import refuse_impossible_batch, refuse_impossible_views
+from solo_mim.host.keys import check_method_kwargs, method_keys, numeric_keys
 from solo_mim.host.knn import OnlineKNN
 from solo_mim.host.lifecycle import Lifecycle
 from solo_mim.host.optimisation import LARS, warmup_cosine, without_decay_on_bias_and_norm
@@ -70,6 +73,13 @@ with _modules_that_solo_expects(), warnings.catch_warnings():
     host_methods: Any = importlib.import_module("solo.methods")
     host_base: Any = importlib.import_module("solo.methods.base")
     host_backbones: Any = importlib.import_module("solo.utils.backbones")
+    importlib.import_module("solo.utils.whitening").Whitening2d.forward = mended.whiten
+    mended.mend_barlow_loss(importlib.import_module("solo.losses.barlow"))
+    deepcluster: Any = importlib.import_module("solo.methods.deepclusterv2")
+    deepcluster.deepclusterv2_loss_func = mended.deepclusterv2_loss(
+        deepcluster.deepclusterv2_loss_func
+    )
+    host_base.accuracy_at_k = mended.accuracy_at_few_classes(host_base.accuracy_at_k)
 
 
 # main's defaults of what 1.0.2 has no default for (its argument parser held them, with other
@@ -155,9 +165,9 @@ def _backbone_in_slot(cfg: DictConfig) -> Iterator[None]:
     Whatever stands in the slot needs `num_features` only: the stem surgery that the host does on
     names containing "resnet" is not reached, for the online or the momentum backbone.
     """
-    factory = backbone_factory(cfg) or getattr(host_backbones, cfg.backbone.name)
     original = getattr(host_backbones, _SLOT)
-    setattr(host_backbones, _SLOT, factory)
+    host_factory = getattr(host_backbones, cfg.backbone.name, None)
+    setattr(host_backbones, _SLOT, backbone_factory(cfg, host_factory))
     try:
         yield
     finally:
@@ -187,6 +197,7 @@ class Adapter(Lifecycle):
         name = cfg.backbone.name
         if name not in BACKBONES:
             raise ConfigError(f"backbone.name: unknown backbone '{name}'{nearest(name, BACKBONES)}")
+        fill_backbone_kwargs(cfg)
         with _backbone_in_slot(cfg):
             super().__init__(**self._constructor_arguments(cfg))
         self.cfg = cfg
@@ -243,6 +254,9 @@ class Adapter(Lifecycle):
                 "momentum_classifier": cfg.momentum.classifier,
             }
         return arguments
+
+    def _laid_out(self, X: Tensor) -> Tensor:
+        return X if self.no_channel_last else X.to(memory_format=torch.channels_last)
 
     # Modules live under main's names, so that state dicts, and with them checkpoints, cross.
 
@@ -324,10 +338,13 @@ class Adapter(Lifecycle):
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """lightning 2 calls this hook without `dataloader_idx`, which 1.0.2's momentum classes
-        expect."""
+        expect; tau follows main's count of steps, which limited and accumulated batches change."""
         hook = super().on_train_batch_end  # type: ignore[misc]
-        takes_loader = "dataloader_idx" in inspect.signature(hook).parameters
-        hook(outputs, batch, batch_idx, *([0] if takes_loader else []))
+        if "dataloader_idx" not in inspect.signature(hook).parameters:
+            hook(outputs, batch, batch_idx)
+            return
+        hook(outputs, batch, batch_idx, 0)
+        self._update_tau()
 
 
 _MAIN_NAMES = {"encoder": "backbone", "momentum_encoder": "momentum_backbone"}
@@ -340,18 +357,34 @@ class Baseline(Adapter):
         method_kwargs = OmegaConf.to_container(cfg.method_kwargs)
         return super()._constructor_arguments(cfg) | dict(method_kwargs)  # type: ignore[arg-type]
 
+    def base_forward(self, X: Tensor) -> dict[str, Tensor]:
+        """The host's, in the memory layout that main gives its images."""
+        return super().base_forward(self._laid_out(X))  # type: ignore[misc]
+
+    def base_momentum_forward(self, X: Tensor) -> dict[str, Tensor]:
+        """The host's, in the memory layout that main gives its images."""
+        return super().base_momentum_forward(self._laid_out(X))  # type: ignore[misc]
+
+    def forward(self, X: Tensor) -> dict[str, Tensor]:
+        """The host's, with main's name for the projected features, `z`."""
+        out = super().forward(X)  # type: ignore[misc]
+        old = next((name for name in ("z", "q", "v", "p") if name in out), None)
+        return out if old is None else {**out, "z": out[old]}
+
 
 class BaseMethod(Adapter, host_base.BaseMethod):
     """Base class for methods of ours and of third parties, with the contract of main's."""
 
     validation_epoch_end = None
 
+    def __init__(self, cfg: DictConfig):
+        check_method_kwargs(cfg, method_keys(type(self)), numeric_keys(type(self)))
+        super().__init__(cfg)
+
     def forward(self, X: Tensor) -> dict[str, Tensor]:
         """Maps N x C x H x W images to `feats` (N x features_dim) and probe `logits` (N x
         classes)."""
-        if not self.no_channel_last:
-            X = X.to(memory_format=torch.channels_last)
-        feats = self.backbone(X)
+        feats = self.backbone(self._laid_out(X))
         return {"logits": self.classifier(feats.detach()), "feats": feats}
 
     def _base_shared_step(self, X: Tensor, targets: Tensor) -> dict[str, Tensor]:
@@ -375,36 +408,39 @@ class BaseMomentumMethod(BaseMethod, host_base.BaseMomentumMethod):
     @torch.no_grad()
     def momentum_forward(self, X: Tensor) -> dict[str, Tensor]:
         """Maps images to `feats` of the momentum backbone; subclasses add their projections."""
-        return {"feats": self.momentum_backbone(X)}
+        return {"feats": self.momentum_backbone(self._laid_out(X))}
 
     def base_momentum_forward(self, X: Tensor) -> dict[str, Tensor]:
         """1.0.2's name of `momentum_forward`, called by its shared step."""
         return self.momentum_forward(X)
 
 
-def _method_kwargs(cls: type) -> dict[str, bool]:
-    """Constructor arguments that only the method's own class takes -> whether it needs them."""
-    parameters = inspect.signature(cls.__init__).parameters.values()  # type: ignore[misc]
-    named = (p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD and p.name != "self")
-    return {p.name: p.default is p.empty for p in named}
+def _own_parameters(cls: type) -> dict[str, inspect.Parameter]:
+    """Constructor arguments that only the method's own class takes."""
+    parameters = inspect.signature(cls.__init__).parameters  # type: ignore[misc]
+    return {
+        name: parameter
+        for name, parameter in parameters.items()
+        if parameter.kind is parameter.POSITIONAL_OR_KEYWORD and name != "self"
+    }
+
+
+# Written for any number of large crops, and for small crops beside them.
+_ANY_NUMBER_OF_VIEWS = {"wmse"}
+_MULTI_CROP = {"simclr"}
 
 
 def _complete_baseline(cfg: DictConfig, *, method: str, cls: type) -> DictConfig:
     cfg = Adapter.add_and_assert_specific_cfg(cfg)
+    refuse_impossible_views(cfg, method, _ANY_NUMBER_OF_VIEWS, _MULTI_CROP)
     if issubclass(cls, host_base.BaseMomentumMethod):
         _fill(cfg, MOMENTUM_DEFAULTS)
     _fill(cfg, {"method_kwargs": METHOD_DEFAULTS.get(method, {})})
-    known = _method_kwargs(cls)
-    for key in cfg.method_kwargs:
-        if key not in known:  # 1.0.2 would swallow it
-            raise ConfigError(f"unknown key 'method_kwargs.{key}'{nearest(str(key), known)}")
-    missing = sorted(
-        key for key, needed in known.items() if needed and key not in cfg.method_kwargs
-    )
-    if missing:
-        raise ConfigError(
-            f"method={method} needs " + ", ".join(f"method_kwargs.{key}" for key in missing)
-        )
+    parameters = _own_parameters(cls)  # 1.0.2 would swallow others
+    keys = {name: parameter.default is parameter.empty for name, parameter in parameters.items()}
+    numeric = [n for n, p in parameters.items() if p.annotation in (int, float, bool)]
+    check_method_kwargs(cfg, keys, numeric)
+    refuse_impossible_batch(cfg, method)
     return cfg
 
 
@@ -418,7 +454,12 @@ def _bind(method: str, cls: type) -> type:
             partial(_complete_baseline, method=method, cls=cls)
         ),
     }
-    bound = type(cls.__name__, (Baseline, cls), namespace)
+    mends = {
+        "deepclusterv2": (mended.DeepClusterV2,),
+        "dino": (mended.DINO,),
+        "swav": (mended.SwAV,),
+    }.get(method, ())
+    bound = type(cls.__name__, (Baseline, *mends, cls), namespace)
     globals()[cls.__name__] = bound
     return bound
 

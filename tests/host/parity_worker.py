@@ -1,80 +1,113 @@
-"""One host's half of the parity test: run in a process of its own, `parity_worker.py OUT
-[WEIGHTS]`.
+"""One side of the parity test, in a process of its own: `parity_worker.py OUT WAY [FROM]`.
 
-Trains each shared method from given (or fresh) weights and writes first loss, rates and final
-weights.
+Trains each shared method and writes losses, rates and final weights to OUT. WAY is
+
+- `seam`: through solo_mim.host, from fresh weights or those of FROM, an earlier OUT; leaves a
+  checkpoint of the second epoch in the folder OUT without its suffix;
+- `raw`: the same with solo-learn main's own classes, none of them mended;
+- `resume`: through the seam, from the checkpoints in the folder FROM.
 """
 
+import importlib
 import sys
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from hydra import compose, initialize_config_dir
 from torch.utils.data import DataLoader
 
 sys.path.insert(0, str(Path(__file__).parent))
-from conftest import NUM_CLASSES, SMALL, TwoViews
-from hydra import compose, initialize_config_dir
+from toys import NUM_CLASSES, TwoViews, small_cfg
 
-from solo_mim import host
-from solo_mim.commands.configuration import CONFIG_FOLDER, checked, completed
-from solo_mim.methods import METHODS
-
+SHARED = (
+    *("barlow_twins", "byol", "deepclusterv2", "dino", "mocov2plus", "nnbyol", "nnclr", "nnsiam"),
+    *("ressl", "simclr", "simsiam", "swav", "vicreg", "wmse"),
+)
 OPTIMIZERS = {
     "lars": "{eta: 0.02, clip_lr: true, exclude_bias_n_norm: true}",
     "sgd": "{}",
     "adamw": "{}",
 }
+EPOCHS, STEPS_PER_EPOCH = 5, 4
 
 
 class Trace(pl.Callback):
-    """First loss and every step's rates."""
+    """Every step's loss and rates; seeds each epoch, which main itself leaves to chance."""
 
-    def __init__(self) -> None:
+    def __init__(self, checkpoint: Path | None) -> None:
+        self.checkpoint = checkpoint
         self.losses: list[float] = []
         self.rates: list[list[float]] = []
 
-    def on_train_batch_end(self, trainer: Any, model: Any, outputs: Any, *_: Any) -> None:
-        self.losses.append(float(outputs["loss"]))
+    def on_train_epoch_start(self, trainer: Any, *_: Any) -> None:
+        torch.manual_seed(trainer.current_epoch)
 
     def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
         self.rates.append([group["lr"] for group in trainer.optimizers[0].param_groups])
 
+    def on_train_batch_end(self, trainer: Any, model: Any, outputs: Any, *_: Any) -> None:
+        self.losses.append(float(outputs["loss"]))
 
-def _model(method: str, optimizer: str) -> Any:
-    sizes = [f"method_kwargs.{key}={value}" for key, value in SMALL[method].items()]
+    def on_train_epoch_end(self, trainer: Any, *_: Any) -> None:
+        if self.checkpoint and trainer.current_epoch == 1:
+            trainer.save_checkpoint(self.checkpoint)
+
+
+def _raw_methods() -> Any:
+    """Main's own classes, and its modules as they were before solo_mim.host came."""
+    whitening = importlib.import_module("solo.utils.whitening").Whitening2d
+    barlow = importlib.import_module("solo.losses.barlow")
+    deepcluster = importlib.import_module("solo.methods.deepclusterv2")
+    untouched = whitening.forward, barlow.dist, deepcluster.deepclusterv2_loss_func
+    from solo_mim.host.backbones import SmallCNN
+
+    whitening.forward, barlow.dist, deepcluster.deepclusterv2_loss_func = untouched
+    base = importlib.import_module("solo.methods.base").BaseMethod
+    base._BACKBONES["small_cnn"] = lambda method, **kwargs: SmallCNN(**kwargs)
+    return importlib.import_module("solo.methods").METHODS
+
+
+def _seam_methods() -> Any:
+    from solo_mim.host import lifecycle
+    from solo_mim.methods import METHODS
+
+    lifecycle.Lifecycle._seed = lambda self: torch.manual_seed(self.trainer.current_epoch)
+    return METHODS
+
+
+def main(out: Path, way: str, origin: Path | None) -> None:
+    torch.set_default_dtype(torch.float64)  # SwAV makes its queue without asking for a type
+    methods = _raw_methods() if way == "raw" else _seam_methods()
+    from solo_mim import host
+    from solo_mim.commands.configuration import CONFIG_FOLDER, checked, completed
+
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
-        cfg = compose(
-            "pretrain",
-            overrides=[
-                f"method={method}",
-                *sizes,
-                "optimizer.batch_size=16",
-                f"optimizer.name={optimizer}",
-                f"optimizer.kwargs={OPTIMIZERS[optimizer]}",
-                "optimizer.lr=0.3",
-                "scheduler.warmup_epochs=1",
-                "max_epochs=5",
-            ],
-        )
-    torch.manual_seed(0)
-    return METHODS[method](completed(checked(cfg), NUM_CLASSES, 2, 0))
-
-
-def main(out: Path, weights: Path | None) -> None:
-    start = torch.load(weights, weights_only=True)["start"] if weights else {}
+        base = compose("pretrain", overrides=["optimizer.kwargs={}"])
+    resume = origin if way == "resume" else None
+    start = torch.load(origin, weights_only=True)["start"] if origin and not resume else {}
     found: dict[str, Any] = {"generation": host.GENERATION, "start": {}}
-    for method in SMALL:
-        for optimizer in OPTIMIZERS:
+    for method in SHARED if way == "raw" else (*SHARED, "explicit_mim"):
+        for optimizer, kwargs in OPTIMIZERS.items():
+            cfg = small_cfg(
+                base,
+                method,
+                f"max_epochs={EPOCHS}",
+                f"optimizer.name={optimizer}",
+                f"optimizer.kwargs={kwargs}",
+                f"optimizer.lr={0.3 if optimizer == 'lars' else 0.03}",
+                "knn_eval.enabled=false",  # main's own does not construct
+            )
+            torch.manual_seed(0)
+            model = methods[method](completed(checked(cfg), NUM_CLASSES, 2, 0))
             key = f"{method} {optimizer}"
-            model = _model(method, optimizer)
             if key in start:
                 model.load_state_dict(start[key], strict=True)
             found["start"][key] = {k: v.clone() for k, v in model.state_dict().items()}
-            trace = Trace()
+            trace = Trace(out.with_suffix("") / f"{key}.ckpt" if way == "seam" else None)
             trainer = pl.Trainer(
-                max_epochs=5,
+                max_epochs=EPOCHS,
                 accelerator="cpu",
                 # VICReg's early steps amplify the rounding of different convolution kernels a
                 # millionfold; in float64 there is room for that.
@@ -86,7 +119,12 @@ def main(out: Path, weights: Path | None) -> None:
                 limit_val_batches=0,
                 callbacks=[trace],
             )
-            trainer.fit(model, DataLoader(TwoViews(), batch_size=16, drop_last=True))
+            trainer.fit(
+                model,
+                DataLoader(TwoViews(), batch_size=16, drop_last=True),
+                ckpt_path=resume / f"{key}.ckpt" if resume else None,
+                weights_only=True,
+            )
             found[key] = {
                 "loss": trace.losses,
                 "rates": trace.rates,
@@ -97,4 +135,4 @@ def main(out: Path, weights: Path | None) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]) if len(sys.argv) > 2 else None)
+    main(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]) if len(sys.argv) > 3 else None)

@@ -1,6 +1,5 @@
 """Every method through the seam, end to end, on the host that is on the import path."""
 
-import copy
 import math
 import os
 import subprocess
@@ -14,52 +13,27 @@ import torch
 from lightning.pytorch import Callback
 from sklearn.neighbors import KNeighborsClassifier
 
-
-class _StopAfter(Callback):
-    """Ends training after some epochs of a run that was planned for more."""
-
-    def __init__(self, epochs):
-        self.epochs = epochs
-
-    def on_train_epoch_end(self, trainer, pl_module):
-        trainer.should_stop = trainer.current_epoch + 1 >= self.epochs
+from solo_mim import host
+from solo_mim.methods import METHODS
 
 
-METHOD_NAMES = ["explicit_mim", "vicreg", "barlow_twins", "simclr", "byol"]
-
-
-@pytest.mark.parametrize("method", METHOD_NAMES)
-def test_two_epochs_move_parameters_and_log_finite_metrics(method, make_model, fit):
-    model = make_model(method)
-    before = copy.deepcopy(model.state_dict())
-    trainer = fit(model)
-    after = model.state_dict()
-    moving = [
-        name for name in before if name.startswith(("backbone.", "projector.", "classifier."))
-    ]
-    unmoved = [name for name in moving if torch.equal(before[name], after[name])]
-    assert not unmoved
-    metrics = trainer.callback_metrics
-    for name in ("val_acc1", "val_knn_acc1", "val_loss", "train_class_loss_epoch"):
-        assert math.isfinite(metrics[name]), name
-    assert metrics["val_knn_acc1"] > 100 / 4, "patterns with noise are easier than chance"
-
-
-@pytest.mark.parametrize("method", METHOD_NAMES)
+@pytest.mark.parametrize("method", METHODS)
 def test_state_dict_has_the_names_of_solo_learn_main(method, make_model):
-    keys = make_model(method).state_dict()
-    assert any(key.startswith("backbone.") for key in keys)
-    assert not [key for key in keys if "encoder" in key]
-    assert any(key.startswith("momentum_backbone.") for key in keys) == (method == "byol")
+    model = make_model(method)
+    children = dict(model.named_children())
+    assert "backbone" in children
+    assert not {"encoder", "momentum_encoder"} & set(children)
+    assert ("momentum_backbone" in children) == hasattr(model, "momentum_updater")
 
 
-@pytest.mark.parametrize("method", METHOD_NAMES)
+@pytest.mark.parametrize("method", sorted(set(METHODS) - {"all4one", "dino", "mae"}))
 def test_projector_runs_once_per_view(method, make_model, fit):
     model = make_model(method, epochs=1)
     calls = []
     model.projector.register_forward_hook(lambda module, *_: calls.append(module.training))
     fit(model, limit_val_batches=0)
-    assert sum(calls) == 4 * 2, "four batches of two views"
+    views = 1 if method == "ressl" and host.GENERATION == "released" else 2  # it uses one alone
+    assert sum(calls) == 4 * views, "four batches"
 
 
 def test_explicit_mim_logs_its_terms_and_its_loss_falls(make_model, fit):
@@ -71,28 +45,6 @@ def test_explicit_mim_logs_its_terms_and_its_loss_falls(make_model, fit):
     )
     torch.testing.assert_close(loss, within - total)
     assert loss < first["train_explicit_mim_loss_epoch"]
-
-
-def test_momentum_network_follows_by_tau(make_model, fit):
-    model = make_model("byol", epochs=1)
-    recorded = []
-    original = model.momentum_updater.update
-
-    def recording(online, momentum):
-        expected = [
-            model.momentum_updater.cur_tau * m.detach()
-            + (1 - model.momentum_updater.cur_tau) * o.detach()
-            for o, m in zip(online.parameters(), momentum.parameters(), strict=True)
-        ]
-        original(online, momentum)
-        recorded.append(
-            max((e - m).abs().max() for e, m in zip(expected, momentum.parameters(), strict=True))
-        )
-
-    model.momentum_updater.update = recording
-    trainer = fit(model)
-    assert len(recorded) == 2 * trainer.global_step, "backbone and projector at every step"
-    assert max(recorded) < 1e-6
 
 
 @pytest.mark.parametrize("method", ["vicreg", "byol"])
@@ -131,7 +83,7 @@ def test_unknown_backbone_and_stem_name_the_nearest(make_model):
         ConfigError, match=r"backbone.stem: unknown stem 'smal'; did you mean 'small'"
     ):
         make_model("vicreg", "backbone.name=resnet18", "backbone.stem=smal")
-    with pytest.raises(ConfigError, match=r"only resnet18, resnet50 have a stem"):
+    with pytest.raises(ConfigError, match=r"only resnet18, resnet50 and the vision"):
         make_model("vicreg", "backbone.stem=small")
 
 
@@ -157,25 +109,6 @@ def test_explicit_mim_refuses_what_its_estimator_does_not_cover(make_model):
 
     with pytest.raises(ConfigError, match=r"no less than total_noise \(2.0\)"):
         make_model("explicit_mim", "method_kwargs.total_noise=2.0")
-
-
-@pytest.mark.parametrize("method", ["explicit_mim", "vicreg", "byol"])
-def test_two_epochs_resumed_for_two_equal_four_straight(method, make_model, fit, tmp_path):
-    def make():
-        model = make_model(method, epochs=4)
-        model.projector.append(torch.nn.Dropout(0.2))  # draws numbers, which must go on too
-        return model
-
-    straight = make()
-    fit(straight)
-    first = make()
-    trainer = fit(first, callbacks=[_StopAfter(2)])
-    trainer.save_checkpoint(tmp_path / "half.ckpt")
-    resumed = make()
-    trainer = fit(resumed, ckpt_path=tmp_path / "half.ckpt")
-    assert trainer.current_epoch == 4
-    for name, value in straight.state_dict().items():
-        torch.testing.assert_close(resumed.state_dict()[name], value, rtol=0, atol=0, msg=name)
 
 
 def test_learning_rate_warms_up_per_step_then_follows_a_cosine(make_model, fit):
@@ -234,11 +167,14 @@ def test_online_knn_of_training_sees_every_view_of_the_epoch_once(make_model, fi
     assert seen == [2 * 64], "one epoch of two views, though validation came after two epochs"
 
 
-def test_this_file_passes_on_solo_learn_main(solo_learn_main):
+MAIN_TOO = ("contract", "methods", "backbones", "checks", "lars")
+
+
+def test_this_folder_passes_on_solo_learn_main(solo_learn_main):
     if os.environ.get("SOLO_MIM_HOST_IS_MAIN"):
         pytest.skip("running on solo-learn main already")
     environment = dict(os.environ, PYTHONPATH=str(solo_learn_main), SOLO_MIM_HOST_IS_MAIN="1")
-    files = [str(Path(__file__)), str(Path(__file__).with_name("test_lars.py"))]
+    files = [str(Path(__file__).with_name(f"test_{part}.py")) for part in MAIN_TOO]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files],
         env=environment,

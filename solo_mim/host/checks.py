@@ -1,0 +1,91 @@
+"""Configurations that a method of the host would stumble over deep inside, refused by name."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from omegaconf import DictConfig
+
+from solo_mim.errors import ConfigError
+
+_QUEUES = ("all4one", "mocov2plus", "nnbyol", "nnclr", "nnsiam", "ressl")
+
+
+def refuse_impossible_views(
+    cfg: DictConfig, method: str, any_number: Collection[str], multi_crop: Collection[str]
+) -> None:
+    """Compares the views of a batch with those that a method of the host is written for.
+
+    Args:
+        cfg: the completed configuration, with crop counts in `data`.
+        method: its name.
+        any_number: methods that take any number of large crops; the others unpack two.
+        multi_crop: methods that take small crops beside large ones.
+
+    Raises:
+        ConfigError: naming the method and what to change.
+    """
+    large, small = cfg.data.num_large_crops, cfg.data.num_small_crops
+    if small and method not in multi_crop:
+        raise ConfigError(
+            f"method={method} cannot take small crops; give every augmentation one crop_size, or "
+            f"use {_listed(multi_crop)}"
+        )
+    if large != 2 and method not in any_number:
+        raise ConfigError(
+            f"method={method} is written for two views of an image, not {large}; "
+            "let augmentations[].num_crops add up to 2"
+        )
+    if large < 2 and method != "mae":
+        raise ConfigError(f"method={method} needs two large crops; raise augmentations[].num_crops")
+
+
+def refuse_impossible_batch(cfg: DictConfig, method: str, processes: int = 1) -> None:
+    """Compares batch size and schedule with queues, whitening and warm-up.
+
+    Args:
+        cfg: the configuration with the method's defaults filled in.
+        method: its name.
+        processes: among which a batch is shared; queues take the batches of all.
+
+    Raises:
+        ConfigError: naming the key and what to change.
+    """
+    kwargs, batch_size = cfg.method_kwargs, cfg.optimizer.batch_size
+    queue_size = kwargs.get("queue_size")
+    if method in _QUEUES and queue_size % (batch_size * processes):
+        raise ConfigError(
+            f"method_kwargs.queue_size={queue_size} must be a multiple of the batch of "
+            f"{batch_size * processes} (optimizer.batch_size on {processes} process(es))"
+        )
+    if method == "swav" and 0 < queue_size < batch_size * processes:
+        raise ConfigError(
+            f"method_kwargs.queue_size={queue_size} must hold a batch of "
+            f"{batch_size * processes}, or be 0"
+        )
+    if method == "wmse":
+        size = kwargs.whitening_size
+        if batch_size % size:
+            raise ConfigError(
+                f"method_kwargs.whitening_size={size} must divide optimizer.batch_size={batch_size}"
+            )
+        if size <= kwargs.proj_output_dim and not kwargs.whitening_eps:
+            raise ConfigError(
+                f"method_kwargs.whitening_size={size} must be more than "
+                f"method_kwargs.proj_output_dim={kwargs.proj_output_dim}: the covariance of so few "
+                "features is singular (or set method_kwargs.whitening_eps)"
+            )
+    if method == "deepclusterv2" and len(set(kwargs.num_prototypes)) > 1:
+        raise ConfigError(
+            f"method_kwargs.num_prototypes={list(kwargs.num_prototypes)}: solo-learn stacks its "
+            "clusterings, so they must be of one size"
+        )
+    if method == "dino" and kwargs.warmup_teacher_temperature_epochs > cfg.max_epochs:
+        raise ConfigError(
+            "method_kwargs.warmup_teacher_temperature_epochs="
+            f"{kwargs.warmup_teacher_temperature_epochs} is more than max_epochs={cfg.max_epochs}"
+        )
+
+
+def _listed(methods: Collection[str]) -> str:
+    return ", ".join(f"method={name}" for name in sorted(methods))
