@@ -23,6 +23,9 @@ from solo_mim.information import (
 # coordinate can count for, 1/2 log(1 + 1/eps) = 3.5 nats.
 REFERENCE_NOISE = 1e-3
 MAX_IMAGES = 4096
+# Determinants of more cost longer than an epoch of a small data set, and so few images say nothing
+# of them: DINO's z has 4096.
+MAX_DIM = 2048
 
 
 @dataclass(frozen=True)
@@ -56,14 +59,14 @@ def project_views(
 ) -> Tensor | None:
     """Projected features of every view, V x N x D on the CPU; N at most `max_images`.
 
-    None for a method whose `forward` gives no `z`.
+    None for a method whose `forward` gives no `z`, or one of more than `MAX_DIM` dimensions.
     """
     was_training = model.training
     model.eval()
     batches, images = [], 0
     for _, views, _ in loader:
         outputs = [model(x.to(model.device)) for x in views]
-        if "z" not in outputs[0]:
+        if "z" not in outputs[0] or outputs[0]["z"].shape[1] > MAX_DIM:
             break
         batches.append(torch.stack([out["z"].float().cpu() for out in outputs]))
         images += batches[-1].shape[1]
@@ -106,7 +109,8 @@ class InformationCallback(Callback):
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> HeldOutInformation | None:
         """Information on the views by the weights as they are: at most once for each update.
 
-        None for a method whose `forward` gives no `z`. Training's random state is left untouched.
+        None for a method whose `forward` gives no `z`, or too large a one. Training's random state
+        is left untouched.
         """
         if self._measured is None or self._measured[0] != trainer.global_step:
             with torch.random.fork_rng():

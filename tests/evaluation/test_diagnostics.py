@@ -1,11 +1,18 @@
 """Information on held-out images: of embeddings whose information is known, and through a model."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from solo_mim.evaluation.diagnostics import REFERENCE_NOISE, held_out_information, project_views
+from solo_mim.evaluation.diagnostics import (
+    MAX_DIM,
+    REFERENCE_NOISE,
+    InformationCallback,
+    held_out_information,
+    project_views,
+)
 
 
 def _pairs(correlation, samples=4000, dim=8, seed=0):
@@ -58,6 +65,26 @@ def test_views_are_projected_in_order_in_evaluation_mode_and_cut_to_size():
     assert model.training
 
 
-def test_a_method_without_projection_has_no_information():
-    views = torch.zeros(2, 4, 3)
-    assert project_views(_Model("q"), [(None, list(views), None)]) is None
+@pytest.mark.parametrize(("key", "dim"), [("q", 3), ("z", MAX_DIM + 1)])
+def test_a_method_without_projection_or_with_a_huge_one_has_no_information(key, dim):
+    views = torch.zeros(2, 4, dim)
+    assert project_views(_Model(key), [(None, list(views), None)]) is None
+
+
+def test_information_is_measured_once_for_each_update_of_the_weights():
+    passes = []
+
+    class Loader:
+        def __iter__(self):
+            passes.append(1)
+            return iter([(None, list(_pairs(0.5, samples=64)), None)])
+
+    callback, trainer = InformationCallback(Loader(), 1), SimpleNamespace(global_step=3)
+    state = torch.get_rng_state()
+    first = callback.measure(trainer, _Model("z"))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert callback.measure(trainer, _Model("z")) is first
+    assert len(passes) == 1
+    trainer.global_step = 4
+    callback.measure(trainer, _Model("z"))
+    assert len(passes) == 2
