@@ -328,11 +328,6 @@ def _prefix() -> str:
         return f"{os.environ['UV']} run "
 
 
-def _worth_saying(record: logging.LogRecord) -> bool:
-    """main warns that a schedule per step does not resume well; runs here resume exactly."""
-    return "Using scheduler_interval" not in record.getMessage()
-
-
 class _PluginRecipes(SearchPathPlugin):
     """Hydra finds the recipes that installed plug-ins bring, after the shipped ones."""
 
@@ -344,7 +339,6 @@ class _PluginRecipes(SearchPathPlugin):
 def _quiet() -> None:
     """Silences what a user can do nothing about."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    logging.getLogger().addFilter(_worth_saying)  # a filter that is there is not added again
     for message in (
         ".*does not have many workers.*",
         ".*Checkpoint directory .* exists and is not empty.*",
@@ -374,7 +368,10 @@ def _hydra_main(cfg: DictConfig) -> float | None:
     if sys.argv[1:2] != ["pretrain"]:
         sys.argv.insert(1, "pretrain")
     OmegaConf.set_struct(cfg, False)
-    result = pretrain(cfg)
+    try:
+        result = pretrain(cfg)
+    except ConfigError as error:
+        raise located(error) from error
     return result["online"]["knn_top1"]
 
 

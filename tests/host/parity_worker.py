@@ -42,9 +42,11 @@ class Trace(pl.Callback):
         self.rates: list[list[float]] = []
 
     def on_train_epoch_start(self, trainer: Any, *_: Any) -> None:
-        torch.manual_seed(trainer.current_epoch)
+        torch.manual_seed(trainer.current_epoch)  # DeepClusterV2 draws here
 
-    def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
+    def on_train_batch_start(self, trainer: Any, _: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 0:
+            torch.manual_seed(trainer.current_epoch)
         self.rates.append([group["lr"] for group in trainer.optimizers[0].param_groups])
 
     def on_train_batch_end(self, trainer: Any, model: Any, outputs: Any, *_: Any) -> None:
