@@ -516,7 +516,7 @@ def completed(
 
 
 # Where results go and how they are shown does not change them.
-_NOT_IDENTITY = (
+NOT_IDENTITY = (
     "output_dir",
     "progress_bar",
     "wandb",
@@ -532,7 +532,7 @@ def identity(cfg: DictConfig, host: str) -> str:
     """Eight hex digits of the checked configuration, the code version and the host generation."""
     container = OmegaConf.to_container(cfg)
     assert isinstance(container, dict)
-    for dotted in _NOT_IDENTITY:
+    for dotted in NOT_IDENTITY:
         *parents, key = dotted.split(".")
         node: Any = container
         for parent in parents:

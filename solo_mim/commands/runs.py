@@ -25,7 +25,7 @@ from yaml import YAMLError
 
 import solo_mim
 from solo_mim import host
-from solo_mim.commands.configuration import _NOT_IDENTITY, PACKAGE, identity
+from solo_mim.commands.configuration import NOT_IDENTITY, PACKAGE, identity
 from solo_mim.errors import ConfigError
 from solo_mim.methods import METHODS, origins
 
@@ -152,7 +152,7 @@ def departure(folder: Path, cfg: DictConfig) -> str | None:
 
 def _settings(cfg: Any) -> dict[str, Any]:
     """What of a configuration counts for a run's identity, by dotted key."""
-    ignored = tuple(f"{key}." for key in _NOT_IDENTITY)
+    ignored = tuple(f"{key}." for key in NOT_IDENTITY)
     flat = _flat(OmegaConf.to_container(cfg, resolve=True), "")
     return {key: value for key, value in flat.items() if not f"{key}.".startswith(ignored)}
 

@@ -14,6 +14,8 @@ from solo_mim.host.knn import OnlineKNN
 
 # SwAV and DeepClusterV2 register these when training starts, after a checkpoint has been loaded.
 _LATE_BUFFERS = ("queue", "local_memory_index", "local_memory_embeddings")
+# All4One computes it in the first step, and again where it is not there.
+_CACHE = "pos_enc.penc.penc.cached_penc"
 
 
 class Lifecycle:
@@ -75,6 +77,7 @@ class Lifecycle:
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)  # type: ignore[misc]
+        checkpoint["state_dict"].pop(_CACHE, None)
         for name in _LATE_BUFFERS:
             value = checkpoint["state_dict"].get(name)
             if value is not None and not hasattr(self, name):
