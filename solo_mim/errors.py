@@ -17,7 +17,8 @@ class MissingHostError(ImportError):
 def nearest(name: str, options: Iterable[str]) -> str:
     """`", did you mean 'x'?"`, or all the options where nothing comes near."""
     known = sorted(str(option) for option in options)
-    match = difflib.get_close_matches(str(name), known, n=1, cutoff=0.6)
+    lower = {option.lower(): option for option in known}
+    match = difflib.get_close_matches(str(name).lower(), lower, n=1, cutoff=0.6)
     if match:
-        return f"; did you mean '{match[0]}'?"
+        return f"; did you mean '{lower[match[0]]}'?"
     return f"; known: {', '.join(known)}" if known else ""

@@ -6,7 +6,9 @@ from __future__ import annotations
 import argparse
 import hashlib
 import inspect
+import itertools
 import json
+import math
 import re
 from dataclasses import dataclass as _dataclass
 from dataclasses import field, fields, make_dataclass
@@ -339,13 +341,16 @@ def _checked(cfg: DictConfig) -> DictConfig:
     for key, reason in _IDLE.items():
         if value := OmegaConf.select(plain, key):
             _note_unread(key, value, reason)
+    if plain.checkpoint.dir != CheckpointConfig.dir:
+        _note_unread("checkpoint.dir", plain.checkpoint.dir, "checkpoints lie in the run's folder")
     _check_choices(plain)
     plain.optimizer.kwargs = _optimizer_kwargs(plain.optimizer)
     plain.wandb.entity = None if plain.wandb.entity == "None" else plain.wandb.entity
     if plain.precision in (16, "16"):
         plain.precision = "16-mixed"  # main's linear files still have lightning 1's spelling
-    if plain.optimizer.batch_size < 2:
-        raise ConfigError("optimizer.batch_size must be at least 2: statistics need two images")
+    if plain.data.format == "dali":
+        _note_unread("data.format", "dali", "image_folder reads the same files, without DALI")
+        plain.data.format = "image_folder"
     num_devices(plain)
     return plain
 
@@ -366,6 +371,8 @@ _UNREAD = {
 
 # What main reads, none of its files sets, and nothing reads here.
 _IDLE = {
+    "dali.device": "there is no DALI yet",
+    "dali.encode_indexes_into_labels": "there is no DALI yet",
     "auto_resume.max_hours": "an unfinished run resumes however old it is",
     "auto_umap.enabled": "no UMAP is drawn while training",
     "auto_umap.dir": "no UMAP is drawn while training",
@@ -400,7 +407,43 @@ _CHOICES = {
 }
 
 
+# Key -> the least and the greatest value that it can have.
+_RANGES: dict[str, tuple[float, float]] = {
+    "optimizer.batch_size": (2, math.inf),  # statistics need two images
+    "optimizer.lr": (0, math.inf),
+    "optimizer.classifier_lr": (0, math.inf),
+    "optimizer.weight_decay": (0, math.inf),
+    "scheduler.warmup_epochs": (0, math.inf),
+    "scheduler.warmup_start_lr": (0, math.inf),
+    "scheduler.min_lr": (0, math.inf),
+    "momentum.base_tau": (0, 1),
+    "momentum.final_tau": (0, 1),
+    "knn_eval.k": (1, math.inf),
+    "data.num_workers": (0, math.inf),
+    "checkpoint.frequency": (1, math.inf),
+    "evaluation.information_every_n_epochs": (0, math.inf),
+    "max_epochs": (1, math.inf),
+    "seed": (0, 2**32 - 1),
+    "num_nodes": (1, math.inf),
+    "accumulate_grad_batches": (1, math.inf),
+    "check_val_every_n_epoch": (1, math.inf),
+}
+
+
 def _check_choices(cfg: DictConfig) -> None:
+    for key, (least, greatest) in _RANGES.items():
+        value = OmegaConf.select(cfg, key)
+        if value is not None and not (
+            isinstance(value, int | float) and least <= value <= greatest
+        ):
+            most = f" and at most {greatest}" if greatest < math.inf else ""
+            raise ConfigError(f"{key} must be at least {least}{most}, not {value}")
+    if cfg.momentum.base_tau > cfg.momentum.final_tau:
+        raise ConfigError("momentum.base_tau must not be above momentum.final_tau")
+    # Nothing would be trained, and the run would count as finished.
+    if cfg.limit_train_batches == 0 or cfg.fast_dev_run:
+        key = "fast_dev_run" if cfg.fast_dev_run else "limit_train_batches"
+        raise ConfigError(f"{key}={cfg[key]}: a trial run is max_epochs=1 limit_train_batches=2")
     for key, choices in _CHOICES.items():
         value = OmegaConf.select(cfg, key)
         if value not in choices:
@@ -441,17 +484,25 @@ def _optimizer_kwargs(optimizer: DictConfig) -> dict[str, Any]:
     known = _OPTIMIZER_KWARGS[optimizer.name]
     for key in optimizer.kwargs:
         if not any(key in arguments for arguments in _OPTIMIZER_KWARGS.values()):
-            raise ConfigError(f"unknown key 'optimizer.kwargs.{key}'{nearest(str(key), known)}")
+            every = {*known, *itertools.chain(*_OPTIMIZER_KWARGS.values())}
+            raise ConfigError(f"unknown key 'optimizer.kwargs.{key}'{nearest(str(key), every)}")
+        if key not in known and place(f"optimizer.kwargs.{key}") == "the command line":
+            raise ConfigError(
+                f"optimizer.kwargs.{key}: {optimizer.name} takes no such key"
+                + nearest(str(key), known)
+            )
     given: Any = OmegaConf.to_container(optimizer.kwargs)
     kwargs = {key: value for key, value in given.items() if key in known}
     for key, value in kwargs.items():
         if isinstance(known[key], int | float) and not isinstance(value, int | float):
             raise ConfigError(f"optimizer.kwargs.{key}: a number is needed, not {value!r}")
-    if optimizer.name in _OPTIMIZERS:
+    if optimizer.name == "lars":
+        if kwargs.get("momentum", 0.9) < 0 or kwargs.get("eta", 1e-3) <= 0:
+            raise ConfigError("optimizer.kwargs: LARS needs momentum >= 0 and eta > 0")
+    else:
         weights = [torch.nn.Parameter(torch.zeros(1))]
-        rates = {"lr": optimizer.lr, "weight_decay": optimizer.weight_decay}
         try:
-            _OPTIMIZERS[optimizer.name](weights, **rates, **kwargs)
+            _OPTIMIZERS[optimizer.name](weights, lr=optimizer.lr, **kwargs)
         except (TypeError, ValueError, LookupError, RuntimeError) as error:
             raise ConfigError(
                 f"optimizer.name={optimizer.name} refuses its settings: {error}"

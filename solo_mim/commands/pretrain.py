@@ -27,8 +27,9 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
-from solo_mim.commands import runs
+from solo_mim.commands import checkpoints, runs
 from solo_mim.commands.configuration import (
     CONFIG_FOLDER,
     TRAINER_KEYS,
@@ -44,6 +45,7 @@ from solo_mim.errors import ConfigError, nearest
 from solo_mim.evaluation.diagnostics import InformationCallback
 from solo_mim.evaluation.offline import Accuracies, evaluate_features, extract_features
 from solo_mim.evaluation.plots import plot_accuracy_curves
+from solo_mim.losses import ExplicitMIMError
 from solo_mim.methods import find_method, recipe_folders
 
 
@@ -151,14 +153,17 @@ def pretrain(cfg: DictConfig) -> dict[str, Any]:
     method = find_method(cfg.method)
     folder = runs.folder_of(cfg)
     try:
-        return _trained_and_evaluated(cfg, method, folder)
+        with runs.FolderLock(folder) as lock:
+            return _trained_and_evaluated(cfg, method, folder, lock)
     except KeyboardInterrupt:
         if getattr(rank_zero_only, "rank", 0):  # the first process speaks for all
             raise SystemExit(1) from None
         raise KeyboardInterrupt(runs.standing(folder, cfg)) from None
 
 
-def _trained_and_evaluated(cfg: DictConfig, method: Any, folder: Path) -> dict[str, Any]:
+def _trained_and_evaluated(
+    cfg: DictConfig, method: Any, folder: Path, lock: runs.FolderLock
+) -> dict[str, Any]:
     runs.refuse_foreign(folder, cfg)
     if (folder / runs.RESULT).exists():
         result = json.loads((folder / runs.RESULT).read_text())
@@ -171,8 +176,12 @@ def _trained_and_evaluated(cfg: DictConfig, method: Any, folder: Path) -> dict[s
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     try:
         model: Any = method(resolved)
-    except TypeError as error:
-        raise ConfigError(f"backbone.kwargs or method_kwargs do not fit: {error}") from error
+    # Whatever torch and the host raise of sizes and the like that they do not check.
+    except (TypeError, ValueError, ArithmeticError, LookupError, RuntimeError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"method_kwargs: {cfg.method} refuses them ({reason})") from error
     if not resolved.performance.get("disable_channel_last", False):
         model = model.to(memory_format=torch.channels_last)
     lines = EpochLines()
@@ -188,11 +197,21 @@ def _trained_and_evaluated(cfg: DictConfig, method: Any, folder: Path) -> dict[s
     trainer = _trainer(resolved, folder, callbacks)
     device = trainer.strategy.root_device
 
+    checkpoint = runs.newest_checkpoint(folder)
+    foreign = None
+    if checkpoint is None and cfg.resume_from_checkpoint:
+        checkpoint = Path(cfg.resume_from_checkpoint)
+        foreign, is_plain = checkpoints.read(checkpoint)
+        checkpoints.refuse_misfit(foreign, model, checkpoint)
+        foreign = None if is_plain else foreign
     departure = runs.departure(folder, cfg)
     if trainer.is_global_zero:
+        lock.acquire()
         runs.prepare(folder, cfg)
-    checkpoint = runs.newest_checkpoint(folder) or cfg.resume_from_checkpoint
     print(_announcement(resolved, data, folder, departure, checkpoint))
+    if foreign is not None:
+        checkpoint = folder / "resumed_from.ckpt"
+        torch.save(foreign, checkpoint)
 
     offline: dict[str, Accuracies] = {}
     split = "test" if cfg.evaluation.test and cfg.data.validation_split else "val"
@@ -209,6 +228,11 @@ def _trained_and_evaluated(cfg: DictConfig, method: Any, folder: Path) -> dict[s
         trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except SystemExit:
         raise KeyboardInterrupt from None  # lightning makes the one of the other
+    except ExplicitMIMError as error:
+        raise ConfigError(
+            f"method={cfg.method} has diverged in epoch {trainer.current_epoch + 1}: {error}; "
+            "lower optimizer.lr"
+        ) from error
     seconds = time.perf_counter() - started
 
     metrics = epochs.metrics
@@ -362,6 +386,9 @@ def _explained(error: BaseException) -> ConfigError:
     return ConfigError(" ".join([*([f"{override}:"] if override else []), *str(error).split()]))
 
 
+_refused: list[ConfigError] = []
+
+
 @hydra.main(config_path=str(CONFIG_FOLDER), config_name="pretrain", version_base="1.3")
 def _hydra_main(cfg: DictConfig) -> float | None:
     # Hydra has read its arguments; lightning starts further processes by the whole command line.
@@ -371,8 +398,24 @@ def _hydra_main(cfg: DictConfig) -> float | None:
     try:
         result = pretrain(cfg)
     except ConfigError as error:
-        raise located(error) from error
+        # For `run` to raise: here Hydra would print a line of its own and give a sweep's rest up.
+        _refused.append(located(error))
+        return None
     return result["online"]["knn_top1"]
+
+
+def _with_absolute_paths(arguments: list[str]) -> list[str]:
+    """Hydra takes a relative --config-path as relative to this file, not to where the user is."""
+    found = list(arguments)
+    for i, argument in enumerate(arguments):
+        option, equals, value = argument.partition("=")
+        if option not in ("--config-path", "-cp"):
+            continue
+        if equals:
+            found[i] = f"{option}={os.path.abspath(value)}"
+        elif i + 1 < len(found):
+            found[i + 1] = os.path.abspath(found[i + 1])
+    return found
 
 
 def run(arguments: list[str]) -> int:
@@ -380,9 +423,16 @@ def run(arguments: list[str]) -> int:
     _quiet()
     Plugins.instance().register(_PluginRecipes)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that errors arrive here and not as Hydra's printout
-    sys.argv = [sys.argv[0], *arguments]
+    sys.argv = [sys.argv[0], *_with_absolute_paths(arguments)]
+    _refused.clear()
     try:
         _hydra_main()
     except (HydraException, OmegaConfBaseException) as error:
         raise _explained(error) from error
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"a YAML file cannot be read: {' '.join(str(error).split())}") from error
+    for refused in _refused[:-1]:  # of a sweep
+        print(f"solo-mim: {refused}", file=sys.stderr)
+    if _refused:
+        raise _refused[-1]
     return 0

@@ -98,9 +98,46 @@ def write_json(path: Path, content: Any) -> None:
     write(path, json.dumps(content, indent=2) + "\n")
 
 
+class FolderLock:
+    """One process at a time in a run's folder; given back at the end, or by the system at a kill.
+
+    Use as a context manager; `acquire` inside of it makes the folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._file: Any = None
+
+    def __enter__(self) -> FolderLock:
+        return self
+
+    def acquire(self) -> None:
+        """Raises ConfigError where another process holds it, or the folder cannot be made."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._file = (self.folder / ".lock").open("w")
+        except OSError as error:
+            raise ConfigError(
+                f"output_dir: {self.folder} cannot be written ({error.strerror})"
+            ) from error
+        try:
+            import fcntl
+        except ImportError:  # Windows
+            return
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(
+                f"another process is at work on this run, in {self.folder}; wait for it or stop it"
+            ) from error
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
 def prepare(folder: Path, cfg: DictConfig) -> None:
-    """Makes the folder and writes the configuration, and this sitting's provenance, into it."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Writes the configuration, and this sitting's provenance, into it."""
     write(folder / CONFIGURATION, OmegaConf.to_yaml(cfg, resolve=True))
     sittings = _json(folder / PROVENANCE) or []
     sitting = {"versions": versions(cfg.method), "commit": commit(), "seed": cfg.seed}
@@ -233,7 +270,7 @@ class EpochEnd(Checkpoint):
         multiples = [e for e in epochs if self.frequency > 0 and (e + 1) % self.frequency == 0]
         kept = {epoch, *(multiples if self.keep_prev else multiples[-1:])}
         names = {f"epoch={e}.ckpt" for e in kept}
-        for other in checkpoints.glob("epoch=*"):
+        for _, other in _numbered(self.folder):
             if other.name not in names:
                 trainer.strategy.remove_checkpoint(other)
 

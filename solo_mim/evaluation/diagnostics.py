@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from solo_mim.information import (
@@ -115,6 +116,9 @@ class InformationCallback(Callback):
         if self._measured is None or self._measured[0] != trainer.global_step:
             with torch.random.fork_rng():
                 views = project_views(pl_module, self.loader)
+            if views is not None and not views.isfinite().all():
+                rank_zero_warn("z of held-out images is not finite: no information is measured")
+                views = None
             found = None if views is None else held_out_information(views)
             self._measured = trainer.global_step, found
         return self._measured[1]

@@ -70,15 +70,15 @@ def evaluate_features(
     Args:
         train, test: N x D features and N targets each; training rows with target -1 are left out.
         k, distance: of the kNN, as in `knn_eval`.
-        probe: also fit the probe.
+        probe: also fit the probe, where there are two classes or more.
     """
     knn = OnlineKNN(k=k, distance_fx=distance)
     knn.update(train_features=train[0], train_targets=train[1])
     knn.update(test_features=test[0], test_targets=test[1])
     knn_top1, _ = knn.compute()
-    if not probe:
-        return Accuracies(knn_top1)
     labelled = train[1] >= 0
+    if not probe or len(train[1][labelled].unique()) < 2:
+        return Accuracies(knn_top1)
     classifier = make_pipeline(StandardScaler(), LogisticRegression(C=PROBE_C, max_iter=1000))
     classifier.fit(train[0][labelled].numpy(), train[1][labelled].numpy())
     return Accuracies(knn_top1, 100.0 * float(classifier.score(test[0].numpy(), test[1].numpy())))

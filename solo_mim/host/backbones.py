@@ -140,10 +140,19 @@ def backbone_factory(
                     raise ConfigError(
                         f"unknown key 'backbone.kwargs.{key}' of {name}{nearest(key, known)}"
                     )
-        try:
-            return factory(**kwargs)
-        except (TypeError, ValueError, AssertionError, RuntimeError) as error:
-            raise ConfigError(f"backbone.kwargs: {name} refuses them: {error}") from error
+            crop_sizes = {int(augmentation.crop_size) for augmentation in cfg.augmentations}
+            try:
+                with torch.device("meta"):
+                    module = factory(**kwargs).eval()
+                    for size in crop_sizes:
+                        module(torch.empty(2, 3, size, size))
+            # Whatever a library raises of arguments that it does not check.
+            except Exception as error:
+                reason = " ".join(str(error).split()) or type(error).__name__
+                raise ConfigError(
+                    f"backbone.kwargs: {name} refuses them at {sorted(crop_sizes)} pixels: {reason}"
+                ) from error
+        return factory(**kwargs)
 
     return build
 

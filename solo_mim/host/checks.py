@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from omegaconf import DictConfig
 
@@ -28,8 +28,8 @@ def refuse_impossible_views(
     large, small = cfg.data.num_large_crops, cfg.data.num_small_crops
     if small and method not in multi_crop:
         raise ConfigError(
-            f"method={method} cannot take small crops; give every augmentation one crop_size, or "
-            f"use {_listed(multi_crop)}"
+            f"method={method} cannot take small crops; give every augmentation one crop_size"
+            + (f", or use {_listed(multi_crop)}" if multi_crop else "")
         )
     if large != 2 and method not in any_number:
         raise ConfigError(
@@ -52,8 +52,10 @@ def refuse_impossible_batch(cfg: DictConfig, method: str, processes: int = 1) ->
         ConfigError: naming the key and what to change.
     """
     kwargs, batch_size = cfg.method_kwargs, cfg.optimizer.batch_size
+    if cfg.data.get("no_labels") and (method == "supcon" or kwargs.get("supervised")):
+        raise ConfigError(f"method={method} learns from labels; data.no_labels=true has none")
     queue_size = kwargs.get("queue_size")
-    if method in _QUEUES and queue_size % (batch_size * processes):
+    if method in _QUEUES and (queue_size < 1 or queue_size % (batch_size * processes)):
         raise ConfigError(
             f"method_kwargs.queue_size={queue_size} must be a multiple of the batch of "
             f"{batch_size * processes} (optimizer.batch_size on {processes} process(es))"
@@ -65,7 +67,7 @@ def refuse_impossible_batch(cfg: DictConfig, method: str, processes: int = 1) ->
         )
     if method == "wmse":
         size = kwargs.whitening_size
-        if batch_size % size:
+        if size < 2 or batch_size % size:
             raise ConfigError(
                 f"method_kwargs.whitening_size={size} must divide optimizer.batch_size={batch_size}"
             )
@@ -75,10 +77,12 @@ def refuse_impossible_batch(cfg: DictConfig, method: str, processes: int = 1) ->
                 f"method_kwargs.proj_output_dim={kwargs.proj_output_dim}: the covariance of so few "
                 "features is singular (or set method_kwargs.whitening_eps)"
             )
-    if method == "deepclusterv2" and len(set(kwargs.num_prototypes)) > 1:
+    if method == "deepclusterv2" and (
+        not isinstance(kwargs.num_prototypes, Sequence) or len(set(kwargs.num_prototypes)) != 1
+    ):
         raise ConfigError(
-            f"method_kwargs.num_prototypes={list(kwargs.num_prototypes)}: solo-learn stacks its "
-            "clusterings, so they must be of one size"
+            f"method_kwargs.num_prototypes={kwargs.num_prototypes}: give a list, the prototypes of "
+            "each clustering; solo-learn stacks them, so they must be equally many"
         )
     if method == "dino" and kwargs.warmup_teacher_temperature_epochs > cfg.max_epochs:
         raise ConfigError(

@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from torch.optim.lr_scheduler import LRScheduler
 
 from solo_mim.errors import ConfigError, nearest
 from solo_mim.host import mended
@@ -18,6 +17,7 @@ from solo_mim.host.checks import refuse_impossible_batch, refuse_impossible_view
 from solo_mim.host.keys import check_method_kwargs, method_keys, numeric_keys
 from solo_mim.host.knn import OnlineKNN
 from solo_mim.host.lifecycle import Lifecycle
+from solo_mim.host.optimisation import hold_rates
 
 with warnings.catch_warnings():
     # Of torch.cuda.amp.custom_fwd, and of its backbones' names in timm's registry.
@@ -78,36 +78,13 @@ class Adapter(Lifecycle):
             scheduler = scheduler["scheduler"] if isinstance(scheduler, dict) else scheduler
             static = vars(scheduler).pop("get_lr", None)
             if static is not None:
-                _hold_rates(scheduler, dict(zip(*_static(static), strict=True)))
+                hold_rates(scheduler, dict(zip(*_static(static), strict=True)))
         return configured
 
 
 def _static(get_lr: partial[Any]) -> tuple[list[int], list[float]]:
     """Indexes and rates of the groups that main's `static_lr` holds."""
     return get_lr.keywords["param_group_indexes"], get_lr.keywords["lrs_to_replace"]
-
-
-def _hold_rates(scheduler: LRScheduler, rates: dict[int, float]) -> None:
-    """Keeps parameter groups at their rate, from the first step on.
-
-    Main binds a partial of the schedule's own method to it. That lands in the state of the
-    schedule, which then neither resumes (it recurses) nor loads with weights_only=True, and the
-    first step is taken before it holds.
-
-    Args:
-        scheduler: of main's optimiser.
-        rates: index of a parameter group -> its learning rate.
-    """
-    scheduled = type(scheduler)
-
-    class Held(scheduled):  # type: ignore[misc,valid-type]
-        def get_lr(self) -> list[float]:
-            return [rates.get(i, rate) for i, rate in enumerate(super().get_lr())]
-
-    scheduler.__class__ = Held
-    for i, rate in rates.items():
-        scheduler.optimizer.param_groups[i]["lr"] = rate
-        scheduler._last_lr[i] = rate
 
 
 class BaseMethod(Adapter, host_base.BaseMethod):
@@ -125,6 +102,8 @@ _MULTI_CROP = {"byol", "simclr", "supcon", "swav", "wmse"}  # W-MSE: its feature
 
 def _complete(cfg: DictConfig, *, method: str, cls: Any) -> DictConfig:
     refuse_impossible_views(cfg, method, _ANY_NUMBER_OF_VIEWS, _MULTI_CROP)
+    for key in [key for key, value in cfg.method_kwargs.items() if value is None]:
+        del cfg.method_kwargs[key]  # null asks for the default
     cfg = cls.add_and_assert_specific_cfg(cfg)
     refuse_impossible_batch(cfg, method)
     return cfg

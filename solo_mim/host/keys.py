@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import inspect
 import textwrap
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -39,21 +39,22 @@ def method_keys(cls: type) -> dict[str, bool] | None:
     return dict(sorted({**dict.fromkeys(reads.needed, True), **optional}.items()))
 
 
-def numeric_keys(cls: type) -> set[str]:
-    """Those keys that a method class takes for numbers: `t: float = cfg.method_kwargs.t`."""
+def numeric_keys(cls: type) -> dict[str, str]:
+    """Those keys that a method class takes for numbers, `t: float = cfg.method_kwargs.t`, and the
+    type that it says."""
     return _reads(cls).numeric
 
 
 def check_method_kwargs(
-    cfg: DictConfig, keys: Mapping[str, bool] | None, numeric: Collection[str] = ()
+    cfg: DictConfig, keys: Mapping[str, bool] | None, numeric: Mapping[str, str]
 ) -> None:
     """Refuses unknown, missing and mistyped `method_kwargs` of the run's configuration.
 
     Args:
         cfg: main's schema; read are `method` and `method_kwargs`.
         keys: known key -> required, of `method_keys`; with None nothing is checked.
-        numeric: keys whose value has to be a number or a truth value. Which of them, the host's
-            annotations leave open: DINO's `clip_grad: bool` is a norm.
+        numeric: keys whose value has to be a number or a truth value, and "int" where it has to be
+            whole. The host's annotations say no more: DINO's `clip_grad: bool` is a norm.
 
     Raises:
         ConfigError: naming the key, and the nearest known one.
@@ -68,9 +69,11 @@ def check_method_kwargs(
     if missing:
         named = ", ".join(f"{SECTION}.{key}" for key in missing)
         raise ConfigError(f"method={cfg.method} needs {named}")
-    for key in sorted(set(numeric) & given.keys()):
-        if not isinstance(given[key], int | float):
-            raise ConfigError(f"{SECTION}.{key}: a number is needed, not {given[key]!r}")
+    for key, kind in sorted(numeric.items()):
+        value = given.get(key)
+        if value is not None and not isinstance(value, int if kind == "int" else (int, float)):
+            needed = "a whole number" if kind == "int" else "a number"
+            raise ConfigError(f"{SECTION}.{key}: {needed} is needed, not {value!r}")
 
 
 def _reads(cls: type) -> _Reads:
@@ -99,7 +102,7 @@ class _Reads(ast.NodeVisitor):
     def __init__(self) -> None:
         self.needed: set[str] = set()
         self.optional: set[str] = set()
-        self.numeric: set[str] = set()
+        self.numeric: dict[str, str] = {}
         self.whole = False
         self.aliases: set[str] = set()  # local names of the section
 
@@ -121,7 +124,7 @@ class _Reads(ast.NodeVisitor):
         annotation = node.annotation.id if isinstance(node.annotation, ast.Name) else ""
         read = node.value if isinstance(node.value, ast.Attribute) else None
         if read and self._is_section(read.value) and annotation in ("int", "float", "bool"):
-            self.numeric.add(read.attr)
+            self.numeric[read.attr] = annotation
         self.generic_visit(node)
 
     def visit_Call(self, node: ast.Call) -> None:

@@ -16,6 +16,7 @@ from solo_mim.host.knn import OnlineKNN
 _LATE_BUFFERS = ("queue", "local_memory_index", "local_memory_embeddings")
 # All4One computes it in the first step, and again where it is not there.
 _CACHE = "pos_enc.penc.penc.cached_penc"
+LATE_STATE = (*_LATE_BUFFERS, _CACHE)
 
 
 class Lifecycle:

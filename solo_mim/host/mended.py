@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
 from solo_mim.errors import ConfigError
@@ -48,9 +48,18 @@ class DeepClusterV2:
     local_memory_index: Tensor
     num_prototypes: list[int]
 
+    trainer: Trainer
+
     def on_train_start(self) -> None:
-        """Raises ConfigError where a clustering has more prototypes than there are images."""
+        """Raises ConfigError where a clustering has more prototypes than there are images, or an
+        epoch leaves parts of its memory unwritten."""
         super().on_train_start()  # type: ignore[misc]
+        loader: Any = self.trainer.train_dataloader
+        if self.trainer.num_training_batches < len(loader):
+            raise ConfigError(
+                "method=deepclusterv2 clusters what a whole epoch has seen: leave "
+                "limit_train_batches out, or give less data (data.fraction)"
+            )
         images, most = len(self.local_memory_index), max(self.num_prototypes)
         if most > images:
             raise ConfigError(
@@ -118,7 +127,7 @@ def whiten(self: Any, x: Tensor) -> Tensor:
     solves in the precision that autocast has chosen for them.
 
     Raises:
-        ValueError: the covariance is singular; says what to change.
+        ConfigError: the covariance is singular; says what to change.
     """
     with torch.autocast(x.device.type, enabled=False):
         x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
@@ -127,7 +136,7 @@ def whiten(self: Any, x: Tensor) -> Tensor:
         identity = torch.eye(self.output_dim, dtype=x.dtype, device=x.device)
         factor, failed = torch.linalg.cholesky_ex((1 - self.eps) * covariance + self.eps * identity)
         if failed.item():
-            raise ValueError(
+            raise ConfigError(
                 f"method=wmse: the covariance of {len(x)} x {self.output_dim} features is singular;"
                 " lower method_kwargs.proj_output_dim, raise method_kwargs.whitening_size, or give "
                 "method_kwargs.whitening_eps a value such as 1e-4"

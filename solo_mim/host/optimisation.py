@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 
 class LARS(torch.optim.SGD):
@@ -96,12 +96,11 @@ def warmup_cosine(
     max_steps: float,
     warmup_start_lr: float,
     min_lr: float,
-    static_groups: set[int],
 ) -> LambdaLR:
     """Linear warm-up from `warmup_start_lr` to each group's rate, then a cosine to `min_lr`.
 
-    Groups whose index is in `static_groups` keep their rate (SimSiam's predictor). A LambdaLR, so
-    its state is a step count and base rates, nothing that a safe checkpoint load refuses.
+    A LambdaLR, so its state is a step count and base rates, nothing that a safe checkpoint load
+    refuses.
     """
 
     def factor(base_lr: float) -> Callable[[int], float]:
@@ -120,10 +119,33 @@ def warmup_cosine(
     return _WarmupCosine(
         optimizer,
         [
-            (lambda step: 1.0) if i in static_groups or group["lr"] == 0 else factor(group["lr"])
-            for i, group in enumerate(optimizer.param_groups)
+            (lambda step: 1.0) if group["lr"] == 0 else factor(group["lr"])
+            for group in optimizer.param_groups
         ],
     )
+
+
+def hold_rates(scheduler: LRScheduler, rates: dict[int, float]) -> None:
+    """Keeps parameter groups at their rate (SimSiam's predictor), from the first step on.
+
+    Main binds a partial of the schedule's own method to it. That lands in the state of the
+    schedule, which then neither resumes (it recurses) nor loads with weights_only=True, and the
+    first step is taken before it holds.
+
+    Args:
+        scheduler: of any kind.
+        rates: index of a parameter group -> its learning rate.
+    """
+    scheduled = type(scheduler)
+
+    class Held(scheduled):  # type: ignore[misc,valid-type]
+        def get_lr(self) -> list[float]:
+            return [rates.get(i, rate) for i, rate in enumerate(super().get_lr())]
+
+    scheduler.__class__ = Held
+    for i, rate in rates.items():
+        scheduler.optimizer.param_groups[i]["lr"] = rate
+        scheduler._last_lr[i] = rate
 
 
 def without_decay_on_bias_and_norm(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -35,7 +35,12 @@ from solo_mim.host.checks import refuse_impossible_batch, refuse_impossible_view
 from solo_mim.host.keys import check_method_kwargs, method_keys, numeric_keys
 from solo_mim.host.knn import OnlineKNN
 from solo_mim.host.lifecycle import Lifecycle
-from solo_mim.host.optimisation import LARS, warmup_cosine, without_decay_on_bias_and_norm
+from solo_mim.host.optimisation import (
+    LARS,
+    hold_rates,
+    warmup_cosine,
+    without_decay_on_bias_and_norm,
+)
 
 
 @contextlib.contextmanager
@@ -285,12 +290,7 @@ class Adapter(Lifecycle):
         if self.exclude_bias_n_norm_wd:
             groups = without_decay_on_bias_and_norm(groups)
         static_groups = {i for i, group in enumerate(groups) if group.pop("static_lr", False)}
-        name = self.cfg.optimizer.name
-        if name not in OPTIMIZERS:
-            raise ConfigError(
-                f"optimizer.name: unknown optimiser '{name}'{nearest(name, OPTIMIZERS)}"
-            )
-        optimizer = OPTIMIZERS[name](
+        optimizer = OPTIMIZERS[self.cfg.optimizer.name](
             groups, lr=self.lr, weight_decay=self.weight_decay, **self.extra_optimizer_args
         )
         schedule = self.cfg.scheduler.name.lower()
@@ -305,17 +305,12 @@ class Adapter(Lifecycle):
                 max_steps=steps,
                 warmup_start_lr=self.warmup_start_lr,
                 min_lr=self.min_lr,
-                static_groups=static_groups,
             )
             interval = self.scheduler_interval
-        elif schedule == "step":
-            scheduler = MultiStepLR(optimizer, self.lr_decay_steps)
-            interval = "epoch"
         else:
-            raise ConfigError(
-                f"scheduler.name: unknown schedule '{schedule}'"
-                + nearest(schedule, ("warmup_cosine", "step", "none"))
-            )
+            scheduler, interval = MultiStepLR(optimizer, self.lr_decay_steps), "epoch"
+        if static_groups:
+            hold_rates(scheduler, dict.fromkeys(static_groups, self.lr))
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": interval, "frequency": 1},
@@ -438,7 +433,11 @@ def _complete_baseline(cfg: DictConfig, *, method: str, cls: type) -> DictConfig
     _fill(cfg, {"method_kwargs": METHOD_DEFAULTS.get(method, {})})
     parameters = _own_parameters(cls)  # 1.0.2 would swallow others
     keys = {name: parameter.default is parameter.empty for name, parameter in parameters.items()}
-    numeric = [n for n, p in parameters.items() if p.annotation in (int, float, bool)]
+    numeric = {
+        name: parameter.annotation.__name__
+        for name, parameter in parameters.items()
+        if parameter.annotation in (int, float, bool)
+    }
     check_method_kwargs(cfg, keys, numeric)
     refuse_impossible_batch(cfg, method)
     return cfg

@@ -1,8 +1,9 @@
-"""The explicit mutual information loss. Imports torch alone.
+"""The explicit mutual information loss, and rivals of it. Imports torch alone.
 
 statistics.py    covariances of V views, between, within and total, over all processes
 logdet.py        log-determinants by one Cholesky factor each, and their typed errors
 explicit_mim.py  the loss as a function that returns its terms, and as a module
+rivals.py        CorInfoMax, MEC and FroSSL, which solo-learn lacks
 """
 
 from solo_mim.losses.explicit_mim import (
@@ -15,12 +16,16 @@ from solo_mim.losses.logdet import (
     NonFiniteEmbeddingError,
     NotPositiveDefiniteError,
 )
+from solo_mim.losses.rivals import CorInfoMaxLoss, frossl_loss_func, mec_loss_func
 
 __all__ = [
+    "CorInfoMaxLoss",
     "ExplicitMIMError",
     "ExplicitMIMLoss",
     "ExplicitMIMTerms",
     "NonFiniteEmbeddingError",
     "NotPositiveDefiniteError",
     "explicit_mim_loss_func",
+    "frossl_loss_func",
+    "mec_loss_func",
 ]

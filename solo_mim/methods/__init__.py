@@ -11,8 +11,15 @@ from typing import Any
 from solo_mim import host
 from solo_mim.errors import ConfigError, nearest
 from solo_mim.methods.explicit_mim import ExplicitMIM
+from solo_mim.methods.rivals import MEC, CorInfoMax, FroSSL
 
-METHODS: dict[str, type] = {**host.METHODS, "explicit_mim": ExplicitMIM}
+METHODS: dict[str, type] = {
+    **host.METHODS,
+    "corinfomax": CorInfoMax,
+    "explicit_mim": ExplicitMIM,
+    "frossl": FroSSL,
+    "mec": MEC,
+}
 
 GROUP = "solo_mim.methods"
 
@@ -94,8 +101,11 @@ def recipe_folders() -> dict[str, Path]:
 
 __all__ = [
     "GROUP",
+    "MEC",
     "METHODS",
+    "CorInfoMax",
     "ExplicitMIM",
+    "FroSSL",
     "find_method",
     "origins",
     "plugins",

@@ -120,6 +120,42 @@ def test_the_same_command_again_skips_the_finished_run(finished):
         (["pretrain", "backbone.name=resnet81"], "did you mean 'resnet18'?"),
         (["pretrain", "optimizer.lr=fast"], "optimizer.lr"),
         (["pretrain", "max_epochs=[1"], "max_epochs=[1"),
+        (["pretrain", "optimizer.name=LARS"], "did you mean 'lars'?"),
+        (
+            ["pretrain", "optimizer.name=lars", "+optimizer.kwargs.betas=[0.9,0.95]"],
+            "lars takes no",
+        ),
+        (["pretrain", "knn_eval.k=0"], "knn_eval.k must be at least 1, not 0"),
+        (["pretrain", "momentum.base_tau=2"], "momentum.base_tau must be at least 0 and at most 1"),
+        (["pretrain", "seed=-1"], "seed must be at least 0"),
+        (["pretrain", "max_epochs=0"], "max_epochs must be at least 1"),
+        (["pretrain", "scheduler.warmup_start_lr=-1"], "scheduler.warmup_start_lr must be"),
+        (["pretrain", "accumulate_grad_batches=0"], "accumulate_grad_batches must be"),
+        (["pretrain", "limit_train_batches=0"], "a trial run is max_epochs=1"),
+        (["pretrain", "fast_dev_run=true"], "a trial run is max_epochs=1"),
+        (["pretrain", "method_kwargs.proj_hidden_dim=-5"], "explicit_mim refuses them"),
+        (["pretrain", "method=vicreg", "method_kwargs.proj_hidden_dim=1.5"], "a whole number"),
+        (["pretrain", "method=nnclr", "method_kwargs.queue_size=0"], "queue_size=0 must be a mul"),
+        (["pretrain", "method=wmse", "method_kwargs.whitening_size=0"], "whitening_size=0 must"),
+        (["pretrain", "method=deepclusterv2", "method_kwargs.num_prototypes=300"], "give a list"),
+        (
+            ["pretrain", "method=simclr", "+method_kwargs.supervised=1", "data.no_labels=true"],
+            "label",
+        ),
+        (["pretrain", "+backbone.kwargs.widths=[]"], "backbone.kwargs: small_cnn refuses them"),
+        (
+            [
+                "pretrain",
+                "backbone=resnet18",
+                "backbone.name=vit_tiny",
+                "+backbone.kwargs.img_size=224",
+            ],
+            "backbone.kwargs: vit_tiny refuses them at [32] pixels",
+        ),
+        (["pretrain", "+resume_from_checkpoint=/nowhere/x.ckpt"], "/nowhere/x.ckpt is not there"),
+        (["pretrain", "+resume_from_checkpoint=/etc/passwd"], "/etc/passwd is no checkpoint"),
+        (["pretrain", "output_dir=/etc/passwd/x"], "output_dir: /etc/passwd/x"),
+        (["pretrain", "--config-path", "nowhere", "--config-name", "x"], "nowhere"),
     ],
 )
 def test_user_errors_are_one_line_and_exit_code_2(
@@ -341,6 +377,66 @@ def test_a_folder_with_another_configuration_in_it_is_refused(
     assert said in err
     assert "move the folder away" in err
     assert [p.name for p in edited.parent.iterdir()] == ["config.yaml"]
+
+
+def test_a_checkpoint_that_does_not_fit_is_refused_with_the_weights(
+    finished, tmp_path, monkeypatch, capsys
+):
+    folder, _ = finished
+    (checkpoint,) = folder.glob("runs/*/checkpoints/*.ckpt")
+    resume = [f"+resume_from_checkpoint='{checkpoint}'", f"output_dir={tmp_path}/runs"]
+    for overrides, what in (
+        (
+            ["method_kwargs.proj_output_dim=12"],
+            "projector.6.weight ((16, 32) there, (12, 32) here)",
+        ),
+        (["method=byol", "method_kwargs.pred_hidden_dim=8"], "are missing: momentum_backbone"),
+    ):
+        arguments = ["pretrain", *TINY, *overrides, *resume]
+        monkeypatch.setattr(sys, "argv", ["solo-mim", *arguments])
+        assert main(arguments) == 2
+        assert what in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_checkpoint_runs_no_code_and_loses_what_is_not_plain(tmp_path):
+    import functools
+
+    import torch
+
+    from solo_mim.commands import checkpoints
+
+    class Evil:
+        def __reduce__(self):
+            return exec, (f"open({str(tmp_path / 'ran')!r}, 'w')",)
+
+    content = {
+        "state_dict": {"w": torch.ones(2)},
+        "optimizer_states": [],
+        "lr_schedulers": [{"last_epoch": 3, "get_lr": functools.partial(print, Evil())}],
+        "loops": {},
+        "global_step": 7,
+    }
+    torch.save(content, tmp_path / "foreign.ckpt")
+    found, is_plain = checkpoints.read(tmp_path / "foreign.ckpt")
+    assert not is_plain
+    assert found["lr_schedulers"] == [{"last_epoch": 3}]
+    assert torch.equal(found["state_dict"]["w"], torch.ones(2))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_two_processes_do_not_work_on_one_run(finished, tmp_path, monkeypatch, capsys):
+    from solo_mim.commands.runs import FolderLock
+
+    folder, _ = finished
+    (run,) = (folder / "runs").iterdir()
+    arguments = ["pretrain", *TINY, f"output_dir={tmp_path}"]
+    monkeypatch.setattr(sys, "argv", ["solo-mim", *arguments])
+    with FolderLock(tmp_path / run.name) as lock:
+        lock.acquire()
+        assert main(arguments) == 2
+    assert "another process is at work on this run" in capsys.readouterr().err
+    assert main(arguments) == 0, "the lock is given back"
 
 
 def test_missing_solo_learn_is_said_with_the_command_that_installs_it(tmp_path):

@@ -312,7 +312,7 @@ def test_keys_of_a_method_are_those_that_its_source_reads():
         **{"deep": False, "depth": True, "mode": True, "name": False},
         **{"rate": False, "steps": False, "width": True},
     }
-    assert numeric_keys(_Toy) == {"width", "rate"}
+    assert numeric_keys(_Toy) == {"width": "int", "rate": "float"}
     assert method_keys(_HandsItOn) is None
 
 
@@ -321,14 +321,15 @@ def test_keys_of_a_method_are_those_that_its_source_reads():
     [
         ({"dept": 3}, r"unknown key 'method_kwargs.dept'; did you mean 'depth'"),
         ({"width": 3}, r"method=toy needs method_kwargs.depth, method_kwargs.mode"),
-        ({"depth": 1, "mode": "a", "width": "wide"}, r"method_kwargs.width: a number .* 'wide'"),
+        ({"depth": 1, "mode": "a", "width": "wide"}, r"method_kwargs.width: a whole .* 'wide'"),
+        ({"depth": 1, "mode": "a", "width": 1.5}, r"method_kwargs.width: a whole .* 1.5"),
     ],
 )
 def test_method_kwargs_are_refused_by_name(kwargs, message):
     cfg = OmegaConf.create({"method": "toy", "method_kwargs": kwargs})
     with pytest.raises(ConfigError, match=message):
         check_method_kwargs(cfg, method_keys(_Toy), numeric_keys(_Toy))
-    check_method_kwargs(cfg, method_keys(_HandsItOn))
+    check_method_kwargs(cfg, method_keys(_HandsItOn), {})
 
 
 def test_identity_follows_what_changes_the_result_and_nothing_else(compose_cfg):

@@ -83,7 +83,7 @@ def test_keys_of_solo_learn_mains_methods():
         ),
     }.items():
         assert (needed[name], optional[name]) == expected, name
-    assert set(found["deepclusterv2"]) - numeric_keys(METHODS["deepclusterv2"]) == {
+    assert set(found["deepclusterv2"]) - set(numeric_keys(METHODS["deepclusterv2"])) == {
         "num_prototypes"
     }, "a list"
 

@@ -30,6 +30,11 @@ OPTIMIZERS = {
     "sgd": "{}",
     "adamw": "{}",
 }
+# Beside the default, a warm-up and cosine per step.
+SCHEDULES = {
+    "sgd": ("scheduler.name=step", "scheduler.lr_decay_steps=[1,3]"),
+    "adamw": ("scheduler.interval=epoch", "optimizer.exclude_bias_n_norm_wd=true"),
+}
 EPOCHS, STEPS_PER_EPOCH = 5, 4
 
 
@@ -98,6 +103,7 @@ def main(out: Path, way: str, origin: Path | None) -> None:
                 f"max_epochs={EPOCHS}",
                 f"optimizer.name={optimizer}",
                 f"optimizer.kwargs={kwargs}",
+                *SCHEDULES.get(optimizer, ()),
                 f"optimizer.lr={0.3 if optimizer == 'lars' else 0.03}",
                 "knn_eval.enabled=false",  # main's own does not construct
             )

@@ -10,9 +10,10 @@ from solo_mim.methods import METHODS
 
 MULTI_CROP = {"released": {"simclr"}, "current": {"byol", "simclr", "supcon", "swav", "wmse"}}
 
-ANY_NUMBER = {"explicit_mim", "byol", "mae", "simclr", "supcon", "wmse"}
+ANY_NUMBER = {"explicit_mim", "frossl", "byol", "mae", "simclr", "supcon", "wmse"}
 TWO_VIEWS = {
-    "released": set(METHODS) - {"explicit_mim", "wmse"},  # its SimCLR needs small crops for more
+    "released": set(METHODS)
+    - {"explicit_mim", "frossl", "wmse"},  # its SimCLR needs small crops for more
     "current": set(METHODS) - ANY_NUMBER,
 }
 
@@ -87,7 +88,7 @@ def test_three_views_train_or_are_refused(method, compose_cfg, fit, monkeypatch)
             "method_kwargs.warmup_teacher_temperature_epochs=50",
             r"=50 is more than max_epochs=2",
         ),
-        ("deepclusterv2", "method_kwargs.num_prototypes=[12,10]", r"must be of one size"),
+        ("deepclusterv2", "method_kwargs.num_prototypes=[12,10]", r"must be equally many"),
     ],
 )
 def test_queues_whitening_and_warm_up_must_fit(method, override, message, compose_cfg):

@@ -167,7 +167,7 @@ def test_online_knn_of_training_sees_every_view_of_the_epoch_once(make_model, fi
     assert seen == [2 * 64], "one epoch of two views, though validation came after two epochs"
 
 
-MAIN_TOO = ("contract", "methods", "backbones", "checks", "lars")
+MAIN_TOO = ("contract", "methods", "backbones", "checks", "lars", "barlow_distributed")
 
 
 def test_this_folder_passes_on_solo_learn_main(solo_learn_main):

@@ -14,7 +14,7 @@ CONFIG = """
 defaults: [_self_, override hydra/hydra_logging: disabled, override hydra/job_logging: disabled]
 hydra: {{output_subdir: null, run: {{dir: .}}}}
 name: mini
-method: byol
+method: {method}
 backbone: {{name: resnet18}}
 method_kwargs: {{proj_hidden_dim: 16, proj_output_dim: 8, pred_hidden_dim: 16}}
 momentum: {{base_tau: 0.99, final_tau: 1.0}}
@@ -65,11 +65,14 @@ def _python(*arguments, **environment):
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "kwargs"),
-    [("lars", "{eta: 0.02, clip_lr: true}"), ("adamw", "{betas: [0.9, 0.95]}")],
+    ("method", "optimizer", "kwargs"),
+    [
+        ("byol", "lars", "{eta: 0.02, clip_lr: true}"),
+        ("simsiam", "adamw", "{betas: [0.9, 0.95]}"),  # a function in the state of its schedule
+    ],
 )
 def test_a_checkpoint_of_main_pretrain_goes_on_in_both_hosts(
-    optimizer, kwargs, solo_learn_main, tmp_path
+    method, optimizer, kwargs, solo_learn_main, tmp_path
 ):
     for half, name in zip(photo_patches(), ("train", "val"), strict=True):
         for label in range(3):
@@ -77,7 +80,7 @@ def test_a_checkpoint_of_main_pretrain_goes_on_in_both_hosts(
             folder.mkdir(parents=True)
             for index in (half.labels == label).nonzero()[0][:12]:
                 Image.fromarray(half.images[index]).save(folder / f"{index}.png")
-    config = CONFIG.format(folder=tmp_path, optimizer=optimizer, kwargs=kwargs)
+    config = CONFIG.format(folder=tmp_path, method=method, optimizer=optimizer, kwargs=kwargs)
     (tmp_path / "mini.yaml").write_text(config)
     where = ["--config-path", tmp_path, "--config-name", "mini.yaml"]
     main = str(solo_learn_main)

@@ -1,0 +1,170 @@
+"""Log-determinant and entropy losses that explicit MIM is compared with, from their papers.
+
+CorInfoMax, MEC and FroSSL are not part of solo-learn. Each is computed in float32 or better and
+outside autocast, as log-determinants need it; with several processes, from the samples of all.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from solo_mim.losses.logdet import logdet
+from solo_mim.losses.statistics import sum_over_processes
+
+NORMALISATIONS = ("l2", "standardise")
+
+
+class CorInfoMaxTerms(NamedTuple):
+    """The loss and its two terms: `loss = alpha * invariance - entropy`."""
+
+    loss: Tensor
+    invariance: Tensor
+    entropy: Tensor
+
+
+class CorInfoMaxLoss(nn.Module):
+    """Correlative information maximisation (Ozsoy et al. 2022, https://arxiv.org/abs/2209.07999).
+
+    `alpha * mean (z1 - z2)^2 - [log det(R1 + eps I) + log det(R2 + eps I)] / D`, R1 and R2 the
+    covariances of the views' embeddings, which forget: `R <- forgetting R + (1 - forgetting)
+    R_batch`, and their means likewise. Gradients pass through the batch's part. In float64, as the
+    paper's code.
+
+    Args:
+        dim: D.
+        alpha: weight of the attraction; the paper's 250 to 2000 belong to `l2`, where coordinates
+            have a variance of 1/D. On standardised ones the same weight is alpha / D.
+        eps: ridge of the covariances.
+        forgetting: share of the past, 0.01 in the paper's CIFAR runs.
+        normalisation: "l2" (the paper's: each sample to norm one) or "standardise" (each
+            coordinate of each view to unit variance over the batch).
+    """
+
+    mean: Tensor
+    covariance: Tensor
+
+    def __init__(
+        self,
+        dim: int,
+        alpha: float = 250.0,
+        eps: float = 1e-8,
+        forgetting: float = 0.01,
+        normalisation: str = "l2",
+    ):
+        super().__init__()
+        if normalisation not in NORMALISATIONS:
+            raise ValueError(
+                f"normalisation must be one of {', '.join(NORMALISATIONS)}, not {normalisation!r}"
+            )
+        if not 0 <= forgetting < 1 or eps < 0 or alpha < 0:
+            raise ValueError("forgetting must be in [0, 1), eps and alpha not negative")
+        self.alpha, self.eps, self.forgetting = alpha, eps, forgetting
+        self.normalisation = normalisation
+        self.register_buffer("mean", torch.zeros(2, dim, dtype=torch.float64))
+        self.register_buffer("covariance", torch.eye(dim, dtype=torch.float64).repeat(2, 1, 1))
+
+    def forward(self, z1: Tensor, z2: Tensor) -> CorInfoMaxTerms:
+        """N x D embeddings of two views; in training mode the moments move on.
+
+        Raises:
+            NotPositiveDefiniteError, NonFiniteEmbeddingError: a determinant fails.
+        """
+        with torch.autocast(z1.device.type, enabled=False):
+            views = [z.double() for z in (_joined(z1), _joined(z2))]
+            if self.normalisation == "l2":
+                views = [F.normalize(z) for z in views]
+            else:
+                views = [_standardised(z) for z in views]
+            samples, dim = views[0].shape
+            keep, entropy = self.forgetting, views[0].new_zeros(())
+            means, covariances = [], []
+            for view, mean, covariance in zip(views, self.mean, self.covariance, strict=True):
+                mean = keep * mean + (1 - keep) * view.mean(0)
+                centred = view - mean
+                covariance = keep * covariance + (1 - keep) * centred.T @ centred / samples
+                entropy = entropy + logdet(covariance, self.eps, name="CorInfoMax") / dim
+                means.append(mean.detach())
+                covariances.append(covariance.detach())
+            if self.training:
+                self.mean, self.covariance = torch.stack(means), torch.stack(covariances)
+            invariance = (views[0] - views[1]).square().mean()
+            return CorInfoMaxTerms(self.alpha * invariance - entropy, invariance, entropy)
+
+
+def mec_loss_func(
+    predictions: Sequence[Tensor], targets: Sequence[Tensor], inverse_lambda: float, order: int = 4
+) -> Tensor:
+    """Maximum entropy coding (Liu et al. 2022, https://arxiv.org/abs/2210.11464), by batch.
+
+    `-inverse_lambda / N * tr log(I + P T^T / inverse_lambda)`, its Taylor series to `order`, for
+    the predictions P of one view and the targets T of the other, both on the unit sphere; the mean
+    of the two ways round.
+
+    Args:
+        predictions: of two views, N x D each.
+        targets: of the momentum network for the same views, N x D each; detached.
+        inverse_lambda: the paper's 1 / lambda = N eps_d; the series converges where it is above the
+            largest singular value of P T^T, at most N.
+        order: of the series.
+    """
+    with torch.autocast(predictions[0].device.type, enabled=False):
+        p1, p2 = (F.normalize(_joined(p).float()) for p in predictions)
+        t1, t2 = (F.normalize(_joined(t.detach()).float()) for t in targets)
+        series = predictions[0].new_zeros((), dtype=torch.float32)
+        for p, t in ((p1, t2), (p2, t1)):
+            matrix = p @ t.T / inverse_lambda
+            power = matrix
+            for k in range(1, order + 1):
+                power = power @ matrix if k > 1 else power
+                series = series + (-1) ** (k + 1) / k * power.trace()
+        return -inverse_lambda * series / (2 * len(p1))
+
+
+class FroSSLTerms(NamedTuple):
+    """The loss and its two terms: `loss = invariance_weight * invariance - entropy`."""
+
+    loss: Tensor
+    invariance: Tensor
+    entropy: Tensor
+
+
+def frossl_loss_func(views: Sequence[Tensor], invariance_weight: float = 1.0) -> FroSSLTerms:
+    """FroSSL (Skean et al. 2023, https://arxiv.org/abs/2310.02903) of V views, N x D each.
+
+    The entropy is Renyi's of order 2 of each view's covariance K with unit trace, `-log ||K||_F^2`,
+    summed over views; the invariance is `V / N` times the squared distances of the views to their
+    mean, for two views `||Z1 - Z2||_F^2 / N`. Both on coordinates that are centred and scaled to
+    norm one over the batch, each view by itself.
+    """
+    with torch.autocast(views[0].device.type, enabled=False):
+        joined = [_joined(view).float() for view in views]
+        samples, dim = joined[0].shape
+        unit = torch.stack([F.normalize(z - z.mean(0), dim=0) for z in joined])
+        entropy = unit.new_zeros(())
+        for z in unit:
+            product = z.T @ z if samples > dim else z @ z.T
+            entropy = entropy - (product / product.trace()).square().sum().log()
+        spread = (unit - unit.mean(0)).square().sum()
+        invariance = len(views) * spread / samples
+        return FroSSLTerms(invariance_weight * invariance - entropy, invariance, entropy)
+
+
+def _standardised(z: Tensor) -> Tensor:
+    centred = z - z.mean(0)
+    return centred / centred.square().mean(0).clamp_min(1e-5).sqrt()
+
+
+def _joined(z: Tensor) -> Tensor:
+    """The samples of all processes, in rank order; equal shares. Differentiable."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return z
+    rank, world = dist.get_rank(), dist.get_world_size()
+    rows = z.new_zeros((world, *z.shape))
+    rows[rank] = z
+    group = dist.group.WORLD
+    assert group is not None
+    return sum_over_processes(rows, group).flatten(0, 1)

@@ -1,0 +1,195 @@
+"""CorInfoMax, MEC and FroSSL as solo-learn methods: the rivals of explicit MIM that it lacks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from solo_mim.errors import ConfigError
+from solo_mim.host import BaseMethod, BaseMomentumMethod
+from solo_mim.host.checks import refuse_impossible_views
+from solo_mim.losses.rivals import CorInfoMaxLoss, frossl_loss_func, mec_loss_func
+
+
+def _projector(features: int, hidden: int, output: int) -> nn.Sequential:
+    """The three layers of Barlow Twins and VICReg in solo-learn."""
+    return nn.Sequential(
+        nn.Linear(features, hidden),
+        nn.BatchNorm1d(hidden),
+        nn.ReLU(),
+        nn.Linear(hidden, hidden),
+        nn.BatchNorm1d(hidden),
+        nn.ReLU(),
+        nn.Linear(hidden, output),
+    )
+
+
+class _Projecting:
+    """Mixed in before a base class: a projector whose output is `z`."""
+
+    projector: nn.Module
+
+    @classmethod
+    def add_and_assert_specific_cfg(cls, cfg: DictConfig) -> DictConfig:
+        """Fills the base class's defaults in place; refuses views that the loss does not read."""
+        refuse_impossible_views(cfg, cfg.method, any_number=("frossl",), multi_crop=())
+        return super().add_and_assert_specific_cfg(cfg)  # type: ignore[misc]
+
+    @property
+    def learnable_params(self) -> list[dict[str, Any]]:
+        """The parent's parameter groups and the projector's."""
+        return [
+            *super().learnable_params,  # type: ignore[misc]
+            {"name": "projector", "params": self.projector.parameters()},
+        ]
+
+    def forward(self, X: Tensor) -> dict[str, Any]:
+        """The parent's outputs and the projected features `z`, N x proj_output_dim."""
+        out = super().forward(X)  # type: ignore[misc]
+        return {**out, "z": self.projector(out["feats"])}
+
+
+class CorInfoMax(_Projecting, BaseMethod):
+    """Implements CorInfoMax (https://arxiv.org/abs/2209.07999), `solo_mim.losses.CorInfoMaxLoss`.
+
+    Extra cfg settings:
+        method_kwargs:
+            proj_hidden_dim (int): number of neurons in the hidden layers of the projector.
+            proj_output_dim (int): number of dimensions of the projected features.
+            alpha (float): weight of the attraction; default 250, the paper's for CIFAR-10.
+            eps (float): ridge of the covariances; default 1e-8.
+            forgetting (float): share of the past in the covariances; default 0.01.
+            normalisation (str): "l2" (default, the paper's) or "standardise".
+    """
+
+    def __init__(self, cfg: DictConfig):
+        super().__init__(cfg)
+        proj_output_dim: int = cfg.method_kwargs.proj_output_dim
+        self.projector = _projector(
+            self.features_dim, cfg.method_kwargs.proj_hidden_dim, proj_output_dim
+        )
+        try:
+            self.loss = CorInfoMaxLoss(
+                proj_output_dim,
+                alpha=cfg.method_kwargs.get("alpha", 250.0),
+                eps=cfg.method_kwargs.get("eps", 1e-8),
+                forgetting=cfg.method_kwargs.get("forgetting", 0.01),
+                normalisation=cfg.method_kwargs.get("normalisation", "l2"),
+            )
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"method_kwargs: {error}") from error
+
+    def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
+        """The host's step and the CorInfoMax loss of two views."""
+        out = super().training_step(batch, batch_idx)
+        terms = self.loss(*out["z"])
+        metrics = {f"train_corinfomax_{name}": term for name, term in terms._asdict().items()}
+        self.log_dict(metrics, on_epoch=True, sync_dist=True)
+        return terms.loss + out["loss"]
+
+
+class FroSSL(_Projecting, BaseMethod):
+    """Implements FroSSL (https://arxiv.org/abs/2310.02903), `solo_mim.losses.frossl_loss_func`.
+
+    Extra cfg settings:
+        method_kwargs:
+            proj_hidden_dim (int): number of neurons in the hidden layers of the projector.
+            proj_output_dim (int): number of dimensions of the projected features.
+            invariance_weight (float): weight of the invariance; default 1, the paper's.
+    """
+
+    def __init__(self, cfg: DictConfig):
+        super().__init__(cfg)
+        self.invariance_weight: float = cfg.method_kwargs.get("invariance_weight", 1.0)
+        self.projector = _projector(
+            self.features_dim, cfg.method_kwargs.proj_hidden_dim, cfg.method_kwargs.proj_output_dim
+        )
+
+    def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
+        """The host's step and the FroSSL loss over all views."""
+        out = super().training_step(batch, batch_idx)
+        terms = frossl_loss_func(out["z"], self.invariance_weight)
+        metrics = {f"train_frossl_{name}": term for name, term in terms._asdict().items()}
+        self.log_dict(metrics, on_epoch=True, sync_dist=True)
+        return terms.loss + out["loss"]
+
+
+class MEC(_Projecting, BaseMomentumMethod):
+    """Implements MEC (https://arxiv.org/abs/2210.11464), `solo_mim.losses.mec_loss_func`.
+
+    Extra cfg settings:
+        method_kwargs:
+            proj_hidden_dim (int): number of neurons in the hidden layers of the projector.
+            proj_output_dim (int): number of dimensions of the projected features.
+            pred_hidden_dim (int): number of neurons in the hidden layer of the predictor.
+            eps (float): distortion; 1 / lambda is N eps / proj_output_dim. Default 64, the paper's
+                for 2048 dimensions and batches of 1024.
+            warmup_share (float): of the steps, over which 1 / lambda comes down from eight times
+                its value; default 0.1, the paper's 10 of 100 epochs.
+            order (int): of the Taylor series; default 4.
+    """
+
+    def __init__(self, cfg: DictConfig):
+        super().__init__(cfg)
+        proj_hidden_dim: int = cfg.method_kwargs.proj_hidden_dim
+        proj_output_dim: int = cfg.method_kwargs.proj_output_dim
+        pred_hidden_dim: int = cfg.method_kwargs.pred_hidden_dim
+        self.eps: float = cfg.method_kwargs.get("eps", 64.0)
+        self.warmup_share: float = cfg.method_kwargs.get("warmup_share", 0.1)
+        self.order: int = cfg.method_kwargs.get("order", 4)
+
+        def projector() -> nn.Sequential:
+            layers = _projector(self.features_dim, proj_hidden_dim, proj_output_dim)
+            return layers.append(nn.BatchNorm1d(proj_output_dim, affine=False))
+
+        self.projector, self.momentum_projector = projector(), projector()
+        for online, momentum in zip(
+            self.projector.parameters(), self.momentum_projector.parameters(), strict=True
+        ):
+            momentum.data.copy_(online.data)
+            momentum.requires_grad = False
+        self.predictor = nn.Sequential(
+            nn.Linear(proj_output_dim, pred_hidden_dim, bias=False),
+            nn.BatchNorm1d(pred_hidden_dim),
+            nn.ReLU(),
+            nn.Linear(pred_hidden_dim, proj_output_dim),
+        )
+
+    @property
+    def learnable_params(self) -> list[dict[str, Any]]:
+        """The parent's parameter groups, the projector's and the predictor's."""
+        return [
+            *super().learnable_params,
+            {"name": "predictor", "params": self.predictor.parameters()},
+        ]
+
+    @property
+    def momentum_pairs(self) -> list[tuple[Any, Any]]:
+        """The parent's pairs and the projectors."""
+        return [*super().momentum_pairs, (self.projector, self.momentum_projector)]
+
+    @torch.no_grad()
+    def momentum_forward(self, X: Tensor) -> dict[str, Any]:
+        """The parent's outputs and the momentum projector's `z`."""
+        out = super().momentum_forward(X)
+        return {**out, "z": self.momentum_projector(out["feats"])}
+
+    def inverse_lambda(self) -> float:
+        """1 / lambda of this step."""
+        samples = self.cfg.optimizer.batch_size * self.trainer.world_size
+        final = samples * self.eps / self.cfg.method_kwargs.proj_output_dim
+        steps = self.warmup_share * self.trainer.estimated_stepping_batches
+        left = 1 - self.trainer.global_step / steps if steps else 0.0
+        return final * (1 + 7 * max(0.0, left))
+
+    def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
+        """The host's step and the MEC loss of two views."""
+        out = super().training_step(batch, batch_idx)
+        predictions = [self.predictor(z) for z in out["z"]]
+        loss = mec_loss_func(predictions, out["momentum_z"], self.inverse_lambda(), self.order)
+        self.log("train_mec_loss", loss, on_epoch=True, sync_dist=True)
+        return loss + out["loss"]
