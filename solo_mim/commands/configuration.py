@@ -227,8 +227,7 @@ def place(key: str) -> str:
 
     Empty for a key that nothing sets, and where the configuration is not Hydra's.
     """
-    # The former outlives a run in the same process, as a test's or a notebook's.
-    if not HydraConfig.initialized() or not GlobalHydra.instance().is_initialized():
+    if not HydraConfig.initialized():
         return ""
     hydra, position = HydraConfig.get(), _position(key)
     overrides = list(hydra.overrides.task)

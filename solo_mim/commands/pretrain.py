@@ -18,6 +18,7 @@ import lightning.pytorch as pl
 import pandas as pd
 import torch
 from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
@@ -431,6 +432,8 @@ def run(arguments: list[str]) -> int:
         raise _explained(error) from error
     except (YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"a YAML file cannot be read: {' '.join(str(error).split())}") from error
+    finally:
+        HydraConfig.instance().cfg = None  # Hydra leaves it to the next run in this process
     for refused in _refused[:-1]:  # of a sweep
         print(f"solo-mim: {refused}", file=sys.stderr)
     if _refused:
