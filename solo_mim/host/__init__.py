@@ -45,15 +45,16 @@ def host_version() -> str:
 
 
 if GENERATION == "current":
-    from solo_mim.host.current import BACKBONES, METHODS, BaseMethod, BaseMomentumMethod
+    from solo_mim.host.current import BACKBONES, LOSSES, METHODS, BaseMethod, BaseMomentumMethod
 else:
-    from solo_mim.host.released import BACKBONES, METHODS, BaseMethod, BaseMomentumMethod
+    from solo_mim.host.released import BACKBONES, LOSSES, METHODS, BaseMethod, BaseMomentumMethod
 
 __all__ = [
     "BACKBONES",
     "GENERATION",
     "INSTALL_COMMAND",
     "LOCATION",
+    "LOSSES",
     "METHODS",
     "BaseMethod",
     "BaseMomentumMethod",

@@ -5,10 +5,13 @@ from __future__ import annotations
 import importlib
 import logging
 import warnings
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
 from solo_mim.errors import ConfigError, nearest
 from solo_mim.host import mended
@@ -121,6 +124,22 @@ def _bind(method: str, cls: Any) -> type:
     globals()[cls.__name__] = bound
     return bound
 
+
+def _loss(module: str, name: str) -> Callable[..., Tensor]:
+    return getattr(importlib.import_module(f"solo.losses.{module}"), name)
+
+
+def _simclr(z1: Tensor, z2: Tensor) -> Tensor:
+    images = torch.arange(len(z1), device=z1.device).repeat(2)
+    return _loss("simclr", "simclr_loss_func")(torch.cat([z1, z2]), images)
+
+
+# Of two views, N x D each, with the host's own defaults.
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "barlow_twins": _loss("barlow", "barlow_loss_func"),
+    "simclr": _simclr,
+    "vicreg": _loss("vicreg", "vicreg_loss_func"),
+}
 
 BACKBONES = sorted({*host_base.BaseMethod._BACKBONES, *OUR_BACKBONES})
 METHODS = {

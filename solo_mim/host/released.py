@@ -15,7 +15,7 @@ import inspect
 import sys
 import types
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -462,6 +462,17 @@ def _bind(method: str, cls: type) -> type:
     globals()[cls.__name__] = bound
     return bound
 
+
+def _loss(module: str, name: str) -> Callable[..., Tensor]:
+    return getattr(importlib.import_module(f"solo.losses.{module}"), name)
+
+
+# Of two views, N x D each, with the host's own defaults.
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "barlow_twins": _loss("barlow", "barlow_loss_func"),
+    "simclr": _loss("simclr", "simclr_loss_func"),
+    "vicreg": _loss("vicreg", "vicreg_loss_func"),
+}
 
 BACKBONES = sorted({*host_base.BaseMethod._SUPPORTED_ENCODERS, *OUR_BACKBONES})
 METHODS = {

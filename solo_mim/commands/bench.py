@@ -1,0 +1,238 @@
+"""`solo-mim bench loss`: time and memory of the losses, forward and backward, side by side."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import random
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+OURS = "explicit_mim"
+Step = Callable[[], object]
+# A measurement is of as many calls as take this long: a clock's tick and a call's overhead are
+# then below a percent.
+SHORTEST = 2e-3  # seconds
+SPREAD = (0.1, 0.9)  # quantiles of the repeats that the interval shows
+
+
+def losses(dim: int) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
+    """Name -> loss of two views, N x `dim` each; the host's with its defaults, ours with ours."""
+    from solo_mim import host
+    from solo_mim.losses import (
+        CorInfoMaxLoss,
+        explicit_mim_loss_func,
+        frossl_loss_func,
+        mec_loss_func,
+    )
+
+    corinfomax = CorInfoMaxLoss(dim)
+    return {
+        OURS: lambda a, b: explicit_mim_loss_func((a, b)).loss,
+        f"{OURS} two_view": lambda a, b: explicit_mim_loss_func((a, b), reading="two_view").loss,
+        **host.LOSSES,
+        "corinfomax": lambda a, b: corinfomax.to(a.device)(a, b).loss,
+        "frossl": lambda a, b: frossl_loss_func((a, b)).loss,
+        "mec": lambda a, b: mec_loss_func((a, b), (a, b), inverse_lambda=float(len(a))),
+    }
+
+
+def _views(samples: int, dim: int, device: torch.device) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    image, *noise = torch.randn(3, samples, dim, generator=generator)
+    return [(image + 0.5 * n).to(device).requires_grad_() for n in noise]
+
+
+def _products(samples: int, dim: int, device: torch.device) -> Step:
+    """The matrix products that two covariances of N x D features and their gradients cannot do
+    without, on the smaller side."""
+    rows = torch.randn(samples, dim, device=device)
+    rows = rows if samples >= dim else rows.T.contiguous()
+    square = rows.T @ rows
+
+    def step() -> None:
+        for _ in range(2):
+            torch.mm(rows.T, rows)
+            torch.mm(rows, square)
+
+    return step
+
+
+def _step(loss: Callable[[Tensor, Tensor], Tensor], views: list[Tensor]) -> Step:
+    def step() -> None:
+        for view in views:
+            view.grad = None
+        loss(*views).backward()
+
+    return step
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _seconds(step: Step, calls: int, device: torch.device) -> float:
+    _synchronise(device)
+    started = time.perf_counter()
+    for _ in range(calls):
+        step()
+    _synchronise(device)
+    return (time.perf_counter() - started) / calls
+
+
+def peak_memory(step: Step, device: torch.device) -> float:
+    """MiB that one call holds at most beyond what was there before it."""
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        step()
+        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
+        step()
+    results: Any = profile.profiler
+    events = [e for e in results.kineto_results.events() if e.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak / 2**20
+
+
+def measure(samples: int, dim: int, repeats: int, device: torch.device) -> list[dict[str, Any]]:
+    """One row per loss: median seconds with an interval, MiB, and ratios.
+
+    The losses take turns, in an order drawn anew for each repeat, so that whatever else the machine
+    does meets all of them. Ratios are medians over the repeats of ratios within a repeat.
+    """
+    views = _views(samples, dim, device)
+    steps = {name: _step(loss, views) for name, loss in losses(dim).items()}
+    steps["matrix products"] = _products(samples, dim, device)
+    calls = {}
+    for name, step in steps.items():
+        step()
+        calls[name] = max(1, round(SHORTEST / _seconds(step, 3, device)))
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    order = random.Random(0)
+    for _ in range(repeats):
+        for name in order.sample(list(steps), len(steps)):
+            times[name].append(_seconds(steps[name], calls[name], device))
+    rows = []
+    for name, step in steps.items():
+        quantiles = torch.tensor(times[name]).quantile(torch.tensor(SPREAD)).tolist()
+        of_ours = [a / b for a, b in zip(times[OURS], times[name], strict=True)]
+        rows.append(
+            {
+                "N": samples,
+                "D": dim,
+                "loss": name,
+                "ms": 1e3 * statistics.median(times[name]),
+                "ms_low": 1e3 * quantiles[0],
+                "ms_high": 1e3 * quantiles[1],
+                "explicit_mim_over_this": statistics.median(of_ours),
+                "peak_mib": peak_memory(step, device),
+            }
+        )
+    return rows
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown: a line per N and D, the time of `explicit_mim` as a multiple of each other's."""
+    names = list(dict.fromkeys(row["loss"] for row in rows if row["loss"] != OURS))
+    lines = [
+        f"| N | D | {OURS}, ms | MiB | " + " | ".join(f"/ {name}" for name in names) + " |",
+        "|" + "---:|" * (4 + len(names)),
+    ]
+    for key in dict.fromkeys((row["N"], row["D"]) for row in rows):
+        found = {row["loss"]: row for row in rows if (row["N"], row["D"]) == key}
+        ours = found[OURS]
+        ratios = [f"{found[name]['explicit_mim_over_this']:.2f}" for name in names]
+        interval = f"{ours['ms']:.2f} ({ours['ms_low']:.2f} to {ours['ms_high']:.2f})"
+        cells = [*map(str, key), interval, f"{ours['peak_mib']:.1f}", *ratios]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """One panel per N: time against D, both logarithmic, with the interval as a band."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    sizes = sorted({row["N"] for row in rows})
+    figure, axes = plt.subplots(1, len(sizes), figsize=(5 * len(sizes), 4), sharey=True)
+    for axis, size in zip([axes] if len(sizes) == 1 else axes, sizes, strict=True):
+        for name in dict.fromkeys(row["loss"] for row in rows):
+            line = sorted(
+                (r for r in rows if r["N"] == size and r["loss"] == name), key=lambda r: r["D"]
+            )
+            dims = [r["D"] for r in line]
+            style: dict[str, Any] = {"linewidth": 3 if name == OURS else 1}
+            if name == "matrix products":
+                style |= {"linestyle": ":", "color": "black"}
+            axis.plot(dims, [r["ms"] for r in line], label=name, **style)
+            axis.fill_between(
+                dims, [r["ms_low"] for r in line], [r["ms_high"] for r in line], alpha=0.15
+            )
+        axis.set(xscale="log", yscale="log", title=f"N = {size}", xlabel="D")
+        axis.set_xticks(dims, [str(d) for d in dims])
+    figure.axes[0].set_ylabel("forward and backward, ms")
+    figure.axes[0].legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def run(arguments: list[str]) -> int:
+    """Measures, prints the table and writes `loss.json`, `loss.md` and `loss.png`."""
+    parser = argparse.ArgumentParser(
+        prog="solo-mim bench",
+        description="Time and peak memory of the losses of two views, forward and backward: "
+        "explicit MIM, its rivals and the host's baselines, taking turns. `matrix products` are "
+        "those that the covariances cannot do without. Nothing else should run meanwhile.",
+    )
+    parser.add_argument("what", choices=["loss"])
+    parser.add_argument("--samples", "-N", type=int, nargs="+", default=[64, 256, 1024])
+    parser.add_argument("--dims", "-D", type=int, nargs="+", default=[64, 128, 256, 512, 2048])
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--output", type=Path, default=Path("bench"))
+    given = parser.parse_args(arguments)
+    if min(given.samples) < 2 or min(given.dims) < 1 or given.repeats < 1 or given.threads < 1:
+        parser.error("--samples must be at least 2, the other numbers at least 1")
+    torch.set_num_threads(given.threads)
+    device = torch.device(given.device)
+    from solo_mim.commands.runs import commit, versions, write, write_json
+
+    rows: list[dict[str, Any]] = []
+    for samples in given.samples:
+        for dim in given.dims:
+            rows += measure(samples, dim, given.repeats, device)
+            print(f"N = {samples}, D = {dim} measured", flush=True)
+    print(table(rows))
+    given.output.mkdir(parents=True, exist_ok=True)
+    machine = (
+        torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "?"
+    )
+    provenance = {
+        "versions": versions(),
+        "commit": commit(),
+        "machine": machine,
+        "threads": given.threads,
+        "repeats": given.repeats,
+    }
+    write_json(given.output / "loss.json", {**provenance, "rows": rows})
+    write(given.output / "loss.md", table(rows) + "\n")
+    plot(rows, given.output / "loss.png")
+    print(f"\nwritten: {given.output}/loss.json, loss.md, loss.png")
+    return 0

@@ -1,0 +1,49 @@
+"""The benchmark measures what it says: every loss, with its gradient, and its memory."""
+
+import json
+
+import pytest
+import torch
+
+from solo_mim.commands import bench, main
+
+
+def test_bench_writes_table_data_and_picture(tmp_path, capsys):
+    arguments = ["bench", "loss", "-N", "8", "16", "-D", "4", "32", "--repeats", "3"]
+    assert main([*arguments, "--threads", "1", "--output", str(tmp_path)]) == 0
+    found = json.loads((tmp_path / "loss.json").read_text())
+    names = {row["loss"] for row in found["rows"]}
+    assert names == {*bench.losses(4), "matrix products"}
+    assert {"explicit_mim", "vicreg", "barlow_twins", "simclr", "corinfomax", "mec"} <= names
+    assert len(found["rows"]) == 4 * len(names)
+    for row in found["rows"]:
+        assert 0 < row["ms_low"] <= row["ms"] <= row["ms_high"]
+        if row["loss"] == "explicit_mim":
+            assert row["explicit_mim_over_this"] == 1
+    table = (tmp_path / "loss.md").read_text()
+    assert table in capsys.readouterr().out
+    assert len(table.splitlines()) == 2 + 4
+    assert (tmp_path / "loss.png").stat().st_size > 5000
+
+
+def test_peak_memory_is_that_of_the_largest_moment():
+    def step():
+        for _ in range(3):  # freed again each time
+            torch.ones(1024, 1024) + 1
+
+    assert bench.peak_memory(step, torch.device("cpu")) == pytest.approx(8, abs=0.1)  # two of 4 MiB
+
+
+@pytest.mark.parametrize("name", bench.losses(4))
+def test_every_measured_loss_has_a_gradient_in_both_views(name):
+    views = bench._views(16, 4, torch.device("cpu"))
+    bench._step(bench.losses(4)[name], views)()
+    assert all(view.grad.abs().sum() > 0 for view in views)
+
+
+@pytest.mark.parametrize("wrong", [["-N", "1"], ["--repeats", "0"], ["-D", "0"]])
+def test_bench_refuses_sizes_without_a_loss(wrong, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["bench", "loss", *wrong])
+    assert stopped.value.code == 2
+    assert "must be at least" in capsys.readouterr().err
