@@ -222,7 +222,9 @@ def run(arguments: list[str]) -> int:
     print(table(rows))
     given.output.mkdir(parents=True, exist_ok=True)
     machine = (
-        torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "?"
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else platform.processor() or platform.machine()
     )
     provenance = {
         "versions": versions(),
