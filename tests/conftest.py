@@ -1,6 +1,8 @@
 """Fixtures that every part of the suite uses."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,6 +28,25 @@ def compose_cfg() -> Callable[..., DictConfig]:
             return checked(compose("pretrain", overrides=list(overrides)))
 
     return composed
+
+
+@pytest.fixture
+def passes_on_main(solo_learn_main) -> Callable[..., None]:
+    """Runs tests again in a process whose host is solo-learn main: `passes_on_main(*arguments)`."""
+    if os.environ.get("SOLO_MIM_HOST_IS_MAIN"):
+        pytest.skip("running on solo-learn main already")
+    environment = dict(os.environ, PYTHONPATH=str(solo_learn_main), SOLO_MIM_HOST_IS_MAIN="1")
+
+    def run(*arguments: str | Path) -> None:
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *map(str, arguments)],
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stdout[-6000:]
+
+    return run
 
 
 @pytest.fixture(scope="session")

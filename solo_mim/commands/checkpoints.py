@@ -59,7 +59,7 @@ def read(path: str | Path) -> tuple[dict[str, Any], bool]:
             if unknown is None:
                 raise ConfigError(f"{KEY}: {path} cannot be read ({_line(error)})") from error
             name = unknown[1] if "." in unknown[1] else f"builtins.{unknown[1]}"
-            stand_ins.append((type("_Inert", (_Inert,), {}), name))
+            stand_ins.append((_Inert, name))
         except (RuntimeError, EOFError, KeyError) as error:
             raise ConfigError(f"{KEY}: {path} cannot be read ({_line(error)})") from error
     else:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import inspect
-import itertools
 import json
 import math
 import re
@@ -222,6 +221,19 @@ def _holds(node: Any, position: list[str]) -> bool:
     return True
 
 
+def _on_command_line(key: str) -> bool:
+    """Whether an override sets a dotted key, a part of it, or the section around it."""
+    if not HydraConfig.initialized():
+        return False
+    hydra, position = HydraConfig.get(), _position(key)
+    for override in hydra.overrides.task:
+        name = re.split("[@=]", override.lstrip("+~"))[0]
+        is_group = name in hydra.runtime.choices
+        if not is_group and all(a == b for a, b in zip(_position(name), position, strict=False)):
+            return True
+    return False
+
+
 def place(key: str) -> str:
     """What Hydra took a dotted key from: "the command line", or the path of the file.
 
@@ -229,14 +241,10 @@ def place(key: str) -> str:
     """
     if not HydraConfig.initialized():
         return ""
+    if _on_command_line(key):
+        return "the command line"
     hydra, position = HydraConfig.get(), _position(key)
     overrides = list(hydra.overrides.task)
-    for override in overrides:
-        name = re.split("[@=]", override.lstrip("+~"))[0]
-        is_group = name in hydra.runtime.choices
-        # One of the two is, or is inside of, the other.
-        if not is_group and all(a == b for a, b in zip(_position(name), position, strict=False)):
-            return "the command line"
     folders = [Path(s.path) for s in hydra.runtime.config_sources if s.schema == "file"]
     loader = GlobalHydra.instance().config_loader()
     composed = loader.compute_defaults_list(hydra.job.config_name, overrides, RunMode.RUN).defaults
@@ -480,12 +488,11 @@ def _optimizer_kwargs(optimizer: DictConfig) -> dict[str, Any]:
     What belongs to another one is a recipe's (LARS) from before `optimizer.name` was overridden,
     and is left out; what belongs to none is an error.
     """
-    known = _OPTIMIZER_KWARGS[optimizer.name]
+    known, every = _OPTIMIZER_KWARGS[optimizer.name], set().union(*_OPTIMIZER_KWARGS.values())
     for key in optimizer.kwargs:
-        if not any(key in arguments for arguments in _OPTIMIZER_KWARGS.values()):
-            every = {*known, *itertools.chain(*_OPTIMIZER_KWARGS.values())}
+        if key not in every:
             raise ConfigError(f"unknown key 'optimizer.kwargs.{key}'{nearest(str(key), every)}")
-        if key not in known and place(f"optimizer.kwargs.{key}") == "the command line":
+        if key not in known and _on_command_line(f"optimizer.kwargs.{key}"):
             raise ConfigError(
                 f"optimizer.kwargs.{key}: {optimizer.name} takes no such key"
                 + nearest(str(key), known)

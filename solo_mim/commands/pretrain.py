@@ -177,10 +177,10 @@ def _trained_and_evaluated(
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     try:
         model: Any = method(resolved)
+    except ConfigError:
+        raise
     # Whatever torch and the host raise of sizes and the like that they do not check.
     except (TypeError, ValueError, ArithmeticError, LookupError, RuntimeError) as error:
-        if isinstance(error, ConfigError):
-            raise
         reason = " ".join(str(error).split())
         raise ConfigError(f"method_kwargs: {cfg.method} refuses them ({reason})") from error
     if not resolved.performance.get("disable_channel_last", False):

@@ -27,13 +27,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     host_methods: Any = importlib.import_module("solo.methods")
     host_base: Any = importlib.import_module("solo.methods.base")
-    importlib.import_module("solo.utils.whitening").Whitening2d.forward = mended.whiten
-    mended.mend_barlow_loss(importlib.import_module("solo.losses.barlow"))
-    deepcluster: Any = importlib.import_module("solo.methods.deepclusterv2")
-    deepcluster.deepclusterv2_loss_func = mended.deepclusterv2_loss(
-        deepcluster.deepclusterv2_loss_func
-    )
-    host_base.accuracy_at_k = mended.accuracy_at_few_classes(host_base.accuracy_at_k)
+    mended.mend_modules()
 
 host_base.WeightedKNNClassifier = OnlineKNN  # constructed in the host's BaseMethod.__init__
 
@@ -79,15 +73,13 @@ class Adapter(Lifecycle):
         if isinstance(configured, tuple):
             _, (scheduler,) = configured
             scheduler = scheduler["scheduler"] if isinstance(scheduler, dict) else scheduler
-            static = vars(scheduler).pop("get_lr", None)
+            static = vars(scheduler).pop("get_lr", None)  # a partial of the host's `static_lr`
             if static is not None:
-                hold_rates(scheduler, dict(zip(*_static(static), strict=True)))
+                groups, rates = (
+                    static.keywords[k] for k in ("param_group_indexes", "lrs_to_replace")
+                )
+                hold_rates(scheduler, dict(zip(groups, rates, strict=True)))
         return configured
-
-
-def _static(get_lr: partial[Any]) -> tuple[list[int], list[float]]:
-    """Indexes and rates of the groups that main's `static_lr` holds."""
-    return get_lr.keywords["param_group_indexes"], get_lr.keywords["lrs_to_replace"]
 
 
 class BaseMethod(Adapter, host_base.BaseMethod):
@@ -125,20 +117,16 @@ def _bind(method: str, cls: Any) -> type:
     return bound
 
 
-def _loss(module: str, name: str) -> Callable[..., Tensor]:
-    return getattr(importlib.import_module(f"solo.losses.{module}"), name)
-
-
 def _simclr(z1: Tensor, z2: Tensor) -> Tensor:
     images = torch.arange(len(z1), device=z1.device).repeat(2)
-    return _loss("simclr", "simclr_loss_func")(torch.cat([z1, z2]), images)
+    return mended.host_loss("simclr", "simclr_loss_func")(torch.cat([z1, z2]), images)
 
 
 # Of two views, N x D each, with the host's own defaults.
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "barlow_twins": _loss("barlow", "barlow_loss_func"),
+    "barlow_twins": mended.host_loss("barlow", "barlow_loss_func"),
     "simclr": _simclr,
-    "vicreg": _loss("vicreg", "vicreg_loss_func"),
+    "vicreg": mended.host_loss("vicreg", "vicreg_loss_func"),
 }
 
 BACKBONES = sorted({*host_base.BaseMethod._BACKBONES, *OUR_BACKBONES})

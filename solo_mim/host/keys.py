@@ -7,6 +7,7 @@ trains with the default. The source says what is read.
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 import textwrap
 from collections.abc import Mapping
@@ -76,6 +77,7 @@ def check_method_kwargs(
             raise ConfigError(f"{SECTION}.{key}: {needed} is needed, not {value!r}")
 
 
+@functools.cache
 def _reads(cls: type) -> _Reads:
     reads = _Reads()
     for base in cls.__mro__:

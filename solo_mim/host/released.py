@@ -78,13 +78,7 @@ with _modules_that_solo_expects(), warnings.catch_warnings():
     host_methods: Any = importlib.import_module("solo.methods")
     host_base: Any = importlib.import_module("solo.methods.base")
     host_backbones: Any = importlib.import_module("solo.utils.backbones")
-    importlib.import_module("solo.utils.whitening").Whitening2d.forward = mended.whiten
-    mended.mend_barlow_loss(importlib.import_module("solo.losses.barlow"))
-    deepcluster: Any = importlib.import_module("solo.methods.deepclusterv2")
-    deepcluster.deepclusterv2_loss_func = mended.deepclusterv2_loss(
-        deepcluster.deepclusterv2_loss_func
-    )
-    host_base.accuracy_at_k = mended.accuracy_at_few_classes(host_base.accuracy_at_k)
+    mended.mend_modules()
 
 
 # main's defaults of what 1.0.2 has no default for (its argument parser held them, with other
@@ -463,15 +457,11 @@ def _bind(method: str, cls: type) -> type:
     return bound
 
 
-def _loss(module: str, name: str) -> Callable[..., Tensor]:
-    return getattr(importlib.import_module(f"solo.losses.{module}"), name)
-
-
 # Of two views, N x D each, with the host's own defaults.
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "barlow_twins": _loss("barlow", "barlow_loss_func"),
-    "simclr": _loss("simclr", "simclr_loss_func"),
-    "vicreg": _loss("vicreg", "vicreg_loss_func"),
+    "barlow_twins": mended.host_loss("barlow", "barlow_loss_func"),
+    "simclr": mended.host_loss("simclr", "simclr_loss_func"),
+    "vicreg": mended.host_loss("vicreg", "vicreg_loss_func"),
 }
 
 BACKBONES = sorted({*host_base.BaseMethod._SUPPORTED_ENCODERS, *OUR_BACKBONES})

@@ -52,6 +52,12 @@ class _Projecting:
         out = super().forward(X)  # type: ignore[misc]
         return {**out, "z": self.projector(out["feats"])}
 
+    def _logged(self, name: str, terms: Any) -> Tensor:
+        """The `loss` of named terms, all of them logged."""
+        metrics = {f"train_{name}_{term}": value for term, value in terms._asdict().items()}
+        self.log_dict(metrics, on_epoch=True, sync_dist=True)  # type: ignore[attr-defined]
+        return terms.loss
+
 
 class CorInfoMax(_Projecting, BaseMethod):
     """Implements CorInfoMax (https://arxiv.org/abs/2209.07999), `solo_mim.losses.CorInfoMaxLoss`.
@@ -86,10 +92,7 @@ class CorInfoMax(_Projecting, BaseMethod):
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
         """The host's step and the CorInfoMax loss of two views."""
         out = super().training_step(batch, batch_idx)
-        terms = self.loss(*out["z"])
-        metrics = {f"train_corinfomax_{name}": term for name, term in terms._asdict().items()}
-        self.log_dict(metrics, on_epoch=True, sync_dist=True)
-        return terms.loss + out["loss"]
+        return self._logged("corinfomax", self.loss(*out["z"])) + out["loss"]
 
 
 class FroSSL(_Projecting, BaseMethod):
@@ -113,9 +116,7 @@ class FroSSL(_Projecting, BaseMethod):
         """The host's step and the FroSSL loss over all views."""
         out = super().training_step(batch, batch_idx)
         terms = frossl_loss_func(out["z"], self.invariance_weight)
-        metrics = {f"train_frossl_{name}": term for name, term in terms._asdict().items()}
-        self.log_dict(metrics, on_epoch=True, sync_dist=True)
-        return terms.loss + out["loss"]
+        return self._logged("frossl", terms) + out["loss"]
 
 
 class MEC(_Projecting, BaseMomentumMethod):

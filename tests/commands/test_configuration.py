@@ -1,8 +1,6 @@
 """The schema: what is refused and how, what main's files mean, what makes two runs the same."""
 
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -263,18 +261,8 @@ def test_every_shipped_recipe_composes(method, data, compose_cfg):
     cls.add_and_assert_specific_cfg(completed(cfg, 10, crops, 0))
 
 
-def test_every_shipped_recipe_composes_on_solo_learn_main(solo_learn_main):
-    if os.environ.get("SOLO_MIM_HOST_IS_MAIN"):
-        pytest.skip("running on solo-learn main already")
-    environment = dict(os.environ, PYTHONPATH=str(solo_learn_main), SOLO_MIM_HOST_IS_MAIN="1")
-    arguments = ["-q", "-p", "no:cacheprovider", "-k", "recipe", str(Path(__file__))]
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", *arguments],
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout[-6000:]
+def test_every_shipped_recipe_composes_on_solo_learn_main(passes_on_main):
+    passes_on_main("-k", "recipe", Path(__file__))
 
 
 class _Parent:

@@ -147,15 +147,5 @@ def test_file_trains_through_the_command(file, overrides, image_folders, tmp_pat
 
 
 @pytest.mark.parametrize("which", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
-def test_this_file_passes_on_solo_learn_main(which, solo_learn_main):
-    if os.environ.get("SOLO_MIM_HOST_IS_MAIN"):
-        pytest.skip("running on solo-learn main already")
-    environment = dict(os.environ, PYTHONPATH=str(solo_learn_main), SOLO_MIM_HOST_IS_MAIN="1")
-    arguments = ["-q", "-p", "no:cacheprovider", "-m", which, str(Path(__file__))]
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", *arguments],
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout[-6000:]
+def test_this_file_passes_on_solo_learn_main(which, passes_on_main):
+    passes_on_main("-m", which, Path(__file__))

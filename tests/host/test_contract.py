@@ -2,8 +2,6 @@
 
 import math
 import os
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
@@ -170,18 +168,8 @@ def test_online_knn_of_training_sees_every_view_of_the_epoch_once(make_model, fi
 MAIN_TOO = ("contract", "methods", "backbones", "checks", "lars", "barlow_distributed")
 
 
-def test_this_folder_passes_on_solo_learn_main(solo_learn_main):
-    if os.environ.get("SOLO_MIM_HOST_IS_MAIN"):
-        pytest.skip("running on solo-learn main already")
-    environment = dict(os.environ, PYTHONPATH=str(solo_learn_main), SOLO_MIM_HOST_IS_MAIN="1")
-    files = [str(Path(__file__).with_name(f"test_{part}.py")) for part in MAIN_TOO]
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files],
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout[-6000:]
+def test_this_folder_passes_on_solo_learn_main(passes_on_main):
+    passes_on_main(*(Path(__file__).with_name(f"test_{part}.py") for part in MAIN_TOO))
 
 
 def test_host_is_the_one_expected():
