@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
-from torchvision.datasets import CIFAR10, CIFAR100
+from torchvision.datasets import CIFAR10, CIFAR100, FashionMNIST
 from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
 from solo_mim.data import photo_patches as patches
@@ -24,7 +24,10 @@ from solo_mim.errors import nearest
 
 CIFAR10_STATISTICS: tuple[RGB, RGB] = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 CIFAR100_STATISTICS: tuple[RGB, RGB] = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
+FASHION_MNIST_STATISTICS: tuple[RGB, RGB] = (0.2860, 0.2860, 0.2860), (0.3530, 0.3530, 0.3530)
 IMAGENET_STATISTICS: tuple[RGB, RGB] = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+Archive = type[CIFAR10] | type[FashionMNIST]
 
 UNLABELLED = -1
 
@@ -180,34 +183,47 @@ def _photo_patches(_data: Mapping[str, Any]) -> DataSplits:
     return DataSplits(train, test, test, tuple(patches.PHOTOGRAPHS), patches.MEAN, patches.STD)
 
 
-def _cifar(data: Mapping[str, Any], archive: type[CIFAR10], mean: RGB, std: RGB) -> DataSplits:
+def _archive(data: Mapping[str, Any], archive: Archive, mean: RGB, std: RGB) -> DataSplits:
     """Both halves come from ``train_path``: one archive holds them, so ``val_path`` is not read."""
     root = Path(data.get("train_path") or "datasets")
     try:
-        train, test = _open_cifar(root, archive, download=False)
+        train, test = _open_archive(root, archive, download=False)
     except RuntimeError as absent:
         if not data.get("download", True):
-            raise _no_cifar(root, archive, absent) from absent
+            raise _no_archive(root, archive, absent) from absent
         try:
-            train, test = _open_cifar(root, archive, download=True)
+            train, test = _open_archive(root, archive, download=True)
         except Exception as error:  # no network, no disk, a proxy's page instead of the archive
-            raise _no_cifar(root, archive, error) from error
-    labelled = [ImageSet(half.data, np.asarray(half.targets)) for half in (train, test)]
+            raise _no_archive(root, archive, error) from error
+    labelled = [
+        ImageSet(_in_colour(np.asarray(half.data)), np.asarray(half.targets, np.int64))
+        for half in (train, test)
+    ]
     return DataSplits(labelled[0], labelled[1], labelled[1], tuple(train.classes), mean, std)
 
 
-def _open_cifar(root: Path, archive: type[CIFAR10], download: bool) -> tuple[CIFAR10, CIFAR10]:
+def _open_archive(root: Path, archive: Archive, download: bool) -> tuple[Any, Any]:
     return archive(root, train=True, download=download), archive(root, train=False)
 
 
-def _no_cifar(root: Path, archive: type[CIFAR10], error: Exception) -> DataError:
+def _in_colour(pixels: np.ndarray) -> np.ndarray:
+    return pixels if pixels.ndim == 4 else np.repeat(pixels[..., None], 3, axis=-1)
+
+
+def _no_archive(root: Path, archive: Archive, error: Exception) -> DataError:
     reason = str(error).split(". ")[0]
+    if archive is FashionMNIST:
+        names = ", ".join(Path(name).stem for name, _ in archive.resources)
+        path, unpack = root / "FashionMNIST" / "raw", f"Unpack there {names}"
+    else:
+        path = root / archive.base_folder
+        unpack = f"Unpack {archive.filename} (from {archive.url}) in {root}"
     return DataError(
         f"{archive.__name__} is not there ({reason})",
         key="data.train_path",
-        path=root / archive.base_folder,
-        remedy=f"Unpack {archive.filename} (from {archive.url}) in {root}, or name the folder that "
-        f"holds {archive.base_folder}; data.download: true fetches it where there is a network",
+        path=path,
+        remedy=f"{unpack}, or name the folder that holds {path.relative_to(root)}; "
+        "data.download: true fetches it where there is a network",
     )
 
 
@@ -296,8 +312,9 @@ def _from_samples(samples: list[tuple[str, int]]) -> ImageSet:
 
 DATA_SETS: dict[str, Callable[[Mapping[str, Any]], DataSplits]] = {
     "photo_patches": _photo_patches,
-    "cifar10": lambda data: _cifar(data, CIFAR10, *CIFAR10_STATISTICS),
-    "cifar100": lambda data: _cifar(data, CIFAR100, *CIFAR100_STATISTICS),
+    "cifar10": lambda data: _archive(data, CIFAR10, *CIFAR10_STATISTICS),
+    "cifar100": lambda data: _archive(data, CIFAR100, *CIFAR100_STATISTICS),
+    "fashion_mnist": lambda data: _archive(data, FashionMNIST, *FASHION_MNIST_STATISTICS),
     "imagenet": _image_folder,
     "imagenet100": _image_folder,
     "custom": _image_folder,

@@ -19,6 +19,7 @@ from solo_mim.losses.logdet import check_deferred, logdet
 from solo_mim.losses.statistics import view_covariances
 
 READINGS = ("infomax", "two_view")
+OBJECTIVES = (*READINGS, "first_order")
 NORMALISATIONS = ("standardise", "l2")
 
 
@@ -44,17 +45,20 @@ def explicit_mim_loss_func(
     normalisation: str = "standardise",
     double_precision: bool = False,
     process_group: dist.ProcessGroup | None = None,
+    within_share: float | None = None,
 ) -> ExplicitMIMTerms:
     """Negative mutual information of V augmented views, in nats per dimension; lower is better.
 
     `infomax`: loss = within - total. Its negative, times D, bounds I(Z; image) from below.
     `two_view`: loss = -(V total - between - (V-1) within) / (V-1). Its negative, times D (V-1), is
     the information of Theorem 1 between two views, and the total correlation of more than two.
+    `first_order`: `infomax` with `within` to first order in W, tr W for log det: what the logarithm
+    is compared with.
 
     Args:
         views: V tensors N x D, or one V x N x D; V >= 2. Row n of each belongs to image n. Of any
             floating dtype, in or out of autocast; computed in float32, or float64 if one is.
-        reading: "infomax" or "two_view".
+        reading: "infomax", "two_view" or "first_order".
         within_noise: floor of W, the power of a Gaussian noise on coordinates of unit variance.
         total_noise: floor of A, at most `within_noise`. The lower it is, the stronger the barrier
             against dimensional collapse.
@@ -62,6 +66,7 @@ def explicit_mim_loss_func(
             correlate by less than half the difference of the two are driven apart.
         normalisation: "standardise" gives each coordinate unit variance over all views together,
             "l2" each sample norm sqrt(D); both are centred over all views together.
+        within_share: instead of `within_noise`, this share of tr W / D, a constant to the gradient.
         double_precision: compute in float64 whatever the dtype.
         process_group: the processes whose samples make up N; None is all of them where
             `torch.distributed` is initialised. Their shares may differ. Averaging parameter
@@ -96,6 +101,8 @@ def explicit_mim_loss_func(
         normalisation,
         _several_processes(process_group),
         statuses,
+        linear_within=reading == "first_order",
+        within_share=within_share,
     )
     check_deferred(statuses)
     if between is None:
@@ -158,12 +165,15 @@ def view_entropies(
     normalisation: str,
     group: dist.ProcessGroup | None = None,
     deferred: dict[str, Tensor] | None = None,
+    linear_within: bool = False,
+    within_share: float | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """1/2 log det(C + noise I) / D of the total, within and between covariance of V views.
 
     In nats per dimension, of N x D views in float32 or float64. Without a `group` this process is
     alone, even where `torch.distributed` is initialised. `between_noise` None leaves that term out;
-    `deferred` is that of `logdet`.
+    `deferred` is that of `logdet`. `linear_within` takes the within term to first order in W,
+    1/2 [log noise + tr W / (D noise)], its upper bound.
     """
     dim = views[0].shape[1]
     # Inside autocast a cast to float32 is not enough: the next matrix product casts it down again.
@@ -177,9 +187,20 @@ def view_entropies(
                 value = value + missing * math.log(noise)
             return value / (2 * dim)
 
+        if within_share is not None:
+            powers = within.diagonal() if variance is None else within.diagonal() / variance
+            power = float(powers.sum()) / dim
+            within_noise = max(within_share * power, total_noise)
+
+        def expanded(matrix: Tensor, noise: float) -> Tensor:
+            powers = matrix.diagonal() if variance is None else matrix.diagonal() / variance
+            return (math.log(noise) + powers.sum() / (dim * noise)) / 2
+
         return (
             entropy(total, total_noise, "total"),
-            entropy(within, within_noise, "within"),
+            expanded(within, within_noise)
+            if linear_within
+            else entropy(within, within_noise, "within"),
             None if between_noise is None else entropy(between, between_noise, "between"),
         )
 
@@ -220,7 +241,7 @@ def _check_options(
     between_noise: float | None,
     normalisation: str,
 ) -> None:
-    check_choice("reading", reading, READINGS)
+    check_choice("reading", reading, OBJECTIVES)
     check_choice("normalisation", normalisation, NORMALISATIONS)
     if not total_noise > 0:
         raise ValueError(f"total_noise must be positive, got {total_noise}; 0.01 is the default")
@@ -232,7 +253,7 @@ def _check_options(
     if between_noise is None:
         return
     if reading != "two_view":
-        raise ValueError("between_noise is for reading two_view alone: leave it None for infomax")
+        raise ValueError("between_noise is for reading two_view alone: leave it None for others")
     if not 0 < between_noise < math.inf:
         raise ValueError(f"between_noise must be positive and finite, got {between_noise}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,17 +34,22 @@ class ExplicitMIM(BaseMethod):
             proj_output_dim (int): number of dimensions of the projected features; should be at most
                 half the global batch size, beyond which the covariances are too noisy to train on.
                 None (default) is 128, or half the batch size where that is less.
-            reading (str): "infomax" (default) or "two_view".
+            reading (str): "infomax" (default), "two_view" or "first_order" (infomax with tr W for
+                log det W, the ablation).
             within_noise (float): power of the noise channel in the within-image term.
             total_noise (float): floor of the total term, in (0, within_noise].
             between_noise (float): floor of the between term, "two_view" only.
             normalisation (str): "standardise" (over all views) or "l2" (per sample).
+            within_final (float): exploration: within_noise at the end, along a cosine.
+            within_share (float): exploration: within_noise as a share of tr W / D of the batch.
     """
 
     def __init__(self, cfg: DictConfig):
         super().__init__(cfg)
 
         self.loss_kwargs: dict[str, Any] = {key: cfg.method_kwargs[key] for key in DEFAULTS}
+        self.within_final: float | None = cfg.method_kwargs.get("within_final")
+        self.loss_kwargs["within_share"] = cfg.method_kwargs.get("within_share")
 
         proj_hidden_dim: int = cfg.method_kwargs.proj_hidden_dim
         proj_output_dim: int = cfg.method_kwargs.proj_output_dim
@@ -78,7 +84,7 @@ class ExplicitMIM(BaseMethod):
             raise ConfigError("method=explicit_mim needs method_kwargs.proj_hidden_dim")
         if kwargs.get("proj_output_dim") is None:
             kwargs.proj_output_dim = min(128, max(1, cfg.optimizer.batch_size // 2))
-        known = ("proj_hidden_dim", "proj_output_dim", *DEFAULTS)
+        known = ("proj_hidden_dim", "proj_output_dim", *DEFAULTS, "within_final", "within_share")
         for key, default in DEFAULTS.items():
             kwargs.setdefault(key, default)
         for key in kwargs:
@@ -146,6 +152,12 @@ class ExplicitMIM(BaseMethod):
         class_loss = out["loss"]
 
         # ------- explicit mim loss -------
+        if self.within_final is not None:
+            done = self.trainer.global_step / self.trainer.estimated_stepping_batches
+            first, last = self.cfg.method_kwargs.within_noise, self.within_final
+            weight = (1 + math.cos(math.pi * done)) / 2
+            # on a logarithmic scale
+            self.loss_kwargs["within_noise"] = last * (first / last) ** weight
         terms = explicit_mim_loss_func(out["z"], **self.loss_kwargs)
 
         metrics = {
