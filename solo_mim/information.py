@@ -20,6 +20,7 @@ from solo_mim.losses.explicit_mim import (
     view_entropies,
 )
 from solo_mim.losses.logdet import NonFiniteEmbeddingError, logdet
+from solo_mim.losses.statistics import MEAN_SQUARE_FLOOR
 
 
 def mutual_information_from_covariances(c1: Tensor, c2: Tensor, c12: Tensor) -> Tensor:
@@ -235,6 +236,21 @@ def effective_rank(z: Tensor) -> Tensor:
     weights = torch.linalg.svdvals(_centred(z))
     weights = weights / weights.sum().clamp_min(torch.finfo(weights.dtype).tiny)
     return torch.special.entr(weights).sum().exp() * (weights.sum() > 0)
+
+
+def total_spectrum(views: Sequence[Tensor] | Tensor) -> Tensor:
+    """Eigenvalues, falling, of the total covariance A of V views on standardised coordinates.
+
+    Of V tensors N x D, or one V x N x D: D numbers with mean 1 (less where a coordinate is
+    constant), all 1 for decorrelated coordinates, (D, 0, 0 ...) for a z of one dimension.
+
+    Raises:
+        TypeError, ValueError: as the loss does.
+        NonFiniteEmbeddingError: NaN or inf in the views.
+    """
+    z = _centred(torch.cat(list(checked_views(views))))
+    z = z / z.square().mean(0).clamp_min(MEAN_SQUARE_FLOOR).sqrt()
+    return torch.linalg.eigvalsh(z.mT @ z / len(z)).clamp_min(0).flip(0)
 
 
 def _degrees_of_freedom(num_samples: int, num_views: int, reading: str) -> int:

@@ -16,6 +16,7 @@ from solo_mim.information import (
     mutual_information_from_covariances,
     shuffled_information,
     small_sample_bias,
+    total_spectrum,
     view_information,
 )
 from solo_mim.losses import (
@@ -333,3 +334,12 @@ def test_non_finite_samples_raise_the_typed_error(function):
     z[2, 1] = float("nan")
     with pytest.raises(NonFiniteEmbeddingError):
         function(z)
+
+
+def test_spectrum_is_that_of_the_correlation_matrix_of_all_views():
+    views = 3 + normal(2, 50, 6) @ normal(6, 6, seed=1)
+    expected = np.linalg.eigvalsh(np.corrcoef(views.flatten(0, 1).numpy(), rowvar=False))[::-1]
+    np.testing.assert_allclose(total_spectrum(views).numpy(), expected, atol=1e-12)
+    assert total_spectrum(views).mean().item() == pytest.approx(1)
+    constant = torch.cat((views, torch.ones(2, 50, 1)), 2)
+    assert total_spectrum(constant)[-1].item() == 0

@@ -1,5 +1,7 @@
-"""Mutual information between views of held-out images, beside its bias and a baseline of no
-information."""
+"""The collapse watch: information and spectrum of the views of held-out images.
+
+The information stands beside its bias and a baseline of no information.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +18,7 @@ from solo_mim.information import (
     effective_rank,
     shuffled_information,
     small_sample_bias,
+    total_spectrum,
     view_information,
 )
 
@@ -27,11 +30,13 @@ MAX_IMAGES = 4096
 # Determinants of more cost longer than an epoch of a small data set, and so few images say nothing
 # of them: DINO's z has 4096.
 MAX_DIM = 2048
+# z has collapsed where its effective rank is under this share of its dimensions.
+COLLAPSED = 0.1
 
 
 @dataclass(frozen=True)
 class HeldOutInformation:
-    """Nats, except `effective_rank` and `images`.
+    """Nats, except what the spectrum gives and `images`.
 
     Attributes:
         infomax: lower bound of I(z; image) through the reference channel.
@@ -41,6 +46,8 @@ class HeldOutInformation:
         infomax_shuffled: the same estimate with the pairs broken up: what it says of no
         information. two_view, two_view_bias, two_view_shuffled: likewise for I(z; z').
         effective_rank: exponential entropy of the spectrum of z, at most its dimension.
+        eigenvalue_max, eigenvalue_min: of the covariance of z over all views, each coordinate of
+        unit variance: both 1 at best, one is the dimension and the other 0 in full collapse.
         images: held-out images used, two views each.
     """
 
@@ -51,6 +58,8 @@ class HeldOutInformation:
     two_view_bias: float
     two_view_shuffled: float
     effective_rank: float
+    eigenvalue_max: float
+    eigenvalue_min: float
     images: int
 
 
@@ -90,12 +99,22 @@ def held_out_information(views: Tensor) -> HeldOutInformation:
         numbers[f"{reading}_shuffled"] = float(
             shuffled_information(views, reading=reading, noise=REFERENCE_NOISE, generator=generator)
         )
-    rank = float(effective_rank(views.flatten(0, 1)))
-    return HeldOutInformation(**numbers, effective_rank=rank, images=images)
+    spectrum = total_spectrum(views)
+    return HeldOutInformation(
+        **numbers,
+        effective_rank=float(effective_rank(views.flatten(0, 1))),
+        eigenvalue_max=float(spectrum[0]),
+        eigenvalue_min=float(spectrum[-1]),
+        images=images,
+    )
 
 
 class InformationCallback(Callback):
-    """Logs `val_information_*` every few epochs.
+    """Logs `val_information_*` every few epochs, and warns, once, of a collapsed z.
+
+    The warning, that of a method that says what to do about it in `collapse_remedy`, comes where
+    the effective rank is under a tenth of the dimension. A method that has no such attribute may
+    live with a low rank, as VICReg does in 2048 dimensions.
 
     Args:
         loader: batches `[indexes, [views], targets]` of held-out images under training
@@ -106,6 +125,7 @@ class InformationCallback(Callback):
     def __init__(self, loader: Iterable[Any], every_n_epochs: int):
         self.loader, self.every_n_epochs = loader, every_n_epochs
         self._measured: tuple[int, HeldOutInformation | None] | None = None  # after which update
+        self._warned = False
 
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> HeldOutInformation | None:
         """Information on the views by the weights as they are: at most once for each update.
@@ -121,6 +141,16 @@ class InformationCallback(Callback):
                 views = None
             found = None if views is None else held_out_information(views)
             self._measured = trainer.global_step, found
+            remedy = getattr(pl_module, "collapse_remedy", None)
+            if found and remedy and not self._warned:
+                assert views is not None
+                dim = views.shape[-1]
+                if found.effective_rank < COLLAPSED * dim:
+                    self._warned = True
+                    rank_zero_warn(
+                        f"z has collapsed: on held-out images the effective rank of its {dim} "
+                        f"dimensions is {found.effective_rank:.1f}. {remedy}"
+                    )
         return self._measured[1]
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -10,6 +10,7 @@ from solo_mim.losses.explicit_mim import (
     ExplicitMIMLoss,
     ExplicitMIMTerms,
     explicit_mim_loss_func,
+    rewards_collapse,
 )
 from solo_mim.losses.logdet import (
     ExplicitMIMError,
@@ -28,4 +29,5 @@ __all__ = [
     "explicit_mim_loss_func",
     "frossl_loss_func",
     "mec_loss_func",
+    "rewards_collapse",
 ]

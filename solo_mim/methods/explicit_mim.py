@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from solo_mim.errors import ConfigError, nearest
 from solo_mim.host import BaseMethod
-from solo_mim.losses import ExplicitMIMLoss, explicit_mim_loss_func
+from solo_mim.losses import ExplicitMIMLoss, explicit_mim_loss_func, rewards_collapse
 
 DEFAULTS: dict[str, Any] = {
     "reading": "infomax",
@@ -114,9 +114,28 @@ class ExplicitMIM(BaseMethod):
             {"name": "projector", "params": self.projector.parameters()},
         ]
 
+    @property
+    def collapse_remedy(self) -> str:
+        """What to do where `z` has collapsed, for the warning of the held-out diagnostics."""
+        lower = f"Lower method_kwargs.total_noise (now {self.loss_kwargs['total_noise']:g})"
+        if self.loss_kwargs["reading"] == "two_view":
+            lower += ", or set method_kwargs.reading: infomax"
+        return f"{lower}; if that does not help, lower optimizer.lr"
+
     def on_train_start(self) -> None:
-        """Warns where the batch is too small for covariances of this dimension."""
+        """Warns where the batch is too small for covariances of this dimension, and of floors that
+        reward collapse."""
         super().on_train_start()
+        kwargs = self.loss_kwargs
+        floors = kwargs["total_noise"], kwargs["within_noise"], kwargs["between_noise"]
+        if kwargs["reading"] == "two_view" and rewards_collapse(
+            *floors, self.cfg.data.num_large_crops
+        ):
+            rank_zero_warn(
+                f"method_kwargs: with reading=two_view, total_noise={floors[0]:g} and "
+                f"within_noise={floors[1]:g} reward dimensional collapse; lower total_noise, or "
+                "set reading: infomax"
+            )
         dim: int = self.cfg.method_kwargs.proj_output_dim
         batch_size = self.cfg.optimizer.batch_size * self.trainer.world_size
         if dim > batch_size / 2:

@@ -1,6 +1,7 @@
 """Information on held-out images: of embeddings whose information is known, and through a model."""
 
 import math
+import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -34,6 +35,8 @@ def test_information_of_gaussian_views_is_their_closed_form(correlation):
     assert found.infomax_shuffled < 0.1
     assert found.two_view_shuffled < 0.1
     assert found.effective_rank == pytest.approx(8, abs=0.1)
+    assert found.eigenvalue_max == pytest.approx(1, abs=0.1)
+    assert found.eigenvalue_min == pytest.approx(1, abs=0.1)
     assert found.images == 4000
 
 
@@ -88,3 +91,22 @@ def test_information_is_measured_once_for_each_update_of_the_weights():
     trainer.global_step = 4
     callback.measure(trainer, _Model("z"))
     assert len(passes) == 2
+
+
+def test_a_collapsed_z_is_warned_of_once_with_the_methods_remedy():
+    views = _pairs(0.9, samples=64, dim=1).expand(2, 64, 40) + 1e-6 * _pairs(0.0, 64, 40)
+    callback = InformationCallback([(None, list(views), None)], 1)
+    model = _Model("z")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        callback.measure(SimpleNamespace(global_step=1), model)  # may live with it
+        model.collapse_remedy = "Do something."
+        callback.measure(SimpleNamespace(global_step=1), model)
+    message = r"effective rank of its 40 dimensions is 1\.0. Do something\."
+    with pytest.warns(UserWarning, match=message):
+        found = callback.measure(SimpleNamespace(global_step=2), model)
+    assert found.eigenvalue_max == pytest.approx(40, rel=1e-3)
+    assert found.eigenvalue_min == pytest.approx(0, abs=1e-6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        callback.measure(SimpleNamespace(global_step=3), model)

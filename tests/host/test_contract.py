@@ -102,6 +102,17 @@ def test_explicit_mim_warns_of_more_dimensions_than_half_the_batch(make_model, f
         fit(make_model("explicit_mim", epochs=1), limit_train_batches=1, limit_val_batches=0)
 
 
+def test_explicit_mim_warns_of_floors_that_reward_collapse(make_model, fit):
+    floors = ("method_kwargs.total_noise=1.0", "method_kwargs.within_noise=1.0")
+    few = {"limit_train_batches": 1, "limit_val_batches": 0}
+    with pytest.warns(UserWarning, match=r"total_noise=1 and within_noise=1 reward .* collapse"):
+        fit(make_model("explicit_mim", "method_kwargs.reading=two_view", *floors, epochs=1), **few)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*collapse.*")
+        fit(make_model("explicit_mim", *floors, epochs=1), **few)
+        fit(make_model("explicit_mim", "method_kwargs.reading=two_view", epochs=1), **few)
+
+
 def test_explicit_mim_refuses_what_its_estimator_does_not_cover(make_model):
     from solo_mim.errors import ConfigError
 

@@ -14,9 +14,10 @@ from solo_mim.losses import (
     NonFiniteEmbeddingError,
     explicit_mim,
     explicit_mim_loss_func,
+    rewards_collapse,
 )
 
-READINGS = ("infomax", "two_view")
+READINGS = ("infomax", "two_view", "first_order")
 NORMALISATIONS = ("standardise", "l2")
 EVERY_LOSS = [
     pytest.param(reading, normalisation, id=f"{reading}-{normalisation}")
@@ -54,7 +55,9 @@ def reference_terms(
         torch.linalg.slogdet(c + floor * torch.eye(dim).double()).logabsdet / (2 * dim)
         for c, floor in zip((a, w, b), floors, strict=True)
     )
-    if reading == "infomax":
+    if reading == "first_order":
+        within = (math.log(within_noise) + w.trace() / (dim * within_noise)) / 2
+    if reading != "two_view":
         return within - total, total, within
     pairs = num_views - 1
     return -(num_views * total - between - pairs * within) / pairs, total, within, between
@@ -167,7 +170,7 @@ def test_standardised_loss_ignores_units_and_offsets_of_coordinates(num_samples,
     torch.testing.assert_close(moved, loss, rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize("reading", READINGS)
+@pytest.mark.parametrize("reading", ["infomax", "two_view"])
 def test_invertible_linear_map_is_immaterial_as_floors_vanish(reading):
     z = views_of(3, 200, 5)
     mixing = torch.randn(5, 5, generator=torch.Generator().manual_seed(3)).double()
@@ -373,6 +376,38 @@ def test_wrong_input_is_named(views, options, error, message):
 def test_wrong_option_is_refused_when_the_module_is_made(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         ExplicitMIMLoss(**options)
+
+
+@pytest.mark.parametrize(("num_views", "threshold"), [(2, 0.65), (3, 0.79), (4, 0.91)])
+def test_equal_floors_of_two_view_reward_collapse_from_where_the_loss_does(num_views, threshold):
+    """Perfectly agreeing views of 64 dimensions; a hundredth of the power of one to the others."""
+    image = torch.linalg.qr(torch.randn(1000, 64).double()).Q * math.sqrt(1000 * 64 / 63)
+    even = torch.ones(64).double()
+    emptied = torch.full((64,), 1 / 63).double() + 1
+    emptied[0] = 0.0
+
+    def information(powers, floor):
+        return -explicit_mim_loss_func(
+            (image * powers.sqrt()).expand(num_views, -1, -1),
+            reading="two_view",
+            within_noise=floor,
+            total_noise=floor,
+            normalisation="l2",
+        ).loss
+
+    for floor in (threshold - 0.05, threshold + 0.05):
+        rewarded = bool(information(emptied, floor) > information(even, floor))
+        assert rewards_collapse(floor, floor, num_views=num_views) == rewarded
+    assert not rewards_collapse(0.01, 1.0, num_views=num_views)
+
+
+def test_first_order_is_an_upper_bound_that_small_covariances_attain():
+    for spread, gap in ((1.0, 0.05), (0.01, 1e-6)):
+        z = views_of(2, 500, 6, spread=spread)
+        exact = explicit_mim_loss_func(z).within
+        linear = explicit_mim_loss_func(z, reading="first_order").within
+        assert 0 <= linear - exact
+        assert (linear - exact < 1e-6) == (gap == 1e-6)
 
 
 def test_second_derivative_is_refused():
