@@ -44,7 +44,7 @@ from solo_mim.commands.progress import EpochLines, LossBar
 from solo_mim.data import SSLDataModule
 from solo_mim.errors import ConfigError, nearest
 from solo_mim.evaluation.diagnostics import InformationCallback
-from solo_mim.evaluation.offline import Accuracies, evaluate_features, extract_features
+from solo_mim.evaluation.offline import Predictions, evaluate_features, extract_features
 from solo_mim.evaluation.plots import plot_accuracy_curves
 from solo_mim.losses import ExplicitMIMError
 from solo_mim.methods import find_method, recipe_folders
@@ -108,7 +108,7 @@ _RAW_PIXELS_LIMIT = 2**31  # bytes as float32
 
 def _offline(
     cfg: DictConfig, data: SSLDataModule, split: str, backbone: Any, device: Any, probe: bool = True
-) -> Accuracies:
+) -> Predictions:
     """kNN and probe of a frozen backbone's features, from the training images to a split's."""
     train, test = (
         extract_features(
@@ -214,7 +214,7 @@ def _trained_and_evaluated(
         checkpoint = folder / "resumed_from.ckpt"
         torch.save(foreign, checkpoint)
 
-    offline: dict[str, Accuracies] = {}
+    offline: dict[str, Predictions] = {}
     split = "test" if cfg.evaluation.test and cfg.data.validation_split else "val"
     if has_validation and cfg.evaluation.offline:
         offline["untrained"] = _offline(cfg, data, split, model.backbone.to(device), device)
@@ -256,7 +256,7 @@ def _trained_and_evaluated(
             "probe_top5": _last(metrics, "val_acc5"),
             "knn_top1": _last(metrics, "val_knn_acc1"),
         },
-        "offline": {name: asdict(accuracies) for name, accuracies in offline.items()},
+        "offline": {name: predictions.accuracies() for name, predictions in offline.items()},
         "information": None if information is None else asdict(information),
         "corrupt_images": data.corrupt_images,
         # None where this sitting only had the evaluation left to do.
@@ -270,6 +270,8 @@ def _trained_and_evaluated(
         "commit": runs.commit(),
     }
     if trainer.is_global_zero:
+        if trained := offline.get("trained"):
+            runs.write_predictions(folder, trained)
         plot_accuracy_curves({cfg.method: metrics}, folder / "curves.png", folder.name)
         runs.write_json(folder / runs.RESULT, result)  # last: it says that the run is finished
         print("\n" + summary(result))
@@ -336,7 +338,8 @@ def summary(result: dict[str, Any]) -> str:
     memory = ", ".join(f"{mib:,.0f} MiB ({of})" for of, mib in result["peak_memory_mib"].items())
     lines += [
         f"  {speed}peak memory {memory}",
-        f"  run: {result['folder']} (result.json, metrics.csv, curves.png, checkpoints)",
+        f"  run: {result['folder']}",
+        "       (result.json, metrics.csv, predictions.csv, curves.png, checkpoints)",
         f"  next: {_prefix()}solo-mim pretrain method=vicreg   a baseline under the same budget",
         f"        {_prefix()}solo-mim methods                   all that can be trained",
     ]

@@ -27,12 +27,14 @@ import solo_mim
 from solo_mim import host
 from solo_mim.commands.configuration import NOT_IDENTITY, PACKAGE, identity
 from solo_mim.errors import ConfigError
+from solo_mim.evaluation.offline import Predictions
 from solo_mim.methods import METHODS, origins
 
 CONFIGURATION = "config.yaml"
 PROVENANCE = "provenance.json"
 RESULT = "result.json"
 METRICS = "metrics.csv"
+PREDICTIONS = "predictions.csv"
 CHECKPOINTS = "checkpoints"
 _SESSIONS = "log"
 
@@ -96,6 +98,14 @@ def write(path: Path, text: str) -> None:
 def write_json(path: Path, content: Any) -> None:
     """`write` of JSON."""
     write(path, json.dumps(content, indent=2) + "\n")
+
+
+def write_predictions(folder: Path, predictions: Predictions) -> None:
+    """One row for each image that was evaluated offline, in the data set's order."""
+    columns = {
+        name: column.tolist() for name, column in vars(predictions).items() if column is not None
+    }
+    write(folder / PREDICTIONS, pd.DataFrame(columns).to_csv(index=False))
 
 
 class FolderLock:

@@ -15,7 +15,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from solo_mim.host.knn import OnlineKNN
+from solo_mim.host.knn import knn_predictions
 
 # Inverse L2 penalty of the probe. On a held-out quarter of photo_patches' training images 1 and 0.1
 # came out alike for trained and untrained features, 0.01 lower; 0.1 converges sooner.
@@ -23,11 +23,21 @@ PROBE_C = 0.1
 
 
 @dataclass(frozen=True)
-class Accuracies:
-    """Top-1 in percent; None where it was not asked for."""
+class Predictions:
+    """Of N images: their classes and those predicted, int64 each; the probe's where asked for."""
 
-    knn_top1: float
-    probe_top1: float | None = None
+    target: Tensor
+    knn: Tensor
+    probe: Tensor | None = None
+
+    def accuracies(self) -> dict[str, float | None]:
+        """`knn_top1` and `probe_top1` in percent; None of no probe."""
+
+        def top1(predicted: Tensor) -> float:
+            return 100 * (predicted == self.target).double().mean().item()
+
+        probe = None if self.probe is None else top1(self.probe)
+        return {"knn_top1": top1(self.knn), "probe_top1": probe}
 
 
 @torch.inference_mode()
@@ -61,7 +71,7 @@ def evaluate_features(
     k: int = 20,
     distance: str = "euclidean",
     probe: bool = True,
-) -> Accuracies:
+) -> Predictions:
     """Weighted kNN and, on request, a linear probe from training features to test features.
 
     The probe is a multinomial logistic regression (scikit-learn, lbfgs) on features standardised by
@@ -72,13 +82,11 @@ def evaluate_features(
         k, distance: of the kNN, as in `knn_eval`.
         probe: also fit the probe, where there are two classes or more.
     """
-    knn = OnlineKNN(k=k, distance_fx=distance)
-    knn.update(train_features=train[0], train_targets=train[1])
-    knn.update(test_features=test[0], test_targets=test[1])
-    knn_top1, _ = knn.compute()
     labelled = train[1] >= 0
-    if not probe or len(train[1][labelled].unique()) < 2:
-        return Accuracies(knn_top1)
+    features, targets = train[0][labelled], train[1][labelled]
+    knn = knn_predictions(features, targets, test[0], k, distance)[:, 0]
+    if not probe or len(targets.unique()) < 2:
+        return Predictions(test[1], knn)
     classifier = make_pipeline(StandardScaler(), LogisticRegression(C=PROBE_C, max_iter=1000))
-    classifier.fit(train[0][labelled].numpy(), train[1][labelled].numpy())
-    return Accuracies(knn_top1, 100.0 * float(classifier.score(test[0].numpy(), test[1].numpy())))
+    classifier.fit(features.numpy(), targets.numpy())
+    return Predictions(test[1], knn, torch.from_numpy(classifier.predict(test[0].numpy())))

@@ -75,28 +75,53 @@ class OnlineKNN(Metric):
         if len(self.train_features) == 0 or len(self.test_features) == 0:
             return -1.0, -1.0
         # Where processes were synchronised, torchmetrics leaves one tensor in place of the list.
-        train, train_targets = _joined(self.train_features), _joined(self.train_targets)
-        test, test_targets = _joined(self.test_features), _joined(self.test_targets)
-        if self.distance_fx == "cosine":
-            train, test = F.normalize(train), F.normalize(test)
-        num_classes = int(max(train_targets.max(), test_targets.max())) + 1
-        k = min(self.k, len(train))
-        rows = max(1, self.max_distance_matrix_size // len(train))
-        correct = torch.zeros(2, dtype=torch.long)
-        for features, targets in zip(test.split(rows), test_targets.split(rows), strict=True):
-            if self.distance_fx == "cosine":
-                similarities, neighbours = (features @ train.T).topk(k)
-                weights = (similarities / self.T).exp()
-            else:
-                similarities, neighbours = (-torch.cdist(features, train)).topk(k)
-                weights = 1 / (self.epsilon - similarities)
-            scores = features.new_zeros(len(features), num_classes)
-            scores.scatter_add_(1, train_targets[neighbours], weights)
-            hits = scores.topk(min(5, num_classes)).indices == targets[:, None]
-            correct += torch.stack([hits[:, 0].sum(), hits.sum()]).cpu()
+        test_targets = _joined(self.test_targets)
+        ranked = knn_predictions(
+            _joined(self.train_features),
+            _joined(self.train_targets),
+            _joined(self.test_features),
+            self.k,
+            self.distance_fx,
+            self.T,
+            self.max_distance_matrix_size,
+            self.epsilon,
+        )
         self.reset()
-        top1, top5 = (100.0 * correct / len(test)).tolist()
-        return top1, top5
+        hits = (ranked == test_targets[:, None]).double()
+        return 100 * hits[:, 0].mean().item(), 100 * hits.sum(1).mean().item()
+
+
+def knn_predictions(
+    train: Tensor,
+    train_targets: Tensor,
+    test: Tensor,
+    k: int = 20,
+    distance_fx: str = "euclidean",
+    T: float = 0.07,
+    max_distance_matrix_size: int = int(5e6),
+    epsilon: float = 1e-5,
+) -> Tensor:
+    """The classes of N test features by falling weight of their neighbours: N x 5, or x fewer
+    classes.
+
+    Arguments are those of `OnlineKNN`, of M x D and N x D features and M targets from 0 on.
+    """
+    if distance_fx == "cosine":
+        train, test = F.normalize(train), F.normalize(test)
+    num_classes = int(train_targets.max()) + 1
+    k = min(k, len(train))
+    ranked = []
+    for features in test.split(max(1, max_distance_matrix_size // len(train))):
+        if distance_fx == "cosine":
+            similarities, neighbours = (features @ train.T).topk(k)
+            weights = (similarities / T).exp()
+        else:
+            similarities, neighbours = (-torch.cdist(features, train)).topk(k)
+            weights = 1 / (epsilon - similarities)
+        scores = features.new_zeros(len(features), num_classes)
+        scores.scatter_add_(1, train_targets[neighbours], weights)
+        ranked.append(scores.topk(min(5, num_classes)).indices)
+    return torch.cat(ranked)
 
 
 def _joined(bank: list[Tensor] | Tensor) -> Tensor:

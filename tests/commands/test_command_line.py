@@ -65,6 +65,11 @@ def test_a_run_leaves_result_metrics_curves_and_checkpoint(finished):
     assert metrics["epoch"].tolist() == [0, 1]
     assert metrics["train_explicit_mim_loss_epoch"].notna().all()
     assert metrics["val_knn_acc1"].notna().all()
+    assert result["information"]["eigenvalue_max"] >= 1
+    predictions = pd.read_csv(run / "predictions.csv")
+    for predicted in ("knn", "probe"):
+        accuracy = 100 * (predictions[predicted] == predictions["target"]).mean()
+        assert accuracy == pytest.approx(result["offline"]["trained"][f"{predicted}_top1"])
     assert (run / "curves.png").stat().st_size > 5000
     (checkpoint,) = (run / "checkpoints").iterdir()
     assert checkpoint.name == "epoch=1.ckpt"

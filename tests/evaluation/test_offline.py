@@ -17,9 +17,10 @@ def _clusters(per_class, spread, seed):
 def test_separated_clusters_get_the_labels_of_the_training_features():
     train, test = _clusters(60, 1.0, 0), _clusters(40, 1.0, 1)
     found = evaluate_features(train, test, k=5)
-    assert (found.knn_top1, found.probe_top1) == (100.0, 100.0)
+    assert found.accuracies() == {"knn_top1": 100.0, "probe_top1": 100.0}
     wrong = evaluate_features((train[0], (train[1] + 1) % 3), test, k=5)
-    assert (wrong.knn_top1, wrong.probe_top1) == (0.0, 0.0)
+    assert wrong.accuracies() == {"knn_top1": 0.0, "probe_top1": 0.0}
+    assert wrong.probe.tolist() == ((test[1] + 1) % 3).tolist()
 
 
 def test_unlabelled_training_rows_do_not_vote():
@@ -27,12 +28,13 @@ def test_unlabelled_training_rows_do_not_vote():
     noise = torch.cat((features, test[0]))
     labels = torch.cat((targets, torch.full((120,), -1)))
     found = evaluate_features((noise, labels), test, k=5)
-    assert (found.knn_top1, found.probe_top1) == (100.0, 100.0)
+    assert found.accuracies() == {"knn_top1": 100.0, "probe_top1": 100.0}
 
 
 def test_probe_is_left_out_on_request():
     train = _clusters(20, 1.0, 0)
-    assert evaluate_features(train, train, k=5, probe=False).probe_top1 is None
+    found = evaluate_features(train, train, k=5, probe=False)
+    assert found.accuracies() == {"knn_top1": 100.0, "probe_top1": None}
 
 
 @pytest.mark.parametrize("training", [True, False])
