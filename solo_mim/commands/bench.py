@@ -1,8 +1,9 @@
-"""`solo-mim bench loss`: time and memory of the losses, forward and backward, side by side."""
+"""`solo-mim bench`: what the losses cost, alone and in a training step, side by side."""
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import platform
 import random
 import statistics
@@ -15,6 +16,8 @@ import torch
 from torch import Tensor
 
 OURS = "explicit_mim"
+STEP_BACKBONES = ["small_cnn", "resnet18"]
+TRIVIAL = "mean square"  # the loss that costs nothing
 Step = Callable[[], object]
 # A measurement is of as many calls as take this long: a clock's tick and a call's overhead are
 # then below a percent.
@@ -107,15 +110,12 @@ def peak_memory(step: Step, device: torch.device) -> float:
     return peak / 2**20
 
 
-def measure(samples: int, dim: int, repeats: int, device: torch.device) -> list[dict[str, Any]]:
-    """One row per loss: median seconds with an interval, MiB, and ratios.
+def interleaved(steps: dict[str, Step], repeats: int, device: torch.device) -> dict[str, list]:
+    """Seconds of a call, `repeats` of each step.
 
-    The losses take turns, in an order drawn anew for each repeat, so that whatever else the machine
-    does meets all of them. Ratios are medians over the repeats of ratios within a repeat.
+    The steps take turns, in an order drawn anew for each repeat, so that whatever else the machine
+    does meets all of them.
     """
-    views = _views(samples, dim, device)
-    steps = {name: _step(loss, views) for name, loss in losses(dim).items()}
-    steps["matrix products"] = _products(samples, dim, device)
     calls = {}
     for name, step in steps.items():
         step()
@@ -125,6 +125,18 @@ def measure(samples: int, dim: int, repeats: int, device: torch.device) -> list[
     for _ in range(repeats):
         for name in order.sample(list(steps), len(steps)):
             times[name].append(_seconds(steps[name], calls[name], device))
+    return times
+
+
+def measure(samples: int, dim: int, repeats: int, device: torch.device) -> list[dict[str, Any]]:
+    """One row per loss: median seconds with an interval, MiB, and ratios.
+
+    Ratios are medians over the repeats of ratios within a repeat.
+    """
+    views = _views(samples, dim, device)
+    steps = {name: _step(loss, views) for name, loss in losses(dim).items()}
+    steps["matrix products"] = _products(samples, dim, device)
+    times = interleaved(steps, repeats, device)
     rows = []
     for name, step in steps.items():
         quantiles = torch.tensor(times[name]).quantile(torch.tensor(SPREAD)).tolist()
@@ -142,6 +154,79 @@ def measure(samples: int, dim: int, repeats: int, device: torch.device) -> list[
             }
         )
     return rows
+
+
+def measure_steps(
+    backbone: str, samples: int, dim: int, repeats: int, device: torch.device
+) -> list[dict[str, Any]]:
+    """One row per loss: the time of a whole training step over that with a mean square for a loss.
+
+    Two views of N images of 32 pixels through the backbone and a projector of 512-512-D, the loss,
+    gradients and an AdamW update. `over_trivial` is the median over the repeats of ratios within a
+    repeat, `low` and `high` its 95 % bootstrap interval.
+    """
+    import numpy as np
+    from omegaconf import OmegaConf
+    from scipy import stats
+    from torch import nn
+
+    from solo_mim.host.backbones import backbone_factory
+
+    generator = torch.Generator().manual_seed(0)
+    images = [torch.randn(samples, 3, 32, 32, generator=generator).to(device) for _ in range(2)]
+    cfg = OmegaConf.create(
+        {"backbone": {"name": backbone}, "augmentations": [{"crop_size": 32}], "data": {}}
+    )
+    torch.manual_seed(0)
+    features: Any = backbone_factory(cfg, None)()
+    projector = nn.Sequential(
+        *(nn.Linear(features.num_features, 512), nn.BatchNorm1d(512), nn.ReLU()),
+        *(nn.Linear(512, 512), nn.BatchNorm1d(512), nn.ReLU(), nn.Linear(512, dim)),
+    )
+    network = nn.Sequential(features, projector).to(device).to(memory_format=torch.channels_last)
+    images = [x.contiguous(memory_format=torch.channels_last) for x in images]
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
+
+    def step_of(loss: Callable[[Tensor, Tensor], Tensor]) -> Step:
+        def step() -> None:
+            optimizer.zero_grad()
+            loss(*(network(x) for x in images)).backward()
+            optimizer.step()
+
+        return step
+
+    of = {TRIVIAL: lambda a, b: a.square().mean() + b.square().mean(), **losses(dim)}
+    times = interleaved({name: step_of(loss) for name, loss in of.items()}, repeats, device)
+    rows = []
+    for name in of:
+        ratios = np.asarray(times[name]) / np.asarray(times[TRIVIAL])
+        low = high = 1.0
+        if repeats > 1 and np.ptp(ratios) > 0:
+            interval = stats.bootstrap(
+                (ratios,), np.median, method="percentile", rng=np.random.default_rng(0)
+            ).confidence_interval
+            low, high = float(interval.low), float(interval.high)
+        rows.append(
+            {
+                **{"backbone": backbone, "N": samples, "D": dim, "loss": name},
+                "ms": 1e3 * statistics.median(times[name]),
+                **{"over_trivial": float(np.median(ratios)), "low": low, "high": high},
+            }
+        )
+    return rows
+
+
+def step_table(rows: list[dict[str, Any]]) -> str:
+    """Markdown: a line per backbone, N, D and loss, most costly first."""
+    lines = [
+        f"| backbone | N | D | loss | step, ms | over {TRIVIAL} (95 %) |",
+        "|---|---:|---:|---|---:|---:|",
+    ]
+    for row in sorted(rows, key=lambda r: (r["backbone"], r["N"], r["D"], -r["over_trivial"])):
+        ratio = f"{row['over_trivial']:.3f} ({row['low']:.3f} to {row['high']:.3f})"
+        cells = [*(str(row[key]) for key in ("backbone", "N", "D", "loss")), f"{row['ms']:.1f}"]
+        lines.append(f"| {' | '.join(cells)} | {ratio} |")
+    return "\n".join(lines)
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -193,33 +278,46 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def run(arguments: list[str]) -> int:
-    """Measures, prints the table and writes `loss.json`, `loss.md` and `loss.png`."""
+    """Measures, prints the table, writes it as JSON and Markdown, and of the losses a picture."""
     parser = argparse.ArgumentParser(
         prog="solo-mim bench",
-        description="Time and peak memory of the losses of two views, forward and backward: "
-        "explicit MIM, its rivals and the host's baselines, taking turns. `matrix products` are "
-        "those that the covariances cannot do without. Nothing else should run meanwhile.",
+        description="`loss`: time and peak memory of the losses of two views, forward and "
+        "backward: explicit MIM, its rivals and the host's baselines, taking turns. `matrix products` "
+        "are those that the covariances cannot do without. `step`: a whole training step with each, "
+        f"over the same with a {TRIVIAL} for a loss. Nothing else should run meanwhile.",
     )
-    parser.add_argument("what", choices=["loss"])
-    parser.add_argument("--samples", "-N", type=int, nargs="+", default=[64, 256, 1024])
-    parser.add_argument("--dims", "-D", type=int, nargs="+", default=[64, 128, 256, 512, 2048])
+    parser.add_argument("what", choices=["loss", "step"])
+    parser.add_argument("--samples", "-N", type=int, nargs="+", help="64 256 1024; of steps 256")
+    parser.add_argument(
+        "--dims", "-D", type=int, nargs="+", help="64 128 256 512 2048; of steps 128"
+    )
+    parser.add_argument(
+        "--backbones", nargs="+", choices=STEP_BACKBONES, default=STEP_BACKBONES, help="of steps"
+    )
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output", type=Path, default=Path("bench"))
     given = parser.parse_args(arguments)
-    if min(given.samples) < 2 or min(given.dims) < 1 or given.repeats < 1 or given.threads < 1:
+    whole = given.what == "step"
+    sizes = given.samples or ([256] if whole else [64, 256, 1024])
+    dims = given.dims or ([128] if whole else [64, 128, 256, 512, 2048])
+    if min(sizes) < 2 or min(dims) < 1 or given.repeats < 1 or given.threads < 1:
         parser.error("--samples must be at least 2, the other numbers at least 1")
     torch.set_num_threads(given.threads)
     device = torch.device(given.device)
     from solo_mim.commands.runs import commit, versions, write, write_json
 
     rows: list[dict[str, Any]] = []
-    for samples in given.samples:
-        for dim in given.dims:
+    for samples, dim in itertools.product(sizes, dims):
+        if whole:
+            for backbone in given.backbones:
+                rows += measure_steps(backbone, samples, dim, given.repeats, device)
+        else:
             rows += measure(samples, dim, given.repeats, device)
-            print(f"N = {samples}, D = {dim} measured", flush=True)
-    print(table(rows))
+        print(f"N = {samples}, D = {dim} measured", flush=True)
+    text = step_table(rows) if whole else table(rows)
+    print(text)
     given.output.mkdir(parents=True, exist_ok=True)
     machine = (
         torch.cuda.get_device_name(device)
@@ -233,8 +331,11 @@ def run(arguments: list[str]) -> int:
         "threads": given.threads,
         "repeats": given.repeats,
     }
-    write_json(given.output / "loss.json", {**provenance, "rows": rows})
-    write(given.output / "loss.md", table(rows) + "\n")
-    plot(rows, given.output / "loss.png")
-    print(f"\nwritten: {given.output}/loss.json, loss.md, loss.png")
+    write_json(given.output / f"{given.what}.json", {**provenance, "rows": rows})
+    write(given.output / f"{given.what}.md", text + "\n")
+    written = [f"{given.what}.json", f"{given.what}.md"]
+    if not whole:
+        plot(rows, given.output / "loss.png")
+        written.append("loss.png")
+    print(f"\nwritten: {given.output}/{', '.join(written)}")
     return 0

@@ -26,6 +26,19 @@ def test_bench_writes_table_data_and_picture(tmp_path, capsys):
     assert (tmp_path / "loss.png").stat().st_size > 5000
 
 
+def test_bench_step_compares_whole_steps_with_one_of_a_trivial_loss(tmp_path, capsys):
+    arguments = ["bench", "step", "-N", "8", "-D", "4", "--repeats", "3"]
+    arguments += ["--backbones", "small_cnn", "--threads", "1", "--output", str(tmp_path)]
+    assert main(arguments) == 0
+    rows = json.loads((tmp_path / "step.json").read_text())["rows"]
+    assert {row["loss"] for row in rows} == {*bench.losses(4), bench.TRIVIAL}
+    for row in rows:
+        assert 0 < row["low"] <= row["over_trivial"] <= row["high"]
+        if row["loss"] == bench.TRIVIAL:
+            assert row["over_trivial"] == 1
+    assert (tmp_path / "step.md").read_text() in capsys.readouterr().out
+
+
 def test_peak_memory_is_that_of_the_largest_moment():
     def step():
         for _ in range(3):  # freed again each time
