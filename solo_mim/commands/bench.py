@@ -282,9 +282,9 @@ def run(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="solo-mim bench",
         description="`loss`: time and peak memory of the losses of two views, forward and "
-        "backward: explicit MIM, its rivals and the host's baselines, taking turns. `matrix products` "
-        "are those that the covariances cannot do without. `step`: a whole training step with each, "
-        f"over the same with a {TRIVIAL} for a loss. Nothing else should run meanwhile.",
+        "backward: explicit MIM, its rivals and the host's baselines, taking turns; `matrix "
+        "products` are those that the covariances cannot do without. `step`: a whole training "
+        f"step with each, over one with a {TRIVIAL} for a loss. Nothing else should run meanwhile.",
     )
     parser.add_argument("what", choices=["loss", "step"])
     parser.add_argument("--samples", "-N", type=int, nargs="+", help="64 256 1024; of steps 256")
