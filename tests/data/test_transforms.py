@@ -163,7 +163,7 @@ def test_colour_steps_come_in_every_order(
     seen: list[str] = []
     for name in ("brightness", "contrast", "saturation", "hue"):
         monkeypatch.setattr(
-            transforms.F, f"adjust_{name}", lambda x, factor, name=name: seen.append(name) or x
+            transforms, f"_adjust_{name}", lambda x, factor, name=name: seen.append(name) or x
         )
     strengths = {"prob": 1.0, "brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1}
     (augment,) = parse(pipeline(color_jitter=strengths))
@@ -172,6 +172,18 @@ def test_colour_steps_come_in_every_order(
         augment(image, random.Random(view))
         orders.add(tuple(seen))
     assert len(orders) == 24
+
+
+@pytest.mark.parametrize("name", ["brightness", "contrast", "saturation", "hue"])
+def test_colour_steps_are_torchvisions_to_the_bit(name: str) -> None:
+    rng = random.Random(0)
+    low, high = (-0.5, 0.5) if name == "hue" else (0.0, 2.0)
+    noise = np.random.default_rng(0).integers(0, 256, (40, 56, 3), np.uint8)
+    for values in (*photo_patches()[0].images[::200], noise):
+        image, factor = Image.fromarray(values), rng.uniform(low, high)
+        ours = getattr(transforms, f"_adjust_{name}")(image, factor)
+        theirs = getattr(v2.functional, f"adjust_{name}")(image, factor)
+        assert np.array_equal(pixels(ours), pixels(theirs))
 
 
 def test_zero_strengths_leave_the_image_alone(pipeline: Build, image: Image.Image) -> None:
