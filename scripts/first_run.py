@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from solo_mim.evaluation.plots import plot_accuracy_curves
+from solo_mim.evaluation.plots import plot_curves
 
 OUTPUT_DIM = {"explicit_mim": 128, "vicreg": 512, "barlow_twins": 512, "simclr": 128}
 
@@ -91,7 +91,7 @@ def main() -> None:
     print("\n" + ", ".join(f"{k} {v}" for k, v in first["versions"].items()))
     curves = {m: pd.read_csv(Path(r["folder"]) / "metrics.csv") for m, r in results.items()}
     picture = arguments.output / "first-run.png"
-    plot_accuracy_curves(curves, picture, "CIFAR-10 (JPEG), 8,000 images, validation split, seed 5")
+    plot_curves(curves, picture, "CIFAR-10 (JPEG), 8,000 images, validation split, seed 5")
     print(f"picture: {picture}")
 
 

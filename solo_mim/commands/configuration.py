@@ -119,6 +119,11 @@ class WandbConfig:
 
 
 @_dataclass
+class TensorBoardConfig:
+    enabled: bool = False
+
+
+@_dataclass
 class PerformanceConfig:
     disable_channel_last: bool = False
 
@@ -166,6 +171,7 @@ class _Schema:
     knn_eval: KNNConfig = field(default_factory=KNNConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig)
+    tensorboard: TensorBoardConfig = field(default_factory=TensorBoardConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     performance: PerformanceConfig = field(default_factory=PerformanceConfig)
     auto_resume: AutoResumeConfig = field(default_factory=AutoResumeConfig)
@@ -578,6 +584,7 @@ NOT_IDENTITY = (
     "output_dir",
     "progress_bar",
     "wandb",
+    "tensorboard",
     "checkpoint",
     "auto_resume",
     "auto_umap",

@@ -9,6 +9,7 @@ import statistics
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
-from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -45,31 +46,37 @@ from solo_mim.data import SSLDataModule
 from solo_mim.errors import ConfigError, nearest
 from solo_mim.evaluation.diagnostics import InformationCallback
 from solo_mim.evaluation.offline import Predictions, evaluate_features, extract_features
-from solo_mim.evaluation.plots import plot_accuracy_curves
+from solo_mim.evaluation.plots import plot_curves
 from solo_mim.losses import ExplicitMIMError
 from solo_mim.methods import find_method, recipe_folders
 
 
 def _loggers(cfg: DictConfig, folder: Path) -> list[Logger]:
-    loggers: list[Logger] = [CSVLogger(folder, name=None, version=runs.next_session(folder))]
-    if cfg.wandb.enabled:
-        try:
-            loggers.append(
-                WandbLogger(
-                    name=cfg.name,
-                    project=cfg.wandb.project,
-                    entity=cfg.wandb.entity,
-                    offline=cfg.wandb.offline,
-                    save_dir=folder,
-                    id=folder.name,
-                    resume="allow",
-                )
-            )
-        except ModuleNotFoundError as error:
-            raise ConfigError(
-                "wandb.enabled=true needs wandb: pip install 'solo-mim[wandb]', "
-                "or set wandb.enabled=false"
-            ) from error
+    sitting = runs.next_session(folder)
+    loggers: list[Logger] = [CSVLogger(folder, name=None, version=sitting)]
+    wanted: dict[str, Callable[[], Logger]] = {
+        "tensorboard": lambda: TensorBoardLogger(
+            folder, name=None, version=sitting, default_hp_metric=False
+        ),
+        "wandb": lambda: WandbLogger(
+            name=cfg.name,
+            project=cfg.wandb.project,
+            entity=cfg.wandb.entity,
+            offline=cfg.wandb.offline,
+            save_dir=folder,
+            id=folder.name,
+            resume="allow",
+        ),
+    }
+    for name, make in wanted.items():
+        if cfg[name].enabled:
+            try:
+                loggers.append(make())
+            except ModuleNotFoundError as error:
+                raise ConfigError(
+                    f"{name}.enabled=true needs {name}: pip install 'solo-mim[{name}]', "
+                    f"or set {name}.enabled=false"
+                ) from error
     return loggers
 
 
@@ -272,7 +279,7 @@ def _trained_and_evaluated(
     if trainer.is_global_zero:
         if trained := offline.get("trained"):
             runs.write_predictions(folder, trained)
-        plot_accuracy_curves({cfg.method: metrics}, folder / "curves.png", folder.name)
+        plot_curves({cfg.method: metrics}, folder / "curves.png", folder.name)
         runs.write_json(folder / runs.RESULT, result)  # last: it says that the run is finished
         print("\n" + summary(result))
     return result

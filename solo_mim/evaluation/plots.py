@@ -1,4 +1,4 @@
-"""Pictures of runs: accuracy over epochs."""
+"""Pictures of runs over epochs."""
 
 from __future__ import annotations
 
@@ -14,31 +14,42 @@ from matplotlib import pyplot as plt
 LABELS = {
     "val_acc1": "online probe, top-1 (%)",
     "val_knn_acc1": "online kNN, top-1 (%)",
+    "val_information_effective_rank": "effective rank of z",
 }
 
 
-def plot_accuracy_curves(runs: Mapping[str, pd.DataFrame], path: Path, title: str = "") -> None:
-    """One panel for each online accuracy, one line for each run; nothing where none was measured.
+def plot_curves(runs: Mapping[str, pd.DataFrame], path: Path, title: str = "") -> None:
+    """A panel for each measured column of `LABELS`, a line for each run; of one run its losses too.
 
     Args:
-        runs: label -> metrics with the columns `epoch` and, where measured, `val_acc1`,
-        `val_knn_acc1`.
-        path: picture to write; its ending gives the format.
+        runs: label -> metrics with the column `epoch` and whatever was logged.
+        path: picture to write; its ending gives the format. None is written of nothing.
         title: above the panels.
     """
-    present = [m for m in LABELS if any(m in frame for frame in runs.values())]
-    if not present:
+    panels: list[tuple[str, dict[str, tuple[str, str]]]] = []  # y label, line -> run and column
+    if len(runs) == 1:
+        ((run, frame),) = runs.items()
+        # What a method logs of its loss, by epoch; the probe's is another matter.
+        terms = {
+            column.removeprefix("train_").removesuffix("_epoch"): (run, column)
+            for column in frame
+            if column.endswith("_epoch") and "class_loss" not in column and "acc" not in column
+        }
+        panels += [("loss terms", terms)] if terms else []
+    for column, label in LABELS.items():
+        lines = {run: (run, column) for run, frame in runs.items() if column in frame}
+        panels += [(label, lines)] if lines else []
+    if not panels:
         return
-    figure, panels = plt.subplots(1, len(present), figsize=(5 * len(present), 3.6), squeeze=False)
-    for panel, metric in zip(panels[0], present, strict=True):
-        for label, frame in runs.items():
-            if metric in frame:
-                points = frame[["epoch", metric]].dropna()
-                panel.plot(points["epoch"] + 1, points[metric], marker=".", label=label)
-        panel.set(xlabel="epoch", ylabel=LABELS[metric])
-        panel.grid(alpha=0.3)
-        if len(runs) > 1:
-            panel.legend()
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.6 * len(panels), 3.6), squeeze=False)
+    for axis, (label, lines) in zip(axes[0], panels, strict=True):
+        for line, (run, column) in lines.items():
+            points = runs[run][["epoch", column]].dropna()
+            axis.plot(points["epoch"] + 1, points[column], marker=".", label=line)
+        axis.set(xlabel="epoch", ylabel=label)
+        axis.grid(alpha=0.3)
+        if len(lines) > 1:
+            axis.legend(fontsize="small")
     figure.suptitle(title)
     figure.tight_layout()
     figure.savefig(path, dpi=120)

@@ -28,20 +28,19 @@ class ExplicitMIM(BaseMethod):
 
     The estimator is this project's; see `solo_mim.losses.explicit_mim_loss_func`.
 
-    Extra cfg settings:
-        method_kwargs:
-            proj_hidden_dim (int): number of neurons in the hidden layers of the projector.
-            proj_output_dim (int): number of dimensions of the projected features; should be at most
-                half the global batch size, beyond which the covariances are too noisy to train on.
-                None (default) is 128, or half the batch size where that is less.
-            reading (str): "infomax" (default), "two_view" or "first_order" (infomax with tr W for
-                log det W, the ablation).
-            within_noise (float): power of the noise channel in the within-image term.
-            total_noise (float): floor of the total term, in (0, within_noise].
-            between_noise (float): floor of the between term, "two_view" only.
-            normalisation (str): "standardise" (over all views) or "l2" (per sample).
-            within_final (float): exploration: within_noise at the end, along a cosine.
-            within_share (float): exploration: within_noise as a share of tr W / D of the batch.
+    method_kwargs:
+        proj_hidden_dim (int): number of neurons in the hidden layers of the projector.
+        proj_output_dim (int): number of dimensions of the projected features; should be at most
+            half the global batch size, beyond which the covariances are too noisy to train on.
+            None (default) is 128, or half the batch size where that is less.
+        reading (str): "infomax" (default), "two_view" or "first_order" (infomax with tr W for
+            log det W, the ablation).
+        within_noise (float): power of the noise channel in the within-image term.
+        total_noise (float): floor of the total term, in (0, within_noise].
+        between_noise (float): floor of the between term, "two_view" only.
+        normalisation (str): "standardise" (over all views) or "l2" (per sample).
+        within_final (float): exploration: within_noise at the end, along a cosine.
+        within_share (float): exploration: within_noise as a share of tr W / D of the batch.
     """
 
     def __init__(self, cfg: DictConfig):

@@ -62,14 +62,13 @@ class _Projecting:
 class CorInfoMax(_Projecting, BaseMethod):
     """Implements CorInfoMax (https://arxiv.org/abs/2209.07999), `solo_mim.losses.CorInfoMaxLoss`.
 
-    Extra cfg settings:
-        method_kwargs:
-            proj_hidden_dim (int): number of neurons in the hidden layers of the projector.
-            proj_output_dim (int): number of dimensions of the projected features.
-            alpha (float): weight of the attraction; default 250, the paper's for CIFAR-10.
-            eps (float): ridge of the covariances; default 1e-8.
-            forgetting (float): share of the past in the covariances; default 0.01.
-            normalisation (str): "l2" (default, the paper's) or "standardise".
+    method_kwargs:
+        proj_hidden_dim (int): number of neurons in the hidden layers of the projector.
+        proj_output_dim (int): number of dimensions of the projected features.
+        alpha (float): weight of the attraction; default 250, the paper's for CIFAR-10.
+        eps (float): ridge of the covariances; default 1e-8.
+        forgetting (float): share of the past in the covariances; default 0.01.
+        normalisation (str): "l2" (default, the paper's) or "standardise".
     """
 
     def __init__(self, cfg: DictConfig):
@@ -98,11 +97,10 @@ class CorInfoMax(_Projecting, BaseMethod):
 class FroSSL(_Projecting, BaseMethod):
     """Implements FroSSL (https://arxiv.org/abs/2310.02903), `solo_mim.losses.frossl_loss_func`.
 
-    Extra cfg settings:
-        method_kwargs:
-            proj_hidden_dim (int): number of neurons in the hidden layers of the projector.
-            proj_output_dim (int): number of dimensions of the projected features.
-            invariance_weight (float): weight of the invariance; default 1, the paper's.
+    method_kwargs:
+        proj_hidden_dim (int): number of neurons in the hidden layers of the projector.
+        proj_output_dim (int): number of dimensions of the projected features.
+        invariance_weight (float): weight of the invariance; default 1, the paper's.
     """
 
     def __init__(self, cfg: DictConfig):
@@ -122,16 +120,15 @@ class FroSSL(_Projecting, BaseMethod):
 class MEC(_Projecting, BaseMomentumMethod):
     """Implements MEC (https://arxiv.org/abs/2210.11464), `solo_mim.losses.mec_loss_func`.
 
-    Extra cfg settings:
-        method_kwargs:
-            proj_hidden_dim (int): number of neurons in the hidden layers of the projector.
-            proj_output_dim (int): number of dimensions of the projected features.
-            pred_hidden_dim (int): number of neurons in the hidden layer of the predictor.
-            eps (float): distortion; 1 / lambda is N eps / proj_output_dim. Default 64, the paper's
-                for 2048 dimensions and batches of 1024.
-            warmup_share (float): of the steps, over which 1 / lambda comes down from eight times
-                its value; default 0.1, the paper's 10 of 100 epochs.
-            order (int): of the Taylor series; default 4.
+    method_kwargs:
+        proj_hidden_dim (int): number of neurons in the hidden layers of the projector.
+        proj_output_dim (int): number of dimensions of the projected features.
+        pred_hidden_dim (int): number of neurons in the hidden layer of the predictor.
+        eps (float): distortion; 1 / lambda is N eps / proj_output_dim. Default 64, the paper's
+            for 2048 dimensions and batches of 1024.
+        warmup_share (float): of the steps, over which 1 / lambda comes down from eight times
+            its value; default 0.1, the paper's 10 of 100 epochs.
+        order (int): of the Taylor series; default 4.
     """
 
     def __init__(self, cfg: DictConfig):

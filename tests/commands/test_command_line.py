@@ -14,8 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
-from solo_mim.commands import main
+from solo_mim.commands import main, pretrain
 from solo_mim.data.photo_patches import photo_patches
+from solo_mim.errors import ConfigError
 
 TINY = [
     "max_epochs=2",
@@ -66,10 +67,6 @@ def test_a_run_leaves_result_metrics_curves_and_checkpoint(finished):
     assert metrics["train_explicit_mim_loss_epoch"].notna().all()
     assert metrics["val_knn_acc1"].notna().all()
     assert result["information"]["eigenvalue_max"] >= 1
-    predictions = pd.read_csv(run / "predictions.csv")
-    for predicted in ("knn", "probe"):
-        accuracy = 100 * (predictions[predicted] == predictions["target"]).mean()
-        assert accuracy == pytest.approx(result["offline"]["trained"][f"{predicted}_top1"])
     assert (run / "curves.png").stat().st_size > 5000
     (checkpoint,) = (run / "checkpoints").iterdir()
     assert checkpoint.name == "epoch=1.ckpt"
@@ -219,8 +216,37 @@ def test_offline_evaluation_opens_the_test_set_only_when_asked(tmp_path):
         assert set(result["offline"]) == {"untrained", "raw_pixels", "trained"}
         assert result["offline"]["raw_pixels"]["probe_top1"] is None
         assert result["offline"]["trained"]["knn_top1"] > 100 / 17
+        predictions = pd.read_csv(Path(tmp_path, result["folder"], "predictions.csv"))
+        for predicted in ("knn", "probe"):
+            accuracy = 100 * (predictions[predicted] == predictions["target"]).mean()
+            assert accuracy == pytest.approx(result["offline"]["trained"][f"{predicted}_top1"])
     knn = [r["offline"]["untrained"]["knn_top1"] for r in results]
     assert knn[0] != knn[1], "4,250 test images are not the 102 of the split"
+
+
+def test_tensorboard_and_offline_wandb_get_every_term(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    loggers = ("tensorboard.enabled=true", "wandb.enabled=true", "wandb.offline=true")
+    done = solo_mim("pretrain", *TINY, *loggers, "log_every_n_steps=1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (run,) = (tmp_path / "runs").iterdir()
+    events = EventAccumulator(str(run / "log" / "000")).Reload()
+    steps = [event.step for event in events.Scalars("train_explicit_mim_loss_step")]
+    assert steps == [0, 1, 2, 3]
+    assert "val_acc1" in events.Tags()["scalars"]
+    assert len(list(run.glob("wandb/offline-run-*/run-*.wandb"))) == 1
+
+
+@pytest.mark.parametrize("name", ["TensorBoardLogger", "WandbLogger"])
+def test_a_logger_that_is_not_installed_names_its_extra(name, tmp_path, monkeypatch, compose_cfg):
+    def absent(*_, **__):
+        raise ModuleNotFoundError
+
+    monkeypatch.setattr(pretrain, name, absent)
+    extra = name.removesuffix("Logger").lower()
+    with pytest.raises(ConfigError, match=rf"pip install 'solo-mim\[{extra}\]'"):
+        pretrain._loggers(compose_cfg(f"{extra}.enabled=true"), tmp_path)
 
 
 def test_a_multirun_trains_each_job(tmp_path):

@@ -1,0 +1,51 @@
+"""Pictures show what was measured, and are left out where nothing was."""
+
+import pandas as pd
+import pytest
+from matplotlib import pyplot as plt
+
+from solo_mim.evaluation import plots
+
+FRAME = pd.DataFrame(
+    {
+        "epoch": [0, 1, 2],
+        "train_explicit_mim_total_epoch": [0.1, 0.2, 0.3],
+        "train_class_loss_epoch": [2.0, 1.0, 0.5],
+        "val_acc1": [10.0, None, 30.0],
+    }
+)
+
+
+@pytest.fixture
+def drawn(tmp_path, monkeypatch):
+    """plot_curves, and the figure that it would have closed."""
+    figures = []
+    monkeypatch.setattr(plots.plt, "close", figures.append)
+
+    def draw(runs):
+        plots.plot_curves(runs, tmp_path / "curves.png")
+        return figures[0] if figures else None
+
+    yield draw
+    monkeypatch.undo()
+    plt.close("all")
+
+
+def test_one_run_shows_its_loss_terms_and_each_measured_epoch(drawn):
+    terms, accuracy = drawn({"a": FRAME}).axes
+    assert [line.get_label() for line in terms.lines] == ["explicit_mim_total"]
+    (line,) = accuracy.lines
+    assert line.get_xdata().tolist() == [1, 3]
+    assert line.get_ydata().tolist() == [10.0, 30.0]
+
+
+def test_several_runs_share_the_panels_of_what_any_measured(drawn):
+    ranks = FRAME.assign(val_information_effective_rank=[1.0, 2.0, 3.0]).drop(columns="val_acc1")
+    accuracy, rank = drawn({"a": FRAME, "b": ranks}).axes
+    assert [line.get_label() for line in accuracy.lines] == ["a"]
+    assert [line.get_label() for line in rank.lines] == ["b"]
+
+
+def test_nothing_measured_draws_nothing(drawn, tmp_path):
+    assert drawn({"a": pd.DataFrame({"epoch": [0]})}) is None
+    assert not (tmp_path / "curves.png").exists()
