@@ -1,0 +1,79 @@
+"""What README and docs show works: Python runs, commands compose, the site builds."""
+
+import contextlib
+import io
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from solo_mim.commands import COMMANDS
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+# Its package is built, installed and trained by tests/commands/test_plugins.py.
+ELSEWHERE = {"plugins.md"}
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """Fenced blocks of a language, or of none where it is empty."""
+    fenced = re.findall(r"^```([\w{}-]*)\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+    return [body for found, body in fenced if found == language]
+
+
+def commands(page: Path) -> list[list[str]]:
+    """Arguments of every `solo-mim` line in blocks without a language."""
+    text = "\n".join(blocks(page, "")).replace("\\\n", " ")
+    lines = [line for line in text.splitlines() if line.startswith("solo-mim ")]
+    return [shlex.split(line, comments=True)[1:] for line in lines]
+
+
+SHOWN = [(page, arguments) for page in PAGES for arguments in commands(page)]
+
+
+@pytest.mark.parametrize(
+    "page",
+    [p for p in PAGES if p.name not in ELSEWHERE and blocks(p, "python")],
+    ids=lambda p: p.name,
+)
+def test_python_runs_and_prints_what_its_last_comment_says(page):
+    for body in blocks(page, "python"):
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            exec(compile(body, str(page), "exec"), {})
+        last = body.rstrip().splitlines()[-1]
+        if last.startswith("# "):
+            assert printed.getvalue().splitlines()[-1] == last.removeprefix("# ")
+
+
+def test_commands_are_shown():
+    assert {arguments[0] for _, arguments in SHOWN} >= {"pretrain", "methods", "bench", "doctor"}
+
+
+@pytest.mark.parametrize(
+    ("page", "arguments"), SHOWN, ids=[f"{p.name}: {shlex.join(a)}" for p, a in SHOWN]
+)
+def test_shown_command_is_one_and_its_configuration_composes(page, arguments, compose_cfg):
+    command, *rest = arguments
+    assert command in COMMANDS
+    if command != "pretrain" or {"--help", "--config-path"} & set(rest):
+        return
+    overrides = [a for a in rest if not a.startswith("-") and a != "job"]
+    if "--multirun" in rest:
+        overrides = [override.split(",")[0] for override in overrides]
+    if page.name in ELSEWHERE:
+        overrides = [o for o in overrides if not o.startswith("method=")]
+    compose_cfg(*overrides)
+
+
+def test_the_site_builds_without_a_warning(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "sphinx", "-W", "-q", "-b", "html", ROOT / "docs", tmp_path],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "explicit_mim_loss_func" in (tmp_path / "api.html").read_text()
