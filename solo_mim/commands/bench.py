@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 OURS = "explicit_mim"
+DATA_PIPELINES = ["symmetric", "symmetric_weak", "asymmetric"]
 STEP_BACKBONES = ["small_cnn", "resnet18"]
 TRIVIAL = "mean square"  # the loss that costs nothing
 Step = Callable[[], object]
@@ -156,6 +157,21 @@ def measure(samples: int, dim: int, repeats: int, device: torch.device) -> list[
     return rows
 
 
+def median_ratio(over: list[float], under: list[float]) -> tuple[float, float, float]:
+    """Median of the ratios within repeats, and its 95 % bootstrap interval."""
+    import numpy as np
+    from scipy import stats
+
+    ratios = np.asarray(over) / np.asarray(under)
+    middle = float(np.median(ratios))
+    if len(ratios) < 2 or np.ptp(ratios) == 0:
+        return middle, middle, middle
+    interval = stats.bootstrap(
+        (ratios,), np.median, method="percentile", rng=np.random.default_rng(0)
+    ).confidence_interval
+    return middle, float(interval.low), float(interval.high)
+
+
 def measure_steps(
     backbone: str, samples: int, dim: int, repeats: int, device: torch.device
 ) -> list[dict[str, Any]]:
@@ -165,9 +181,7 @@ def measure_steps(
     gradients and an AdamW update. `over_trivial` is the median over the repeats of ratios within a
     repeat, `low` and `high` its 95 % bootstrap interval.
     """
-    import numpy as np
     from omegaconf import OmegaConf
-    from scipy import stats
     from torch import nn
 
     from solo_mim.host.backbones import backbone_factory
@@ -199,21 +213,82 @@ def measure_steps(
     times = interleaved({name: step_of(loss) for name, loss in of.items()}, repeats, device)
     rows = []
     for name in of:
-        ratios = np.asarray(times[name]) / np.asarray(times[TRIVIAL])
-        low = high = 1.0
-        if repeats > 1 and np.ptp(ratios) > 0:
-            interval = stats.bootstrap(
-                (ratios,), np.median, method="percentile", rng=np.random.default_rng(0)
-            ).confidence_interval
-            low, high = float(interval.low), float(interval.high)
+        ratio, low, high = median_ratio(times[name], times[TRIVIAL])
         rows.append(
             {
                 **{"backbone": backbone, "N": samples, "D": dim, "loss": name},
                 "ms": 1e3 * statistics.median(times[name]),
-                **{"over_trivial": float(np.median(ratios)), "low": low, "high": high},
+                **{"over_trivial": ratio, "low": low, "high": high},
             }
         )
     return rows
+
+
+def measure_data(crop_size: int, repeats: int) -> list[dict[str, Any]]:
+    """One row per augmentation file: views per second of ours and of the host's pipeline.
+
+    On photographs in memory, in this process: patches of 32 pixels, or whole ones for larger crops.
+    `faster` is the median over the repeats of ratios within a repeat, `low` and `high` its 95 %
+    bootstrap interval.
+    """
+    from omegaconf import OmegaConf
+    from PIL import Image
+
+    from solo_mim.commands.configuration import CONFIG_FOLDER
+    from solo_mim.data import photo_patches as patches
+    from solo_mim.data.transforms import normalise, parse_augmentations
+    from solo_mim.host.pipelines import host_transform
+
+    if crop_size <= 32:
+        arrays = list(patches.photo_patches()[0].images[::20])
+    else:
+        arrays = [patches.photograph(name) for name in patches.PHOTOGRAPHS]
+    images = [Image.fromarray(array) for array in arrays]
+    rows = []
+    for name in DATA_PIPELINES:
+        shipped: Any = OmegaConf.to_container(
+            OmegaConf.load(CONFIG_FOLDER / "augmentations" / f"{name}.yaml")
+        )
+        pipeline = {**shipped[-1], "crop_size": crop_size}
+        (augment,) = parse_augmentations([pipeline], patches.MEAN, patches.STD)
+        theirs = host_transform(pipeline, "cifar10" if crop_size <= 32 else "imagenet")
+        rng = random.Random(0)
+
+        def ours(augment: Any = augment, rng: random.Random = rng) -> Tensor:
+            views = [augment(image, rng) for image in images]
+            return normalise(views, augment.mean, augment.std)
+
+        def host(theirs: Callable[..., Tensor] = theirs) -> Tensor:
+            return torch.stack([theirs(image) for image in images])
+
+        steps: dict[str, Step] = {"ours": ours, "host": host}
+        times = interleaved(steps, repeats, torch.device("cpu"))
+        ratio, low, high = median_ratio(times["host"], times["ours"])
+        rows.append(
+            {
+                **{"augmentations": name, "crop_size": crop_size},
+                **{
+                    f"{who}_views_per_second": len(images) / statistics.median(times[who])
+                    for who in steps
+                },
+                **{"faster": ratio, "low": low, "high": high},
+            }
+        )
+    return rows
+
+
+def data_table(rows: list[dict[str, Any]]) -> str:
+    """Markdown: a line per augmentation and crop size."""
+    lines = [
+        "| augmentations | crop | views/s | the host's views/s | times as fast (95 %) |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for row in rows:
+        speeds = [f"{row[f'{who}_views_per_second']:,.0f}" for who in ("ours", "host")]
+        ratio = f"{row['faster']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
+        cells = [row["augmentations"], str(row["crop_size"]), *speeds, ratio]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def step_table(rows: list[dict[str, Any]]) -> str:
@@ -284,9 +359,10 @@ def run(arguments: list[str]) -> int:
         description="`loss`: time and peak memory of the losses of two views, forward and "
         "backward: explicit MIM, its rivals and the host's baselines, taking turns; `matrix "
         "products` are those that the covariances cannot do without. `step`: a whole training "
-        f"step with each, over one with a {TRIVIAL} for a loss. Nothing else should run meanwhile.",
+        f"step with each, over one with a {TRIVIAL} for a loss. `data`: augmented views a "
+        "second, ours and the host's. Nothing else should run meanwhile.",
     )
-    parser.add_argument("what", choices=["loss", "step"])
+    parser.add_argument("what", choices=["loss", "step", "data"])
     parser.add_argument("--samples", "-N", type=int, nargs="+", help="64 256 1024; of steps 256")
     parser.add_argument(
         "--dims", "-D", type=int, nargs="+", help="64 128 256 512 2048; of steps 128"
@@ -294,6 +370,7 @@ def run(arguments: list[str]) -> int:
     parser.add_argument(
         "--backbones", nargs="+", choices=STEP_BACKBONES, default=STEP_BACKBONES, help="of steps"
     )
+    parser.add_argument("--crop-sizes", type=int, nargs="+", default=[32, 224], help="of data")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -302,21 +379,26 @@ def run(arguments: list[str]) -> int:
     whole = given.what == "step"
     sizes = given.samples or ([256] if whole else [64, 256, 1024])
     dims = given.dims or ([128] if whole else [64, 128, 256, 512, 2048])
-    if min(sizes) < 2 or min(dims) < 1 or given.repeats < 1 or given.threads < 1:
+    if min(sizes) < 2 or min(*dims, *given.crop_sizes, given.repeats, given.threads) < 1:
         parser.error("--samples must be at least 2, the other numbers at least 1")
     torch.set_num_threads(given.threads)
     device = torch.device(given.device)
     from solo_mim.commands.runs import commit, versions, write, write_json
 
     rows: list[dict[str, Any]] = []
-    for samples, dim in itertools.product(sizes, dims):
-        if whole:
-            for backbone in given.backbones:
-                rows += measure_steps(backbone, samples, dim, given.repeats, device)
-        else:
-            rows += measure(samples, dim, given.repeats, device)
-        print(f"N = {samples}, D = {dim} measured", flush=True)
-    text = step_table(rows) if whole else table(rows)
+    if given.what == "data":
+        for crop_size in given.crop_sizes:
+            rows += measure_data(crop_size, given.repeats)
+        text = data_table(rows)
+    else:
+        for samples, dim in itertools.product(sizes, dims):
+            if whole:
+                for backbone in given.backbones:
+                    rows += measure_steps(backbone, samples, dim, given.repeats, device)
+            else:
+                rows += measure(samples, dim, given.repeats, device)
+            print(f"N = {samples}, D = {dim} measured", flush=True)
+        text = step_table(rows) if whole else table(rows)
     print(text)
     given.output.mkdir(parents=True, exist_ok=True)
     machine = (
@@ -334,7 +416,7 @@ def run(arguments: list[str]) -> int:
     write_json(given.output / f"{given.what}.json", {**provenance, "rows": rows})
     write(given.output / f"{given.what}.md", text + "\n")
     written = [f"{given.what}.json", f"{given.what}.md"]
-    if not whole:
+    if given.what == "loss":
         plot(rows, given.output / "loss.png")
         written.append("loss.png")
     print(f"\nwritten: {given.output}/{', '.join(written)}")

@@ -79,13 +79,13 @@ def photo_patches() -> tuple[Patches, Patches]:
     rng = np.random.RandomState(SEED)
     train, test = [], []
     for name in PHOTOGRAPHS:
-        photograph = _photograph(name)
-        train.append(_patches(photograph, 0, TRAIN_PATCHES, rng))
-        test.append(_patches(photograph, 1, TEST_PATCHES, rng))
+        pixels = photograph(name)
+        train.append(_patches(pixels, 0, TRAIN_PATCHES, rng))
+        test.append(_patches(pixels, 1, TEST_PATCHES, rng))
     return _joined(train), _joined(test)
 
 
-def _photograph(name: str) -> np.ndarray:
+def photograph(name: str) -> np.ndarray:
     """uint8 H x W x 3 with short side 384.
 
     Pillow resizes 8-bit images (anti-aliased) in fixed-point arithmetic: the same on any machine.

@@ -39,6 +39,24 @@ def test_bench_step_compares_whole_steps_with_one_of_a_trivial_loss(tmp_path, ca
     assert (tmp_path / "step.md").read_text() in capsys.readouterr().out
 
 
+def test_bench_data_compares_both_pipelines(tmp_path, capsys):
+    arguments = ["bench", "data", "--crop-sizes", "32", "--repeats", "2", "--threads", "1"]
+    assert main([*arguments, "--output", str(tmp_path)]) == 0
+    rows = json.loads((tmp_path / "data.json").read_text())["rows"]
+    assert [row["augmentations"] for row in rows] == bench.DATA_PIPELINES
+    for row in rows:
+        assert row["low"] <= row["faster"] <= row["high"]
+        assert row["ours_views_per_second"] > 100
+        assert row["host_views_per_second"] > 100
+    assert (tmp_path / "data.md").read_text() in capsys.readouterr().out
+
+
+def test_median_ratio_is_within_its_interval_and_knows_no_doubt_of_constants():
+    assert bench.median_ratio([2.0, 4.0], [1.0, 2.0]) == (2.0, 2.0, 2.0)
+    middle, low, high = bench.median_ratio([1.0, 2.0, 3.0, 4.0, 5.0], [1.0] * 5)
+    assert (middle, low, high) == (3.0, pytest.approx(1.5, abs=0.5), pytest.approx(4.5, abs=0.5))
+
+
 def test_peak_memory_is_that_of_the_largest_moment():
     def step():
         for _ in range(3):  # freed again each time

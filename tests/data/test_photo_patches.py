@@ -38,7 +38,7 @@ def test_patches_are_what_the_photograph_shows_at_their_corners() -> None:
     for split in photo_patches():
         for position in range(0, len(split.labels), 500):
             row, column = split.corners[position]
-            photograph = module._photograph(names[split.labels[position]])
+            photograph = module.photograph(names[split.labels[position]])
             shown = photograph[row : row + PATCH, column : column + PATCH]
             assert np.array_equal(split.images[position], shown)
 
