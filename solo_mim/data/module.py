@@ -22,8 +22,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
-from solo_mim.data.datasets import SPLIT_SEED, ImageSet, load_splits
+from solo_mim.data.datasets import SPLIT_SEED, load_splits
 from solo_mim.data.errors import DataError
+from solo_mim.data.images import ImageSet
 from solo_mim.data.transforms import (
     Augmentation,
     evaluation_transform,
@@ -147,7 +148,11 @@ class SSLDataModule(LightningDataModule):
         return self._loader(self._plain_images("val"), persistent=True)
 
     def plain_dataloader(self, split: str) -> DataLoader[PlainBatch]:
-        """Yields ``[X, targets]`` of ``train``, ``val`` or ``test``, un-augmented and in order."""
+        """Yields ``[X, targets]`` of ``train``, ``val`` or ``test``, un-augmented and in order.
+
+        Images without label beside others that have one, as in STL-10, are left out: no evaluation
+        could use them.
+        """
         return self._loader(self._plain_images(split))
 
     def views_dataloader(self, split: str, num_views: int = 2) -> DataLoader[ViewsBatch]:
@@ -189,14 +194,16 @@ class SSLDataModule(LightningDataModule):
         return chosen
 
     def _plain_images(self, split: str) -> "PlainImages":
-        return PlainImages(self._images(split), self.augmentations[0], self._in_evaluation)
+        images = self._images(split)
+        evaluable = images if images.labelled else images.subset(images.evaluable)
+        return PlainImages(evaluable, self.augmentations[0], self._in_evaluation)
 
     def _loader(
         self, dataset: "Views | PlainImages", *, persistent: bool = False, **options: Any
     ) -> DataLoader[Any]:
-        # Without augmentation an image in memory costs less than handing it between processes.
-        plain_in_memory = isinstance(dataset, PlainImages) and dataset.images.in_memory
-        workers = 0 if plain_in_memory else self.num_workers
+        # Without augmentation a decoded image costs less than handing it between processes.
+        plain_decoded = isinstance(dataset, PlainImages) and dataset.images.decoded
+        workers = 0 if plain_decoded else self.num_workers
         # On the data set, for Lightning may make a loader anew from the arguments that it knows.
         dataset.corrupt_images = self.corrupt_images
         return ReadableLoader(

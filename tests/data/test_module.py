@@ -14,9 +14,11 @@ from omegaconf import DictConfig
 from torchvision import transforms as reference
 
 from solo_mim.data import DataError, SSLDataModule
-from solo_mim.data.datasets import IMAGENET_STATISTICS
+from solo_mim.data.folders import IMAGENET_STATISTICS
 from solo_mim.data.photo_patches import MEAN, STD
 from solo_mim.data.transforms import normalise
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*holds one class")
 
 MakeCfg = Callable[..., DictConfig]
 WriteFolder = Callable[..., Path]

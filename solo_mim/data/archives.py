@@ -1,0 +1,140 @@
+"""Data sets that torchvision downloads and checks: CIFAR, Fashion-MNIST, STL-10."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+from PIL import Image
+from torchvision.datasets import CIFAR10, CIFAR100, STL10, FashionMNIST
+
+from solo_mim.data.errors import DataError
+from solo_mim.data.images import UNLABELLED, DataSplits, ImageSet, Pixels
+from solo_mim.data.transforms import RGB
+
+CIFAR10_STATISTICS: tuple[RGB, RGB] = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+CIFAR100_STATISTICS: tuple[RGB, RGB] = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
+FASHION_MNIST_STATISTICS: tuple[RGB, RGB] = (0.2860, 0.2860, 0.2860), (0.3530, 0.3530, 0.3530)
+# torchvision has them from a file of the archive that it does not check.
+STL10_CLASSES = (
+    *("airplane", "bird", "car", "cat", "deer"),
+    *("dog", "horse", "monkey", "ship", "truck"),
+)
+STL10_STATISTICS: tuple[RGB, RGB] = (0.4914, 0.4823, 0.4466), (0.247, 0.243, 0.261)
+
+Archive = type[CIFAR10] | type[FashionMNIST] | type[STL10]
+Read = TypeVar("Read")
+
+
+def cifar10(data: Mapping[str, Any]) -> DataSplits:
+    return _two_halves(data, CIFAR10, *CIFAR10_STATISTICS)
+
+
+def cifar100(data: Mapping[str, Any]) -> DataSplits:
+    return _two_halves(data, CIFAR100, *CIFAR100_STATISTICS)
+
+
+def fashion_mnist(data: Mapping[str, Any]) -> DataSplits:
+    return _two_halves(data, FashionMNIST, *FASHION_MNIST_STATISTICS)
+
+
+def stl10(data: Mapping[str, Any]) -> DataSplits:
+    """Trains on the 5,000 labelled images and, behind them, the 100,000 without label."""
+
+    def checked(root: Path, download: bool) -> STL10:
+        return STL10(root, "train", download=download)
+
+    labelled = _present(data, STL10, checked)
+    folder = Path(labelled.root) / STL10.base_folder
+    (train, _), _, (unlabelled, _) = STL10.train_list
+    (test, _), (test_labels, _) = STL10.test_list
+    images = MappedPixels(folder / train, folder / unlabelled)
+    labels = np.full(len(images), UNLABELLED, np.int64)
+    labels[: len(labelled)] = labelled.labels
+    held_out = ImageSet(
+        MappedPixels(folder / test),
+        np.fromfile(folder / test_labels, np.uint8).astype(np.int64) - 1,  # counted from 1 there
+    )
+    train_set = ImageSet(images, labels)
+    return DataSplits(train_set, held_out, held_out, STL10_CLASSES, *STL10_STATISTICS)
+
+
+class MappedPixels:
+    """The images of STL-10's files, one file behind the other, left on disk: of 2.9 GB, memory
+    holds what the system caches, once for all processes."""
+
+    decoded: ClassVar[bool] = True
+
+    def __init__(self, *files: Path) -> None:
+        self.files = files
+        # In the files columns come before rows, and channels before both.
+        self._arrays = [
+            np.asarray(np.memmap(file, np.uint8, "r")).reshape(-1, 3, 96, 96).transpose(0, 3, 2, 1)
+            for file in files
+        ]
+
+    def __len__(self) -> int:
+        return sum(map(len, self._arrays))
+
+    def __getitem__(self, index: int) -> Image.Image:
+        for array in self._arrays:
+            if index < len(array):
+                return Image.fromarray(array[index])
+            index -= len(array)
+        raise IndexError(f"beyond the last of {len(self)} images")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Spawned workers map the files anew; pickled, a mapped array would be read and sent.
+        return type(self), self.files
+
+
+def _two_halves(
+    data: Mapping[str, Any], archive: type[CIFAR10] | type[FashionMNIST], mean: RGB, std: RGB
+) -> DataSplits:
+    def both(root: Path, download: bool) -> tuple[Any, Any]:
+        return archive(root, train=True, download=download), archive(root, train=False)
+
+    halves = _present(data, archive, both)
+    train, test = (
+        ImageSet(Pixels(_in_colour(np.asarray(half.data))), np.asarray(half.targets, np.int64))
+        for half in halves
+    )
+    return DataSplits(train, test, test, tuple(halves[0].classes), mean, std)
+
+
+def _in_colour(pixels: np.ndarray) -> np.ndarray:
+    return pixels if pixels.ndim == 4 else np.repeat(pixels[..., None], 3, axis=-1)
+
+
+def _present(data: Mapping[str, Any], archive: Archive, read: Callable[[Path, bool], Read]) -> Read:
+    """What ``read`` makes of (root, whether to download), the latter if allowed and only if needed.
+
+    The root is ``train_path``; one archive holds all parts, so ``val_path`` is not read.
+    """
+    root = Path(data.get("train_path") or "datasets").expanduser()
+    try:
+        return read(root, False)
+    except RuntimeError as absent:
+        if not data.get("download", True):
+            raise _no_archive(root, archive, absent) from absent
+        try:
+            return read(root, True)
+        except Exception as error:  # no network, no disk, a proxy's page instead of the archive
+            raise _no_archive(root, archive, error) from error
+
+
+def _no_archive(root: Path, archive: Archive, error: Exception) -> DataError:
+    reason = str(error).split(". ")[0]
+    if issubclass(archive, FashionMNIST):
+        names = ", ".join(Path(name).stem for name, _ in archive.resources)
+        path, unpack = root / "FashionMNIST" / "raw", f"Unpack there {names}"
+    else:
+        path = root / archive.base_folder
+        unpack = f"Unpack {archive.filename} (from {archive.url}) in {root}"
+    return DataError(
+        f"{archive.__name__} is not there ({reason})",
+        key="data.train_path",
+        path=path,
+        remedy=f"{unpack}, or name the folder that holds {path.relative_to(root)}; "
+        "data.download: true fetches it where there is a network",
+    )

@@ -1,0 +1,164 @@
+"""What every data set is made of: sources of Pillow images, and sets of them with labels."""
+
+import os
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, ClassVar, Protocol
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from solo_mim.data.errors import DataError
+from solo_mim.data.transforms import RGB
+
+UNLABELLED = -1
+
+# What Pillow raises of files: SyntaxError of a broken PNG, ValueError of some broken headers,
+# the bomb of a header that claims more pixels than anyone has photographed.
+UNREADABLE = (
+    *(UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError, struct.error),
+    Image.DecompressionBombError,
+)
+
+
+class Source(Protocol):
+    """``source[i]`` is a Pillow RGB image. Handed to every worker process, so small once pickled
+    where the images are many."""
+
+    # Whether an image costs no decoding, so that handing it between processes would cost more.
+    decoded: ClassVar[bool]
+
+    def __getitem__(self, index: int) -> Image.Image: ...
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """Images in memory, uint8 N x H x W x 3."""
+
+    decoded: ClassVar[bool] = True
+    pixels: np.ndarray
+
+    def __getitem__(self, index: int) -> Image.Image:
+        return Image.fromarray(self.pixels[index])
+
+
+@dataclass(frozen=True)
+class Files:
+    """Image files, read by ``rgb``.
+
+    ``paths`` is an array of bytes, since worker processes would copy a list of a million strings by
+    counting references.
+    """
+
+    decoded: ClassVar[bool] = False
+    paths: np.ndarray
+
+    def __getitem__(self, index: int) -> Image.Image:
+        """Raises DataError with the path of a file that is no readable image."""
+        path = os.fsdecode(self.paths[index])
+        with naming_unreadable(path):
+            return rgb(path)
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images with labels: ``image_set[i]`` is a Pillow RGB image.
+
+    ``labels`` is int64 N, -1 where there is none; ``rows``, int64 N, says which images of
+    ``source`` these are, None that they are its first N. Subsets share the source: of a large data
+    set nothing is held twice.
+    """
+
+    source: Source
+    labels: np.ndarray
+    rows: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> Image.Image:
+        """Raises DataError with the path of a file that is no readable image."""
+        return self.source[index if self.rows is None else self.rows[index]]
+
+    @property
+    def decoded(self) -> bool:
+        return self.source.decoded
+
+    @property
+    def labelled(self) -> bool:
+        """Whether every image has a label."""
+        return bool((self.labels != UNLABELLED).all())
+
+    @property
+    def evaluable(self) -> np.ndarray:
+        """Indexes of the images that have a label; of all where none has one."""
+        has_label = self.labels != UNLABELLED
+        return np.flatnonzero(has_label if has_label.any() else ~has_label)
+
+    def subset(self, indexes: np.ndarray) -> "ImageSet":
+        rows = indexes if self.rows is None else self.rows[indexes]
+        return ImageSet(self.source, self.labels[indexes], rows)
+
+
+@dataclass(frozen=True)
+class DataSplits:
+    """What one data set offers.
+
+    ``val`` is what training validates on: the share that ``data.validation_split`` took from the
+    training set or, without it, the test set. ``test`` is always the untouched official test set
+    (what ``data.val_path`` names, for folders and HDF5). ``mean`` and ``std`` are per channel, in
+    [0, 1].
+    """
+
+    train: ImageSet
+    val: ImageSet | None
+    test: ImageSet | None
+    class_names: tuple[str, ...]
+    mean: RGB
+    std: RGB
+
+    @property
+    def num_classes(self) -> int:
+        """1 without labels: solo-learn's methods cannot be built with none."""
+        return max(1, len(self.class_names))
+
+
+def rgb(file: str | BinaryIO) -> Image.Image:
+    """RGB, 8 bits a channel, of any image file that Pillow reads.
+
+    As solo-learn reads it (first frame of several, transparency dropped) but for two things: the
+    image is turned upright where its EXIF orientation says so, and of 16-bit grey the high byte is
+    kept, which Pillow would clip to white. Raises one of UNREADABLE, also for 32-bit numbers, whose
+    range no file states.
+    """
+    with Image.open(file) as image:
+        image.load()
+        with suppress(Exception):  # a broken EXIF block is no broken image
+            ImageOps.exif_transpose(image, in_place=True)
+        # PGM, and PNG under some versions of Pillow, put 16 bits into a mode of 32.
+        if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PPM", "PNG")):
+            return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+        if image.mode in ("I", "F"):
+            raise ValueError(
+                f"32-bit numbers (Pillow's mode {image.mode}) have no known range; convert it to 8 "
+                "or 16 bits"
+            )
+        image.info.pop("transparency", None)  # of a palette: Pillow would warn of its loss
+        return image.convert("RGB")
+
+
+@contextmanager
+def naming_unreadable(path: str | Path) -> Iterator[None]:
+    """Turns what is raised of an unreadable image into a DataError that names it."""
+    try:
+        yield
+    except UNREADABLE as error:
+        raise DataError(
+            f"the image cannot be read ({error})",
+            key="data.train_path or data.val_path",
+            path=path,
+            remedy="Replace the file, move it out of the folder, or set data.on_corrupt: skip",
+        ) from error
