@@ -180,6 +180,12 @@ def _trained_and_evaluated(
 
     data = SSLDataModule(cfg)
     data.train_dataloader()  # refuses an impossible batch size here, before anything is written
+    by_labels = cfg.method == "supcon" or cfg.method_kwargs.get("supervised")
+    if by_labels and not data.splits.train.labelled:
+        raise ConfigError(
+            f"method={cfg.method} learns from labels, which not every training image of "
+            f"data.dataset={cfg.data.dataset} has"
+        )
     resolved = completed(cfg, data.num_classes, data.num_large_crops, data.num_small_crops)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     try:

@@ -52,8 +52,6 @@ def refuse_impossible_batch(cfg: DictConfig, method: str, processes: int = 1) ->
         ConfigError: naming the key and what to change.
     """
     kwargs, batch_size = cfg.method_kwargs, cfg.optimizer.batch_size
-    if cfg.data.get("no_labels") and (method == "supcon" or kwargs.get("supervised")):
-        raise ConfigError(f"method={method} learns from labels; data.no_labels=true has none")
     queue_size = kwargs.get("queue_size")
     if method in _QUEUES and (queue_size < 1 or queue_size % (batch_size * processes)):
         raise ConfigError(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -69,24 +72,35 @@ class OnlineKNN(Metric):
         """Stores only: `Metric.forward` would compute a value and reset the bank at every batch."""
         self.update(*args, **kwargs)
 
+    def _wrap_compute(self, compute: Callable[[], Any]) -> Callable[[], Any]:
+        # torchmetrics' wrapper joins the banks of several processes and takes them apart again
+        # afterwards: only then can they be emptied.
+        computed = super()._wrap_compute(compute)
+
+        def emptying() -> Any:
+            found = computed()
+            self.reset()
+            return found
+
+        return emptying
+
     @torch.no_grad()
     def compute(self) -> tuple[float, float]:
         """Top-1 and top-5 accuracy in percent, (-1, -1) of nothing; empties the bank."""
-        if len(self.train_features) == 0 or len(self.test_features) == 0:
+        train, train_targets = _joined(self.train_features), _joined(self.train_targets)
+        test, test_targets = _joined(self.test_features), _joined(self.test_targets)
+        if len(train) == 0 or len(test) == 0:
             return -1.0, -1.0
-        # Where processes were synchronised, torchmetrics leaves one tensor in place of the list.
-        test_targets = _joined(self.test_targets)
         ranked = knn_predictions(
-            _joined(self.train_features),
-            _joined(self.train_targets),
-            _joined(self.test_features),
+            train,
+            train_targets,
+            test,
             self.k,
             self.distance_fx,
             self.T,
             self.max_distance_matrix_size,
             self.epsilon,
         )
-        self.reset()
         hits = (ranked == test_targets[:, None]).double()
         return 100 * hits[:, 0].mean().item(), 100 * hits.sum(1).mean().item()
 
@@ -125,4 +139,7 @@ def knn_predictions(
 
 
 def _joined(bank: list[Tensor] | Tensor) -> Tensor:
-    return bank if isinstance(bank, Tensor) else torch.cat(bank)
+    """One tensor of the batches; torchmetrics leaves one where processes were synchronised."""
+    if isinstance(bank, Tensor):
+        return bank
+    return torch.cat(bank) if bank else torch.empty(0)

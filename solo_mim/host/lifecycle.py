@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from lightning.pytorch import Trainer, seed_everything
 from omegaconf import DictConfig
 
@@ -69,6 +70,23 @@ class Lifecycle:
             # Once more: the loader's own draw comes before the hook above where a run is resumed,
             # and after it elsewhere.
             self._seed()
+
+    def _base_shared_step(self, X: torch.Tensor, targets: torch.Tensor) -> dict[str, Any]:
+        """The host's, with loss and accuracies of the labelled images alone, 0 where none is.
+
+        The host's loss of a batch without a label is NaN, and it counts unlabelled images as wrong.
+        """
+        out = super()._base_shared_step(X, targets)  # type: ignore[misc]
+        labelled = targets >= 0
+        if not labelled.all():
+            logits = out["logits"]
+            count = labelled.sum().clamp_min(1)
+            loss = F.cross_entropy(logits, targets, ignore_index=-1, reduction="sum")
+            out["loss"] = loss / count
+            for key, k in (("acc1", 1), ("acc5", min(5, logits.shape[1]))):
+                hits = (logits.topk(k).indices == targets[:, None]).any(1) & labelled
+                out[key] = 100 * hits.sum() / count
+        return out
 
     def _seed(self) -> None:
         """Dropout, masks and the like draw from (seed, epoch, process): a resumed run's epoch draws

@@ -249,6 +249,17 @@ def test_a_logger_that_is_not_installed_names_its_extra(name, tmp_path, monkeypa
         pretrain._loggers(compose_cfg(f"{extra}.enabled=true"), tmp_path)
 
 
+def test_two_processes_train_and_pool_their_kNN_bank(tmp_path):
+    done = solo_mim(
+        *("pretrain", *TINY, "devices=2", "strategy=ddp", "accelerator=cpu"), cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    (run,) = (tmp_path / "runs").iterdir()
+    metrics = pd.read_csv(run / "metrics.csv")
+    assert (metrics["val_knn_acc1"] > 0).all()
+    assert metrics["step"].tolist() == [2, 4]
+
+
 def test_a_multirun_trains_each_job(tmp_path):
     done = solo_mim("pretrain", "--multirun", *TINY, "seed=1,2", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -188,3 +188,24 @@ def test_host_is_the_one_expected():
 
     expected = "current" if os.environ.get("SOLO_MIM_HOST_IS_MAIN") else "released"
     assert expected == host.GENERATION
+
+
+def test_probe_is_of_the_labelled_images_alone(make_model):
+    model = make_model("explicit_mim").eval()
+    images, targets = torch.randn(12, 3, 32, 32), torch.arange(12) % 4
+    few = model._base_shared_step(images[:4], targets[:4])
+    mixed = model._base_shared_step(images, torch.where(torch.arange(12) < 4, targets, -1))
+    for key in ("loss", "acc1", "acc5"):
+        torch.testing.assert_close(mixed[key].squeeze(), few[key].squeeze())
+    none = model._base_shared_step(images, torch.full((12,), -1))
+    assert [float(none[key].detach()) for key in ("loss", "acc1", "acc5")] == [0, 0, 0]
+
+
+def test_online_knn_of_no_labelled_image_has_no_accuracy():
+    from solo_mim.host.knn import OnlineKNN
+
+    knn = OnlineKNN(k=2)
+    knn(train_features=torch.randn(4, 3), train_targets=torch.full((4,), -1))
+    knn(test_features=torch.randn(2, 3), test_targets=torch.tensor([0, 1]))
+    assert knn.compute() == (-1, -1)
+    assert knn.train_features == [], "computing empties the bank"
