@@ -1,7 +1,13 @@
 """Images: data sets, augmentation in solo-learn's schema, and the loaders of a run.
 
-photo_patches (real images that are already installed), datasets (configuration to images),
-transforms (image to views), module (views to batches), errors (the one error of all four).
+datasets         configuration to training, validation and test images
+images           sources of Pillow images, sets of them with labels, what file formats are read
+photo_patches    real images that are already installed
+archives         CIFAR, Fashion-MNIST, STL-10
+folders, h5      images in classes
+transforms       image to views
+module           views to batches
+errors           the one error of all
 """
 
 from solo_mim.data.errors import DataError
