@@ -32,7 +32,7 @@ class ExplicitMIM(BaseMethod):
         proj_hidden_dim (int): number of neurons in the hidden layers of the projector.
         proj_output_dim (int): number of dimensions of the projected features; should be at most
             half the global batch size, beyond which the covariances are too noisy to train on.
-            None (default) is 128, or half the batch size where that is less.
+            None (default) is 128, or half the global batch where that is less.
         reading (str): "infomax" (default), "two_view" or "first_order" (infomax with tr W for
             log det W, the ablation).
         within_noise (float): power of the noise channel in the within-image term.
@@ -82,7 +82,8 @@ class ExplicitMIM(BaseMethod):
         if kwargs.get("proj_hidden_dim") is None:
             raise ConfigError("method=explicit_mim needs method_kwargs.proj_hidden_dim")
         if kwargs.get("proj_output_dim") is None:
-            kwargs.proj_output_dim = min(128, max(1, cfg.optimizer.batch_size // 2))
+            global_batch = cfg.optimizer.batch_size * _processes(cfg)
+            kwargs.proj_output_dim = min(128, max(1, global_batch // 2))
         known = ("proj_hidden_dim", "proj_output_dim", *DEFAULTS, "within_final", "within_share")
         for key, default in DEFAULTS.items():
             kwargs.setdefault(key, default)
@@ -186,3 +187,11 @@ class ExplicitMIM(BaseMethod):
         self.log_dict(metrics, on_epoch=True, sync_dist=True)
 
         return terms.loss + class_loss
+
+
+def _processes(cfg: DictConfig) -> int:
+    """Among which a batch is shared, as far as the configuration says: "auto" counts as one."""
+    devices = cfg.get("devices", 1)
+    if isinstance(devices, Sequence) and not isinstance(devices, str):
+        devices = len(devices)
+    return (devices if isinstance(devices, int) and devices > 0 else 1) * cfg.get("num_nodes", 1)

@@ -35,14 +35,13 @@ def fit(tmp_path) -> Callable[..., pl.Trainer]:
         ckpt_path = kwargs.pop("ckpt_path", None)
         trainer = pl.Trainer(
             max_epochs=epochs or model.max_epochs,
-            accelerator="cpu",
+            **{"accelerator": "cpu", **kwargs},
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
             default_root_dir=tmp_path,
             num_sanity_val_steps=0,
-            **kwargs,
         )
         trainer.fit(model, *loaders, ckpt_path=ckpt_path, weights_only=True)
         return trainer

@@ -85,10 +85,17 @@ def test_unknown_backbone_and_stem_name_the_nearest(make_model):
         make_model("vicreg", "backbone.stem=small")
 
 
-@pytest.mark.parametrize(("batch_size", "dim"), [(16, 8), (128, 64), (512, 128)])
-def test_explicit_mim_takes_at_most_half_the_batch_for_its_dimension(batch_size, dim, make_model):
+@pytest.mark.parametrize(
+    ("batch_size", "devices", "dim"),
+    [(16, 1, 8), (128, "auto", 64), (512, 1, 128), (16, 4, 32), (16, "[0,1]", 16)],
+)
+def test_explicit_mim_takes_at_most_half_the_global_batch_for_its_dimension(
+    batch_size, devices, dim, make_model
+):
     model = make_model(
-        "explicit_mim", f"optimizer.batch_size={batch_size}", "method_kwargs.proj_output_dim=null"
+        "explicit_mim",
+        *(f"optimizer.batch_size={batch_size}", f"devices={devices}"),
+        "method_kwargs.proj_output_dim=null",
     )
     assert model.projector[-1].out_features == dim
 
