@@ -45,7 +45,6 @@ def explicit_mim_loss_func(
     normalisation: str = "standardise",
     double_precision: bool = False,
     process_group: dist.ProcessGroup | None = None,
-    within_share: float | None = None,
 ) -> ExplicitMIMTerms:
     """Negative mutual information of V augmented views, in nats per dimension; lower is better.
 
@@ -66,7 +65,6 @@ def explicit_mim_loss_func(
             correlate by less than half the difference of the two are driven apart.
         normalisation: "standardise" gives each coordinate unit variance over all views together,
             "l2" each sample norm sqrt(D); both are centred over all views together.
-        within_share: instead of `within_noise`, this share of tr W / D, a constant to the gradient.
         double_precision: compute in float64 whatever the dtype.
         process_group: the processes whose samples make up N; None is all of them where
             `torch.distributed` is initialised. Their shares may differ. Averaging parameter
@@ -102,7 +100,6 @@ def explicit_mim_loss_func(
         _several_processes(process_group),
         statuses,
         linear_within=reading == "first_order",
-        within_share=within_share,
     )
     check_deferred(statuses)
     if between is None:
@@ -181,7 +178,6 @@ def view_entropies(
     group: dist.ProcessGroup | None = None,
     deferred: dict[str, Tensor] | None = None,
     linear_within: bool = False,
-    within_share: float | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """1/2 log det(C + noise I) / D of the total, within and between covariance of V views.
 
@@ -201,11 +197,6 @@ def view_entropies(
             if missing := dim - matrix.shape[0]:
                 value = value + missing * math.log(noise)
             return value / (2 * dim)
-
-        if within_share is not None:
-            powers = within.diagonal() if variance is None else within.diagonal() / variance
-            power = float(powers.sum()) / dim
-            within_noise = max(within_share * power, total_noise)
 
         def expanded(matrix: Tensor, noise: float) -> Tensor:
             powers = matrix.diagonal() if variance is None else matrix.diagonal() / variance

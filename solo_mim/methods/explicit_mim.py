@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -39,16 +38,12 @@ class ExplicitMIM(BaseMethod):
         total_noise (float): floor of the total term, in (0, within_noise].
         between_noise (float): floor of the between term, "two_view" only.
         normalisation (str): "standardise" (over all views) or "l2" (per sample).
-        within_final (float): exploration: within_noise at the end, along a cosine.
-        within_share (float): exploration: within_noise as a share of tr W / D of the batch.
     """
 
     def __init__(self, cfg: DictConfig):
         super().__init__(cfg)
 
         self.loss_kwargs: dict[str, Any] = {key: cfg.method_kwargs[key] for key in DEFAULTS}
-        self.within_final: float | None = cfg.method_kwargs.get("within_final")
-        self.loss_kwargs["within_share"] = cfg.method_kwargs.get("within_share")
 
         proj_hidden_dim: int = cfg.method_kwargs.proj_hidden_dim
         proj_output_dim: int = cfg.method_kwargs.proj_output_dim
@@ -84,7 +79,7 @@ class ExplicitMIM(BaseMethod):
         if kwargs.get("proj_output_dim") is None:
             global_batch = cfg.optimizer.batch_size * _processes(cfg)
             kwargs.proj_output_dim = min(128, max(1, global_batch // 2))
-        known = ("proj_hidden_dim", "proj_output_dim", *DEFAULTS, "within_final", "within_share")
+        known = ("proj_hidden_dim", "proj_output_dim", *DEFAULTS)
         for key, default in DEFAULTS.items():
             kwargs.setdefault(key, default)
         for key in kwargs:
@@ -171,12 +166,6 @@ class ExplicitMIM(BaseMethod):
         class_loss = out["loss"]
 
         # ------- explicit mim loss -------
-        if self.within_final is not None:
-            done = self.trainer.global_step / self.trainer.estimated_stepping_batches
-            first, last = self.cfg.method_kwargs.within_noise, self.within_final
-            weight = (1 + math.cos(math.pi * done)) / 2
-            # on a logarithmic scale
-            self.loss_kwargs["within_noise"] = last * (first / last) ** weight
         terms = explicit_mim_loss_func(out["z"], **self.loss_kwargs)
 
         metrics = {
