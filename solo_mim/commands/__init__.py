@@ -1,4 +1,4 @@
-"""The command line: `solo-mim pretrain | methods | bench | doctor`."""
+"""The command line: `solo-mim pretrain | report | methods | bench | doctor`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from solo_mim.errors import ConfigError, MissingHostError, nearest
 
 COMMANDS = {
     "pretrain": "train any method on any data set; resumes or skips a run that is already there",
+    "report": "rank finished runs: tables, significance, pictures, one HTML page",
     "methods": "list methods and backbones, and which of them have a recipe",
     "bench": "measure time and memory of the losses beside those of the baselines",
     "doctor": "tell what is installed: host, versions, devices, optional parts",

@@ -162,7 +162,12 @@ def pretrain(cfg: DictConfig) -> dict[str, Any]:
     folder = runs.folder_of(cfg)
     try:
         with runs.FolderLock(folder) as lock:
-            return _trained_and_evaluated(cfg, method, folder, lock)
+            try:
+                return _trained_and_evaluated(cfg, method, folder, lock)
+            except Exception as error:
+                if lock.held:
+                    runs.note_failure(folder, error)
+                raise
     except KeyboardInterrupt:
         if getattr(rank_zero_only, "rank", 0):  # the first process speaks for all
             raise SystemExit(1) from None
