@@ -14,20 +14,12 @@ import jinja2
 import matplotlib
 import pandas as pd
 import yaml
-
-from solo_mim.evaluation.collect import Problem, Run
-from solo_mim.evaluation.compare import PUBLISHED_SOURCE, Pair, Row, Table, as_records, p_text
-
-matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-# Column of metrics.csv -> axis label.
-CURVES = {
-    "val_acc1": "online probe, top-1 (%)",
-    "val_knn_acc1": "online kNN, top-1 (%)",
-    "val_information_effective_rank": "effective rank of z",
-}
+from solo_mim.evaluation.collect import Problem, Run
+from solo_mim.evaluation.compare import PUBLISHED_SOURCE, Pair, Row, Table, as_records, p_text
+from solo_mim.evaluation.plots import LABELS
 
 
 def markdown(tables: list[Table], problems: list[Problem]) -> str:
@@ -125,7 +117,7 @@ def scores_figure(table: Table) -> Figure:
 
 def curves_figure(table: Table) -> Figure | None:
     """Mean over seeds and range of what was logged while training; None where nothing was."""
-    columns = [c for c in CURVES if any(c in run.metrics for row in table.rows for run in row.runs)]
+    columns = [c for c in LABELS if any(c in run.metrics for row in table.rows for run in row.runs)]
     if not columns:
         return None
     figure, axes = plt.subplots(1, len(columns), figsize=(4.8 * len(columns), 3.8), squeeze=False)
@@ -142,7 +134,7 @@ def curves_figure(table: Table) -> Figure | None:
                 axis.plot(curve.index + 1, curve.mean(axis=1), label=row.label, color=colour)
                 low, high = curve.min(axis=1), curve.max(axis=1)
                 axis.fill_between(curve.index + 1, low, high, color=colour, alpha=0.15)
-        axis.set(xlabel="epoch", ylabel=CURVES[column])
+        axis.set(xlabel="epoch", ylabel=LABELS[column])
         axis.grid(alpha=0.3)
     lines, labels = axes[0][0].get_legend_handles_labels()
     figure.tight_layout()
