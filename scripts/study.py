@@ -33,7 +33,7 @@ import pandas as pd
 from solo_mim.evaluation.collect import Run as Finished
 from solo_mim.evaluation.collect import collect
 from solo_mim.evaluation.compare import Table, as_records, tables
-from solo_mim.evaluation.report import curves_figure, scores_figure
+from solo_mim.evaluation.report import figures_of
 from solo_mim.evaluation.significance import holm, mcnemar, paired_difference
 
 RATES = (1e-3, 3e-3)
@@ -277,9 +277,8 @@ def report(output: Path, folder: Path) -> None:
         table = table_of(stage, runs)
         comparisons[stage] = planned(table)
         print(f"\n{data}\n\n{markdown(comparisons[stage])}")
-        for kind, figure in (("scores", scores_figure(table)), ("curves", curves_figure(table))):
-            if figure is not None:
-                figure.savefig(folder / f"study-{stage}-{kind}.png", dpi=100, bbox_inches="tight")
+        for kind, figure in figures_of(table).items():
+            figure.savefig(folder / f"study-{stage}-{kind}.png", dpi=100, bbox_inches="tight")
     kept = ("name", "seed", "online", "offline", "information", "versions", "commit")
     records = [{key: run.result[key] for key in kept} for run in runs]
     commands = [

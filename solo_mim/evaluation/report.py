@@ -142,6 +142,45 @@ def curves_figure(table: Table) -> Figure | None:
     return figure
 
 
+def time_figure(table: Table) -> Figure | None:
+    """The first measure against seconds of training, of runs in one sitting that had their machine
+    to themselves; None where not two rows have such runs."""
+    measure = table.measures[0]
+    points = {
+        place: [
+            (run.result["training_seconds_of_last_sitting"], run.values()[measure][1])
+            for run in row.runs
+            if run.result.get("shared_machine") is False
+            and len(run.provenance) == 1
+            and measure in run.values()
+        ]
+        for place, row in enumerate(table.rows)
+    }
+    if sum(map(bool, points.values())) < 2:
+        return None
+    figure, axis = plt.subplots(figsize=(6, 4))
+    for place, found in points.items():
+        if found:
+            seconds, values = zip(*found, strict=True)
+            label = table.rows[place].label
+            axis.plot(seconds, values, "o", alpha=0.7, color=_colour(place), label=label)
+    axis.set(xlabel="training, s (runs alone on their machine)", ylabel=f"{measure}, top-1 (%)")
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize="small")
+    figure.tight_layout()
+    return figure
+
+
+def figures_of(table: Table) -> dict[str, Figure]:
+    """Name -> picture, of those that there is something to show of."""
+    every = {
+        "scores": scores_figure(table),
+        "curves": curves_figure(table),
+        "time": time_figure(table),
+    }
+    return {name: figure for name, figure in every.items() if figure is not None}
+
+
 def _colour(place: int) -> Any:
     return matplotlib.colormaps["tab20"](place % 20)
 
@@ -173,7 +212,6 @@ def page(tables: list[Table], problems: list[Problem], title: str) -> str:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     shown = []
     for table in tables:
-        figures = [scores_figure(table), curves_figure(table)]
         shown.append(
             {
                 "title": table.title,
@@ -182,7 +220,7 @@ def page(tables: list[Table], problems: list[Problem], title: str) -> str:
                 "rows": [_row_for_page(row) for row in table.rows],
                 "pairs": table.pairs,
                 "matrix": _matrix(table),
-                "figures": [_svg(figure) for figure in figures if figure is not None],
+                "figures": [_svg(figure) for figure in figures_of(table).values()],
                 "published": table.published,
                 "source": PUBLISHED_SOURCE,
             }
@@ -281,11 +319,10 @@ def write_all(
         write(output / name, text)
     written = [output / name for name in texts]
     for number, table in enumerate(tables, start=1):
-        for kind, figure in (("scores", scores_figure(table)), ("curves", curves_figure(table))):
-            if figure is not None:
-                for ending in ("png", "svg"):
-                    path = output / f"{kind}-{number}.{ending}"
-                    figure.savefig(path, dpi=120, bbox_inches="tight")
-                    written.append(path)
-                plt.close(figure)
+        for kind, figure in figures_of(table).items():
+            for ending in ("png", "svg"):
+                path = output / f"{kind}-{number}.{ending}"
+                figure.savefig(path, dpi=120, bbox_inches="tight")
+                written.append(path)
+            plt.close(figure)
     return written

@@ -13,12 +13,12 @@ import yaml
 from solo_mim.commands import main
 from solo_mim.evaluation.collect import collect
 from solo_mim.evaluation.compare import tables
-from solo_mim.evaluation.report import latex, markdown
+from solo_mim.evaluation.report import figures_of, latex, markdown
 
 SPLIT = "test images"
 
 
-def write_run(folder, name, seed, probe, kNN=50.0, **settings):
+def write_run(folder, name, seed, probe, kNN=50.0, shared=True, **settings):
     """A finished run's folder with the files that `solo-mim pretrain` leaves."""
     run = folder / f"{name}-seed{seed}-0123abcd"
     run.mkdir(parents=True)
@@ -33,6 +33,7 @@ def write_run(folder, name, seed, probe, kNN=50.0, **settings):
         "online": {"probe_top1": probe - 5, "knn_top1": None},
         "offline": {"trained": {"probe_top1": probe, "knn_top1": kNN}},
         **{"versions": {"torch": "2", "solo-mim": "1"}, "commit": "abc123"},
+        **{"training_seconds_of_last_sitting": 10.0 * seed, "shared_machine": shared},
     }
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     (run / "result.json").write_text(json.dumps(result))
@@ -171,6 +172,20 @@ def test_every_form_of_the_report_says_the_same(study, capsys):
 def _of(folder):
     runs, problems = collect(folder)
     return tables(runs), problems
+
+
+def test_time_is_drawn_of_runs_alone_on_their_machine_only(tmp_path):
+    write_run(tmp_path, "a", 1, 50.0, shared=False)
+    write_run(tmp_path, "b", 1, 51.0, shared=True)
+    resumed = write_run(tmp_path, "c", 1, 52.0, shared=False)
+    (resumed / "provenance.json").write_text("[{}, {}]")
+    ((table,), _) = _of(tmp_path)
+    assert "time" not in figures_of(table)
+    write_run(tmp_path, "b", 3, 53.0, shared=False)
+    ((table,), _) = _of(tmp_path)
+    (axis,) = figures_of(table)["time"].axes
+    drawn = {line.get_label(): line.get_xydata().tolist() for line in axis.lines}
+    assert drawn == {"a": [[10.0, 50.0]], "b": [[30.0, 53.0]]}
 
 
 def test_published_rows_stand_beside_whole_data_sets_marked_as_such(tmp_path, capsys):
