@@ -366,7 +366,8 @@ def summary(result: dict[str, Any]) -> str:
     lines += [
         f"  {speed}peak memory {memory}",
         f"  run: {result['folder']}",
-        "       (result.json, metrics.csv, predictions.csv, curves.png, checkpoints)",
+        f"       (result.json, metrics.csv, {'predictions.csv, ' if offline else ''}curves.png, "
+        "checkpoints)",
         f"  next: {_prefix()}solo-mim pretrain method=vicreg   a baseline under the same budget",
         f"        {_prefix()}solo-mim methods                   all that can be trained",
     ]
