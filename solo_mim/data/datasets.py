@@ -37,6 +37,12 @@ def load_splits(data: Mapping[str, Any]) -> DataSplits:
             f"unknown data set {name!r}{nearest(str(name), DATA_SETS)}", key="data.dataset"
         )
     _refuse_unread_format(data.get("format") or "image_folder", DATA_SETS[name])
+    if data.get("no_labels") and DATA_SETS[name] is not class_tree:
+        raise DataError(
+            f"{name} has labels, and they are not left out",
+            key="data.no_labels",
+            remedy="Set data.no_labels: false; true is for a folder of images",
+        )
     splits = DATA_SETS[name](data)
     splits = _fraction(splits, data.get("fraction"))
     return _with_validation(splits, data.get("validation_split"))

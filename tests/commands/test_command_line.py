@@ -141,8 +141,8 @@ def test_the_same_command_again_skips_the_finished_run(finished):
         (["pretrain", "method=wmse", "method_kwargs.whitening_size=0"], "whitening_size=0 must"),
         (["pretrain", "method=deepclusterv2", "method_kwargs.num_prototypes=300"], "give a list"),
         (
-            ["pretrain", "method=simclr", "+method_kwargs.supervised=1", "data.no_labels=true"],
-            "label",
+            ["pretrain", "data.no_labels=true"],
+            "data.no_labels: photo_patches has labels",
         ),
         (["pretrain", "+backbone.kwargs.widths=[]"], "backbone.kwargs: small_cnn refuses them"),
         (
