@@ -74,7 +74,8 @@ def load(
             raise ConfigError(f"{path} is not there; give a checkpoint") from error
         # Whatever torch raises of files that are none of its own.
         except Exception as error:
-            raise ConfigError(f"{path} cannot be read ({_line(error)})") from error
+            reason = f"{type(error).__name__}: {_line(error)}"
+            raise ConfigError(f"{path} is cut short, or not of torch.save ({reason})") from error
     raise ConfigError(f"{path} holds too much that is no checkpoint's")
 
 

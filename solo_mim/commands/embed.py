@@ -143,14 +143,11 @@ def _embedded(
 def _write_arrays(
     path: Path, kinds: dict[str, Tensor], targets: Tensor, class_names: tuple[str, ...]
 ) -> None:
+    arrays: dict[str, Any] = {kind: values.numpy() for kind, values in kinds.items()}
+    arrays |= {"targets": targets.numpy(), "class_names": np.array(class_names, dtype=str)}
     partial = path.with_name(f"{path.name}.partial")
     with partial.open("wb") as file:
-        np.savez(
-            file,
-            targets=targets.numpy(),
-            class_names=np.array(class_names, dtype=str),
-            **{kind: values.numpy() for kind, values in kinds.items()},
-        )
+        np.savez(file, **arrays)
     os.replace(partial, path)
 
 
@@ -168,11 +165,12 @@ def summary(result: dict[str, Any]) -> str:
         lines.append(f"  no z: {result['no_z']}")
     if info := result["information"]:
         of = result["information_of"]
-        lines += [
-            f"  {what} {info[reading]:.2f} nats by two augmentations of {info['images']:,} images "
-            f"(bias {info[reading + '_bias']:.2f}, shuffled pairs {info[reading + '_shuffled']:.2f})"
-            for reading, what in (("infomax", f"I({of}; image) >="), ("two_view", f"I({of}; {of}') ="))
-        ]
+        for reading, what in (("infomax", f"I({of}; image) >="), ("two_view", f"I({of}; {of}') =")):
+            lines.append(
+                f"  {what} {info[reading]:.2f} nats, two views of {info['images']:,} images "
+                f"each (bias {info[reading + '_bias']:.2f}, shuffled pairs "
+                f"{info[reading + '_shuffled']:.2f})"
+            )
     lines.append(f"  results: {result['folder']} ({ARRAYS}, {PLANES}, {SPECTRA}, result.json)")
     return "\n".join(lines)
 

@@ -191,8 +191,10 @@ def offline_split(cfg: DictConfig) -> tuple[str, str]:
     return "val", evaluated_on(cfg)
 
 
-def evaluation_parser(command: str, description: str, examples: str) -> argparse.ArgumentParser:
-    """Of a command that takes a network and overrides."""
+def evaluation_parser(
+    command: str, description: str, examples: str, file: str | None = None
+) -> argparse.ArgumentParser:
+    """Of a command that takes a network, a `file` to write where one is named, and overrides."""
     parser = argparse.ArgumentParser(
         prog=f"solo-mim {command}",
         description=description,
@@ -205,6 +207,8 @@ def evaluation_parser(command: str, description: str, examples: str) -> argparse
         help="folder of a run, a checkpoint (ours or solo-learn's), or a state dict of torchvision "
         "or timm",
     )
+    if file:
+        parser.add_argument("file", metavar=file, help="to write")
     parser.add_argument(
         "overrides",
         metavar="key=value",

@@ -330,6 +330,7 @@ def hydra_arguments(arguments: list[str]) -> list[str]:
         source = trained.find(named[-1])
         if source.cfg is not None or groups:
             chosen = [f"{group}={option}" for group, option in groups.items()]
+            chosen += [argument for argument in others if argument.startswith("backbone.")]
             base = trained_with(trained.configuration(source, chosen))
     ConfigStore.instance().store(name="trained_with", node=base)
     return others

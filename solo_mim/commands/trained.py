@@ -224,7 +224,9 @@ def with_weights(cfg: DictConfig, found: Weights, path: Path, method: str | None
         if key in ours or not _HEAD.fullmatch(key)
     }
     if wrong := checkpoints.misfit(theirs, ours):
-        raise ConfigError(f"{path} does not fit {_described(cfg)}; {wrong}")
+        raise ConfigError(
+            f"{path} does not fit {_described(cfg)}; {wrong}; name the backbone that it is of"
+        )
     backbone.load_state_dict(theirs, strict=False)  # but for counts of batches all keys are there
     return backbone.eval()
 

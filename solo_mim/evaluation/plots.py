@@ -12,6 +12,7 @@ import pandas as pd
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
+_ROUND_OFF = 1e-14  # of features in 32 bits, squared
 LABELS = {
     "val_acc1": "online probe, top-1 (%)",
     "val_knn_acc1": "online kNN, top-1 (%)",
@@ -92,12 +93,12 @@ def plot_spectra(spectra: Mapping[str, np.ndarray], path: Path, title: str = "")
     """Falling eigenvalues on a logarithmic scale, each as a share of the first, a line for each.
 
     Args:
-        spectra: label -> eigenvalues; those that are 0 are left out.
+        spectra: label -> eigenvalues; those of round-off are left out.
         path, title: as in `plot_curves`.
     """
     figure, axis = plt.subplots(figsize=(5.4, 4))
     for label, values in spectra.items():
-        positive = values[values > 0]
+        positive = values[values > _ROUND_OFF * values.max()]
         axis.semilogy(np.arange(1, len(positive) + 1), positive / positive.max(), label=label)
     axis.set(xlabel="dimension", ylabel="eigenvalue of the covariance, first = 1")
     axis.grid(alpha=0.3)
