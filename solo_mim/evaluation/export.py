@@ -24,7 +24,6 @@ MODELS: dict[str, dict[str, str]] = {
             f"swin_{size}": f"swin_{size}_patch4_window7_224"
             for size in ("tiny", "small", "base", "large")
         },
-        **{f"convnext_{size}": f"convnext_{size}" for size in ("tiny", "small", "base", "large")},
     },
 }
 TOLERANCE = 1e-5  # of features, as a share of the largest

@@ -108,7 +108,7 @@ class LinearModel(SeededEpochs, LightningModule):
         kwargs: Any = OmegaConf.to_container(settings.kwargs)
         make: Any = OPTIMIZERS[settings.name]
         optimizer = make(groups, lr=settings.lr, weight_decay=settings.weight_decay, **kwargs)
-        entry = schedule(optimizer, self.cfg, self.trainer)
+        entry = schedule(optimizer, self.cfg, self)
         return {"optimizer": optimizer, "lr_scheduler": entry} if entry else optimizer
 
     def _groups(self) -> list[dict[str, Any]]:

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
 from omegaconf import DictConfig
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, MultiStepLR
 
@@ -137,14 +136,14 @@ def warmup_cosine(
 
 
 def schedule(
-    optimizer: torch.optim.Optimizer, cfg: DictConfig, trainer: Trainer
+    optimizer: torch.optim.Optimizer, cfg: DictConfig, model: Any
 ) -> dict[str, Any] | None:
     """What `cfg.scheduler` asks for as lightning takes it; None of `none`.
 
     Args:
         optimizer: with each group's own rate.
         cfg: read are `scheduler` and `max_epochs`.
-        trainer: of which the number of steps is asked.
+        model: a LightningModule, whose trainer is asked for the number of steps.
     """
     settings = cfg.scheduler
     if settings.name == "none":
@@ -153,7 +152,7 @@ def schedule(
         scheduler: LRScheduler = MultiStepLR(optimizer, list(settings.lr_decay_steps))
         return {"scheduler": scheduler, "interval": "epoch", "frequency": 1}
     per_step = settings.interval == "step"
-    steps = trainer.estimated_stepping_batches if per_step else cfg.max_epochs
+    steps = model.trainer.estimated_stepping_batches if per_step else cfg.max_epochs
     scheduler = warmup_cosine(
         optimizer,
         warmup_steps=settings.warmup_epochs * steps / cfg.max_epochs,

@@ -295,7 +295,7 @@ class Adapter(Lifecycle):
         optimizer = OPTIMIZERS[self.cfg.optimizer.name](
             groups, lr=self.lr, weight_decay=self.weight_decay, **self.extra_optimizer_args
         )
-        entry = schedule(optimizer, self.cfg, self.trainer)
+        entry = schedule(optimizer, self.cfg, self)
         if entry is None:
             return optimizer
         if static_groups:

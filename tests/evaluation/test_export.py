@@ -33,12 +33,10 @@ def backbone(name, stem="auto", size=32):
         *(("timm", "resnet18", "small"), ("timm", "resnet18", "imagenet")),
         *(("torchvision", "resnet50", "small"), ("timm", "resnet50", "imagenet")),
         *(("timm", "vit_tiny", "small"), ("timm", "vit_tiny", "imagenet")),
-        *(("timm", "swin_tiny", "auto"), ("timm", "convnext_tiny", "auto")),
+        ("timm", "swin_tiny", "auto"),
     ],
 )
 def test_the_librarys_model_gives_the_same_features(library, name, stem, tmp_path):
-    if name not in host.BACKBONES:
-        pytest.skip(f"this host has no {name}")
     ours, kwargs = backbone(name, stem)
     wanted = target(library, name, stem, kwargs)
     path = tmp_path / "w.pth"

@@ -175,7 +175,6 @@ def test_rates_fall_from_layer_to_layer_and_optimisers_read_them():
     )
     backbone = timm.create_model("vit_tiny_patch16_224", num_classes=0, depth=2, img_size=32)
     model = LinearModel(backbone, CLASSES, cfg)
-    model.trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     groups = model.configure_optimizers().param_groups
     rates = {id(p): group["lr"] for group in groups for p in group["params"]}
     decays = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
