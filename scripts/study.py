@@ -24,17 +24,17 @@ import shlex
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import pandas as pd
 
+from solo_mim.evaluation.collect import Run as Finished
+from solo_mim.evaluation.collect import collect
+from solo_mim.evaluation.compare import Table, as_records, tables
+from solo_mim.evaluation.report import figures_of
 from solo_mim.evaluation.significance import holm, mcnemar, paired_difference
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
 
 RATES = (1e-3, 3e-3)
 SEEDS = (1, 2, 3, 4, 5)
@@ -197,71 +197,64 @@ STAGES = {"final": "CIFAR-10 (JPEG)", "confirm": "Fashion-MNIST"}
 REFERENCE = "infomax"
 
 
-def right(run: Run, output: Path) -> np.ndarray:
+def table_of(stage: str, runs: list[Finished]) -> Table:
+    """The ranking of a stage's runs, its rows named after the arms."""
+    (table,) = tables([run for run in runs if run.config["name"].startswith(f"{stage}-")])
+    for row in table.rows:
+        row.label = row.runs[0].config["name"].split("-")[1]
+    return table
+
+
+def planned(table: Table) -> list[dict]:
+    """The comparisons that the protocol names, the reference against each: rows of the table.
+
+    p-values after Holm for these alone; McNemar's test of each pair of runs that share a seed.
+    """
+    rows = {row.label: row for row in table.rows}
+    ours = rows[REFERENCE]
+    others = [row for row in table.rows if row is not ours]
+    scores = {row.label: list(row.scores["offline probe"].by_seed.values()) for row in table.rows}
+    found = [paired_difference(scores[REFERENCE], scores[row.label]) for row in others]
+    tests = dict(zip([row.label for row in others], holm([d.p for d in found]), strict=True))
+    differences = dict(zip(tests, found, strict=True))
+    records = []
+    for row, plain in zip(table.rows, as_records(table), strict=True):
+        record = {**plain, "own": row.runs[0].config["name"].split("-", 2)[2]}
+        if row is not ours:
+            record["ahead"] = differences[row.label]._asdict()
+            record["p_holm"] = tests[row.label]
+            record["mcnemar"] = [
+                mcnemar(right(a), right(b))._asdict()
+                for a, b in zip(ours.runs, row.runs, strict=True)
+            ]
+        records.append(record)
+    return records
+
+
+def right(run: Finished) -> np.ndarray:
     """Which test images the run's probe has right."""
-    predictions = pd.read_csv(run.result(output)["folder"] / "predictions.csv")
+    predictions = pd.read_csv(run.folder / "predictions.csv")
     return (predictions["probe"] == predictions["target"]).to_numpy()
 
 
-def compared(stage: str, output: Path) -> list[dict]:
-    """One row for each arm whose five seeds have finished, best first."""
-    finished: dict[str, list[Run]] = {}
-    for run in finals(stage, output):
-        if run.result(output):
-            finished.setdefault(run.arm, []).append(run)
-    rows, scores = [], {}
-    for arm, runs in finished.items():
-        if len(runs) < len(SEEDS):
-            print(f"{stage}: {arm} has {len(runs)} of {len(SEEDS)} seeds, left out")
-            continue
-        trained = [run.result(output)["offline"]["trained"] for run in runs]
-        scores[arm] = np.array([one["probe_top1"] for one in trained])
-        knn = np.array([one["knn_top1"] for one in trained])
-        rows.append(
-            {
-                "arm": arm,
-                "lr": runs[0].rate,
-                "own": runs[0].value,
-                "probe": scores[arm].mean(),
-                "probe_sd": scores[arm].std(ddof=1),
-                "knn": knn.mean(),
-                "knn_sd": knn.std(ddof=1),
-                "probe_by_seed": scores[arm].tolist(),
-                "knn_by_seed": knn.tolist(),
-            }
-        )
-    rivals = [row for row in rows if row["arm"] != REFERENCE]
-    if REFERENCE in scores and rivals:
-        found = [paired_difference(scores[REFERENCE], scores[row["arm"]]) for row in rivals]
-        for row, difference, p in zip(rivals, found, holm([d.p for d in found]), strict=True):
-            pairs = zip(finished[REFERENCE], finished[row["arm"]], strict=True)
-            row["ahead"], row["p_holm"] = difference._asdict(), p
-            row["mcnemar"] = [
-                mcnemar(right(ours, output), right(theirs, output))._asdict()
-                for ours, theirs in pairs
-            ]
-    return sorted(rows, key=lambda row: -row["probe"])
-
-
-def markdown(rows: list[dict]) -> str:
+def markdown(records: list[dict]) -> str:
     """The table of one data set."""
     lines = [
-        f"| arm | lr | own | probe | kNN | {REFERENCE} ahead by | p (Holm) | McNemar p < .05 |",
-        "|---|---|---|---|---|---|---|---|",
+        f"| arm | rate, own | probe | kNN | {REFERENCE} ahead by | p (Holm) | McNemar p < .05 |",
+        "|---|---|---|---|---|---|---|",
     ]
-    for row in rows:
-        cells = [
-            row["arm"],
-            f"{row['lr']:g}",
-            f"{row['own']:g}",
-            *(f"{row[key]:.2f} ± {row[key + '_sd']:.2f}" for key in ("probe", "knn")),
+    for record in records:
+        cells = [record["label"], record["own"]]
+        cells += [
+            f"{record[measure]:.2f} ± {record[measure + ' sd']:.2f}"
+            for measure in ("offline probe", "offline kNN")
         ]
-        if "ahead" in row:
-            sure = [test for test in row["mcnemar"] if test["p"] < 0.05]
+        if "ahead" in record:
+            sure = [test for test in record["mcnemar"] if test["p"] < 0.05]
             for_us = sum(test["only_first"] > test["only_second"] for test in sure)
             cells += [
-                "{mean:+.2f} [{low:+.2f}, {high:+.2f}]".format(**row["ahead"]),
-                f"{row['p_holm']:.3f}",
+                "{mean:+.2f} [{low:+.2f}, {high:+.2f}]".format(**record["ahead"]),
+                f"{record['p_holm']:.3f}",
                 f"{for_us} for, {len(sure) - for_us} against",
             ]
         else:
@@ -270,61 +263,30 @@ def markdown(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def picture(tables: dict[str, list[dict]], runs: dict[str, list[Run]], output: Path, path: Path):
-    """Above, the probe of every seed; below, the online probe over epochs, mean and range."""
-    figure, panels = plt.subplots(2, len(tables), figsize=(6.5 * len(tables), 8), squeeze=False)
-    for column, (stage, rows) in enumerate(tables.items()):
-        top, bottom = panels[:, column]
-        for position, row in enumerate(reversed(rows)):
-            top.plot(row["probe_by_seed"], [position] * len(SEEDS), "o", alpha=0.5)
-            top.plot(row["probe"], position, "k|", markersize=16)
-        top.set_yticks(range(len(rows)), [row["arm"] for row in reversed(rows)])
-        top.set(xlabel="offline probe on test images, top-1 (%)", title=STAGES[stage])
-        top.grid(alpha=0.3, axis="x")
-        for row in rows:
-            curves = [
-                pd.read_csv(run.result(output)["folder"] / "metrics.csv")
-                .set_index("epoch")["val_acc1"]
-                .dropna()
-                for run in runs[stage]
-                if run.arm == row["arm"]
-            ]
-            curve = pd.concat(curves, axis=1)
-            (line,) = bottom.plot(curve.index + 1, curve.mean(axis=1), label=row["arm"])
-            bottom.fill_between(
-                curve.index + 1,
-                curve.min(axis=1),
-                curve.max(axis=1),
-                color=line.get_color(),
-                alpha=0.15,
-            )
-        bottom.set(xlabel="epoch", ylabel="online probe, validation images, top-1 (%)")
-        bottom.grid(alpha=0.3)
-        bottom.legend(fontsize="small")
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-
-
 def report(output: Path, folder: Path) -> None:
-    """Prints the tables; writes study.json, with every run of every stage, and study.png."""
-    tables, runs = {}, {}
-    for stage in STAGES:
-        runs[stage] = [run for run in finals(stage, output) if run.result(output)]
-        tables[stage] = compared(stage, output)
-        print(f"\n{STAGES[stage]}\n\n{markdown(tables[stage])}")
-    everything = [*sweep(), *runs["final"], *runs["confirm"]]
-    kept = ("online", "offline", "information", "training_seconds_of_last_sitting", "versions")
-    records = []
-    for run in everything:
-        if result := run.result(output):
-            values = {key: result[key] for key in (*kept, "commit")}
-            records.append(
-                {**asdict(run), "command": run.command(Path("DATA"), Path("OUT")), **values}
-            )
+    """Prints the tables; writes study.json, with every run of every stage, and pictures."""
+    runs, problems = collect(output)
+    for problem in problems:
+        print(f"left out: {problem.folder}: {problem.reason}")
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "study.json").write_text(json.dumps({"tables": tables, "runs": records}, indent=1))
-    picture(tables, runs, output, folder / "study.png")
+    comparisons = {}
+    for stage, data in STAGES.items():
+        if missing := [run.name for run in finals(stage, output) if not run.result(output)]:
+            print(f"\n{data}: {len(missing)} runs are missing, {missing[0]} the first of them")
+            continue
+        table = table_of(stage, runs)
+        comparisons[stage] = planned(table)
+        print(f"\n{data}\n\n{markdown(comparisons[stage])}")
+        for kind, figure in figures_of(table).items():
+            figure.savefig(folder / f"study-{stage}-{kind}.png", dpi=100, bbox_inches="tight")
+    kept = ("name", "seed", "online", "offline", "information", "versions", "commit")
+    records = [{key: run.result[key] for key in kept} for run in runs]
+    commands = [
+        shlex.join(["solo-mim", *run.command(Path("DATA"), Path("OUT"))])
+        for run in [*sweep(), *finals("final", output), *finals("confirm", output)]
+    ]
+    content = {"comparisons": comparisons, "runs": records, "commands": commands}
+    (folder / "study.json").write_text(json.dumps(content, indent=1))
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -175,14 +176,19 @@ def summary(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def run(arguments: list[str]) -> int:
-    """The command: the network, overrides and the split."""
+def parser() -> argparse.ArgumentParser:
+    """Of the command."""
     parser = jobs.evaluation_parser("embed", DESCRIPTION, EXAMPLES)
     parser.add_argument(
         "--split",
         choices=("train", "val", "test"),
         help="default: val, or test where evaluation.test=true opens it",
     )
-    given = parser.parse_intermixed_args(arguments)
+    return parser
+
+
+def run(arguments: list[str]) -> int:
+    """The command: the network, overrides and the split."""
+    given = parser().parse_intermixed_args(arguments)
     embed(given.run, given.overrides, given.split)
     return 0

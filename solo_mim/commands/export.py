@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 from pathlib import Path
 from typing import Any
@@ -71,10 +72,15 @@ def export(run: str, library: str, path: Path, overrides: list[str]) -> dict[str
     return result
 
 
-def run(arguments: list[str]) -> int:
-    """The command: the network, the library and the file."""
+def parser() -> argparse.ArgumentParser:
+    """Of the command."""
     parser = jobs.evaluation_parser("export", DESCRIPTION, EXAMPLES, file="OUT.pth")
     parser.add_argument("--to", choices=tuple(MODELS), required=True, help="the library")
-    given = parser.parse_intermixed_args(arguments)
+    return parser
+
+
+def run(arguments: list[str]) -> int:
+    """The command: the network, the library and the file."""
+    given = parser().parse_intermixed_args(arguments)
     export(given.run, given.to, Path(given.file), given.overrides)
     return 0

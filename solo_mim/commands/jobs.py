@@ -64,7 +64,12 @@ def done_once(
             result: dict[str, Any] = json.loads((folder / runs.RESULT).read_text())
             print(f"finished before, nothing to do: {folder}\n\n{summary(result)}")
             return result
-        return work(lock)
+        try:
+            return work(lock)
+        except Exception as error:
+            if lock.held:
+                runs.note_failure(folder, error)
+            raise
 
 
 # Training

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import time
 from dataclasses import asdict
 from typing import Any
@@ -101,8 +102,13 @@ def summary(result: dict[str, Any]) -> str:
     )
 
 
+def parser() -> argparse.ArgumentParser:
+    """Of the command."""
+    return jobs.evaluation_parser("knn", DESCRIPTION, EXAMPLES)
+
+
 def run(arguments: list[str]) -> int:
     """The command: the network, and overrides."""
-    given = jobs.evaluation_parser("knn", DESCRIPTION, EXAMPLES).parse_intermixed_args(arguments)
+    given = parser().parse_intermixed_args(arguments)
     knn(given.run, given.overrides)
     return 0

@@ -165,6 +165,7 @@ def _trained_and_evaluated(
         if lines.images_per_second
         else None,
         "training_seconds_of_last_sitting": seconds,
+        "shared_machine": _shared_machine(lines.loads, data.num_workers * trainer.world_size),
         "peak_memory_mib": jobs.peak_memory_mib(),
         "folder": str(folder),
         "versions": runs.versions(cfg.method),
@@ -177,6 +178,14 @@ def _trained_and_evaluated(
         runs.write_json(folder / runs.RESULT, result)  # last: it says that the run is finished
         print("\n" + summary(result))
     return result
+
+
+def _shared_machine(loads: list[float], workers: int) -> bool | None:
+    """Whether others computed here too, as far as the load average tells; None where it does not.
+
+    Seconds of runs that shared their machine compare with nothing.
+    """
+    return statistics.median(loads) > torch.get_num_threads() + workers + 0.7 if loads else None
 
 
 def _announcement(
@@ -236,7 +245,8 @@ def summary(result: dict[str, Any]) -> str:
     lines += [
         f"  {speed}peak memory {memory}",
         f"  run: {result['folder']}",
-        "       (result.json, metrics.csv, predictions.csv, curves.png, checkpoints)",
+        f"       (result.json, metrics.csv, {'predictions.csv, ' if offline else ''}curves.png, "
+        "checkpoints)",
         f"  next: {_prefix()}solo-mim pretrain method=vicreg   a baseline under the same budget",
         f"        {_prefix()}solo-mim methods                   all that can be trained",
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import Any
 
@@ -42,12 +43,13 @@ class EpochLines(Callback):
 
     Attributes:
         images_per_second: of each training epoch, validation excluded; an image counts once,
-        however
-            many views are made of it.
+            however many views are made of it.
+        loads: the system's load average at the end of each epoch, where it has one.
     """
 
     def __init__(self) -> None:
         self.images_per_second: list[float] = []
+        self.loads: list[float] = []
         self._images, self._seconds, self._batch_started = 0, 0.0, 0.0
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -65,6 +67,8 @@ class EpochLines(Callback):
         """The epoch's line; logs the backbone's learning rate."""
         pl_module.log("lr", trainer.optimizers[0].param_groups[0]["lr"])
         self.images_per_second.append(self._images / self._seconds)
+        if hasattr(os, "getloadavg"):
+            self.loads.append(os.getloadavg()[0])
         metrics = trainer.callback_metrics
         parts = [f"{name} {value:.3f}" for name, value in _terms(metrics, "_epoch").items()]
         parts += [f"{short} {float(metrics[k]):.1f}" for k, short in _SHOWN.items() if k in metrics]

@@ -35,6 +35,7 @@ PROVENANCE = "provenance.json"
 RESULT = "result.json"
 METRICS = "metrics.csv"
 PREDICTIONS = "predictions.csv"
+FAILURE = "failure.txt"
 CHECKPOINTS = "checkpoints"
 _SESSIONS = "log"
 
@@ -116,6 +117,7 @@ class FolderLock:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.held = False
         self._file: Any = None
 
     def __enter__(self) -> FolderLock:
@@ -133,6 +135,7 @@ class FolderLock:
         try:
             import fcntl
         except ImportError:  # Windows
+            self.held = True
             return
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -140,6 +143,7 @@ class FolderLock:
             raise ConfigError(
                 f"another process is at work on this run, in {self.folder}; wait for it or stop it"
             ) from error
+        self.held = True
 
     def __exit__(self, *_: object) -> None:
         if self._file is not None:
@@ -147,11 +151,18 @@ class FolderLock:
 
 
 def prepare(folder: Path, cfg: DictConfig) -> None:
-    """Writes the configuration, and this sitting's provenance, into it."""
+    """Writes the configuration, and this sitting's provenance, into it; the last one's failure
+    goes."""
+    (folder / FAILURE).unlink(missing_ok=True)
     write(folder / CONFIGURATION, OmegaConf.to_yaml(cfg, resolve=True))
     sittings = _json(folder / PROVENANCE) or []
     sitting = {"versions": versions(cfg.get("method")), "commit": commit(), "seed": cfg.seed}
     write_json(folder / PROVENANCE, [*sittings, sitting])
+
+
+def note_failure(folder: Path, error: Exception) -> None:
+    """Leaves the reason in a run's folder, for `solo-mim report`."""
+    write(folder / FAILURE, " ".join(str(error).split()) or type(error).__name__)
 
 
 def _json(path: Path) -> Any:

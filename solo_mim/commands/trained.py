@@ -292,18 +292,16 @@ def origin(source: Source, found: Weights) -> dict[str, Any]:
 def folder_for(command: str, name: str, cfg: DictConfig, source: Source, digest: str) -> Path:
     """Where the results of a command go: `RUN/COMMAND/NAME-HASH`.
 
-    Outside a run's folder where the weights are not a run's or `output_dir` says so. The hash is of
-    configuration, weights, code version and host.
+    In `evaluations` instead of `RUN` where the weights are no run's, in `output_dir` where that is
+    not the run's own. The hash is of configuration, weights, code version and host.
     """
+    usual = "runs" if source.cfg is None else source.cfg.get("output_dir")
+    if cfg.output_dir not in (None, usual):
+        parent = Path(cfg.output_dir)
+    else:
+        parent = source.run or Path("evaluations")
     made_with = f"{command} {host.GENERATION} {host.host_version()} {digest}"
-    return _parent(cfg, source) / command / f"{name}-{identity(cfg, made_with)}"
-
-
-def _parent(cfg: DictConfig, source: Source) -> Path:
-    if source.run is None:
-        return Path(cfg.output_dir or "runs")
-    own = source.cfg.get("output_dir") if source.cfg is not None else None
-    return source.run if cfg.output_dir in (None, own) else Path(cfg.output_dir)
+    return parent / command / f"{name}-{identity(cfg, made_with)}"
 
 
 __all__ = [

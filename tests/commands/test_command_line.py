@@ -260,6 +260,18 @@ def test_two_processes_train_and_pool_their_kNN_bank(tmp_path):
     assert metrics["step"].tolist() == [2, 4]
 
 
+def test_a_diverged_run_says_so_and_leaves_the_reason_until_it_is_run_again(tmp_path):
+    too_fast = ("optimizer.lr=1e30", "optimizer.name=sgd", "scheduler.name=none")
+    done = solo_mim("pretrain", *TINY, *too_fast, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "has diverged in epoch 1" in done.stderr
+    assert "Traceback" not in done.stderr
+    (run,) = (tmp_path / "runs").iterdir()
+    assert "has diverged in epoch 1" in (run / "failure.txt").read_text()
+    reported = solo_mim("report", "runs", cwd=tmp_path)
+    assert "failed: method=explicit_mim has diverged in epoch 1" in reported.stdout
+
+
 def test_a_multirun_trains_each_job(tmp_path):
     done = solo_mim("pretrain", "--multirun", *TINY, "seed=1,2", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

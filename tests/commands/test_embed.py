@@ -58,7 +58,7 @@ def test_without_a_projector_the_information_is_of_the_features(solo_mim, tmp_pa
         *("data.fraction=0.02", "augmentations.0.crop_size=16"),
     )
     assert said.code == 0, said.err
-    (folder,) = Path("runs/embed").iterdir()
+    (folder,) = Path("evaluations/embed").iterdir()
     assert folder.name.startswith("photo_patches-train-")
     arrays = np.load(folder / "embeddings.npz")
     assert arrays["features"].shape == (102, 512)

@@ -141,7 +141,7 @@ def test_a_plain_file_is_evaluated_on_named_data(solo_mim, image_folders, tmp_pa
         *("scheduler.name=step", "scheduler.lr_decay_steps=[1]", "label_smoothing=0.1"),
     )
     assert said.code == 0, said.err
-    (folder,) = Path("runs/linear").iterdir()
+    (folder,) = Path("evaluations/linear").iterdir()
     (measured,) = result_in(folder)["measured"]
     assert (measured["split"], measured["images"]) == ("held-out images", 12)
     assert measured["top5"] is None, "three classes"
@@ -209,7 +209,7 @@ def test_a_file_in_the_shape_of_mains_runs_as_it_is(
     )
     assert said.code == 0, said.err
     assert "image_folder reads the same files, without DALI" in said.out
-    (folder,) = Path("runs/linear").iterdir()
+    (folder,) = Path("evaluations/linear").iterdir()
     assert folder.name.startswith("simclr-linear-")
     assert result_in(folder)["trained"]["epochs"] == 10
     assert "stem: small" in (folder / "config.yaml").read_text(), "as the weights are"
@@ -233,7 +233,9 @@ def test_mains_own_file_runs(solo_mim, image_folders, tmp_path, monkeypatch, sma
         "+data.augmentations.crop_size=64",
     )
     assert said.code == 0, said.err
-    assert len(list(Path("runs/linear").glob("simclr-imagenet100-linear-*/result.json"))) == 1
+    assert (
+        len(list(Path("evaluations/linear").glob("simclr-imagenet100-linear-*/result.json"))) == 1
+    )
 
 
 @pytest.mark.parametrize("file", FILES)

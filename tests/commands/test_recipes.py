@@ -250,3 +250,19 @@ def test_budget_and_command_line_win_over_the_pair(data, compose_cfg):
     assert cpu.max_epochs == 16
     chosen = compose_cfg(f"data={data}", "method=byol", "backbone=resnet18", "optimizer.lr=0.7")
     assert (chosen.backbone.name, chosen.optimizer.lr) == ("resnet18", 0.7)
+
+
+BENCHMARKS = sorted((CONFIG_FOLDER / "benchmark").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("preset", BENCHMARKS, ids=lambda path: path.stem)
+def test_benchmark_presets_sweep_over_methods_that_compose(preset, compose_cfg):
+    params = OmegaConf.load(preset).hydra.sweeper.params
+    methods = params.method.split(",")
+    assert len(methods) >= 8
+    assert set(methods) <= set(METHODS)
+    folders = {
+        compose_cfg(f"+benchmark={preset.stem}", f"method={method}").output_dir
+        for method in methods
+    }
+    assert folders == {f"runs/{preset.stem}"}

@@ -1,0 +1,43 @@
+"""`solo-mim report`: finished runs as ranked tables, pictures and one page."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from solo_mim.commands.runs import write
+from solo_mim.errors import ConfigError
+
+
+def run(arguments: list[str]) -> int:
+    """Collects the runs below a folder, prints the tables and writes the report."""
+    parser = argparse.ArgumentParser(
+        prog="solo-mim report",
+        description="Tables of the finished runs below a folder: mean and deviation over seeds, "
+        "ranking, pairwise significance; as Markdown, CSV, JSON, PNG, SVG, and one HTML page "
+        "without network. Runs on other images stand in tables of their own; what is not "
+        "finished or broken is listed with its reason.",
+        epilog="example: solo-mim report runs --latex",
+    )
+    parser.add_argument("folder", type=Path, help="of runs, at any depth")
+    parser.add_argument("--output", type=Path, help="FOLDER/report unless given")
+    parser.add_argument("--title", default="Head to head")
+    parser.add_argument("--latex", action="store_true", help="also booktabs tables, report.tex")
+    given = parser.parse_args(arguments)
+    if not given.folder.is_dir():
+        raise ConfigError(f"{given.folder}: there is no such folder")
+    from solo_mim.evaluation.collect import collect
+    from solo_mim.evaluation.compare import tables
+    from solo_mim.evaluation.report import markdown, write_all
+
+    runs, problems = collect(given.folder)
+    if not runs and not problems:
+        raise ConfigError(
+            f"{given.folder} holds no run; `solo-mim pretrain output_dir={given.folder}` makes some"
+        )
+    found = tables(runs)
+    print(markdown(found, problems))
+    output = given.output or given.folder / "report"
+    written = write_all(found, problems, output, given.title, write, given.latex)
+    print(f"written: {output}/{', '.join(path.name for path in written)}")
+    return 0

@@ -1,0 +1,153 @@
+"""Finished runs below a folder as tables, and what is wrong with the others."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+# What a result can hold: measure -> where it lies, and which key says on what it was measured. An
+# online figure is of augmented views while training, an offline one of a frozen network.
+MEASURES = {
+    "offline probe": (("offline", "trained", "probe_top1"), "offline_evaluated_on"),
+    "offline kNN": (("offline", "trained", "knn_top1"), "offline_evaluated_on"),
+    "online probe": (("online", "probe_top1"), "evaluated_on"),
+    "online kNN": (("online", "knn_top1"), "evaluated_on"),
+}
+# Differences that do not make another method of it.
+_NOT_THE_METHOD = ("name", "seed", "output_dir", "evaluation", "resume_from_checkpoint")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: what is in its folder."""
+
+    folder: Path
+    config: dict[str, Any]
+    result: dict[str, Any]
+    provenance: list[dict[str, Any]]
+    metrics: pd.DataFrame
+
+    @property
+    def seed(self) -> int:
+        """Its seed."""
+        return int(self.result["seed"])
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Configuration by dotted key, without what does not make another method of it."""
+        flat = flattened(self.config)
+        return {k: v for k, v in flat.items() if k.split(".")[0] not in _NOT_THE_METHOD}
+
+    @property
+    def data(self) -> str:
+        """The images: two runs that differ here share no table."""
+        keys = ("dataset", "train_path", "val_path", "fraction", "validation_split")
+        data = self.config.get("data", {})
+        return json.dumps([data.get(key) for key in keys])
+
+    def values(self) -> dict[str, tuple[str, float]]:
+        """Measure -> what it was measured on and the top-1 in percent, of those it has."""
+        found = {}
+        for measure, (path, split) in MEASURES.items():
+            value: Any = self.result
+            for key in path:
+                value = (value or {}).get(key)
+            if value is not None:
+                found[measure] = (self.result.get(split) or "held-out images", float(value))
+        return found
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A folder that gives no figure, and why, in one line."""
+
+    folder: Path
+    reason: str
+
+
+def flattened(node: Any, key: str = "") -> dict[str, Any]:
+    """Nested dictionaries and lists by dotted key."""
+    if isinstance(node, dict) and node:
+        items: Iterable[tuple[str, Any]] = node.items()
+    elif isinstance(node, list) and node:
+        items = ((str(i), value) for i, value in enumerate(node))
+    else:
+        return {key: node}
+    return {
+        leaf: value
+        for name, child in items
+        for leaf, value in flattened(child, f"{key}.{name}" if key else str(name)).items()
+    }
+
+
+def collect(root: Path) -> tuple[list[Run], list[Problem]]:
+    """Every run folder at or below `root`, in the order of their paths."""
+    runs: list[Run] = []
+    problems: list[Problem] = []
+    folders = {p.parent for name in ("config.yaml", "result.json") for p in root.rglob(name)}
+    for folder in sorted(folders):
+        if any((parent / "config.yaml").exists() for parent in folder.parents if parent != folder):
+            continue  # an evaluation of a run, in its folder
+        found = _read(folder)
+        if isinstance(found, Problem):
+            problems.append(found)
+        else:
+            runs.append(found)
+    return _without_copies(runs, problems)
+
+
+def _read(folder: Path) -> Run | Problem:
+    result_path = folder / "result.json"
+    if not result_path.exists():
+        return Problem(folder, _why_unfinished(folder))
+    try:
+        result = json.loads(result_path.read_text())
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        provenance = json.loads((folder / "provenance.json").read_text())
+        metrics = pd.read_csv(folder / "metrics.csv")
+        run = Run(folder, config, result, provenance, metrics)
+        values, _ = run.values(), run.seed
+    except FileNotFoundError as error:
+        return Problem(folder, f"{Path(error.filename).name} is missing")
+    except (ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        return Problem(folder, f"a file is cut short or was changed ({reason})")
+    if not values:
+        return Problem(folder, "nothing was measured: no held-out images with labels")
+    broken = [measure for measure, (_, value) in values.items() if not math.isfinite(value)]
+    if broken:
+        return Problem(folder, f"{', '.join(broken)}: not a number")
+    return run
+
+
+def _why_unfinished(folder: Path) -> str:
+    failure = folder / "failure.txt"
+    if failure.exists():
+        return f"failed: {failure.read_text().strip()}"
+    epochs = 0
+    if (folder / "metrics.csv").exists():
+        epochs = max(0, len((folder / "metrics.csv").read_text().splitlines()) - 1)
+    return f"not finished: {epochs} epochs are done; the command that began it goes on"
+
+
+def _without_copies(runs: list[Run], problems: list[Problem]) -> tuple[list[Run], list[Problem]]:
+    kept: dict[str, Run] = {}
+    for run in runs:
+        made_with = [run.result.get("versions", {}).get(k) for k in ("solo-mim", "solo-learn")]
+        key = json.dumps([run.settings, run.data, run.seed, made_with], default=str)
+        if key not in kept:
+            kept[key] = run
+            continue
+        first = kept[key]
+        same = (
+            "a copy of" if run.values() == first.values() else "settings and seed as, figures not"
+        )
+        problems.append(Problem(run.folder, f"{same} {first.folder}: left out"))
+    return list(kept.values()), problems

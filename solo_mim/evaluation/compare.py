@@ -1,0 +1,220 @@
+"""Runs in rows: one for each method as it was configured, over its seeds, ranked and tested.
+
+Beside them stand published rows of the same data set, from `published.csv`: the tables of
+solo-learn's README (main, 2026-04-22), one seed each: CIFAR after 1000 epochs, ImageNet-100 after
+400, batches of 256, online top-1 on the test or validation images.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import statistics
+from collections import defaultdict
+from dataclasses import dataclass, field
+from importlib.resources import files
+from itertools import combinations
+from typing import Any
+
+from solo_mim.evaluation.collect import MEASURES, Run
+from solo_mim.evaluation.significance import Difference, holm, paired_difference
+
+LEVEL = 0.05
+
+
+@dataclass(frozen=True)
+class Score:
+    """One measure of one row: top-1 in percent by seed."""
+
+    by_seed: dict[int, float]
+
+    @property
+    def mean(self) -> float:
+        """Over the seeds."""
+        return statistics.fmean(self.by_seed.values())
+
+    @property
+    def deviation(self) -> float | None:
+        """Standard deviation over the seeds (n - 1); None of one."""
+        values = list(self.by_seed.values())
+        return statistics.stdev(values) if len(values) > 1 else None
+
+
+@dataclass
+class Row:
+    """The runs of one configuration, which differ in their seed alone."""
+
+    label: str
+    runs: list[Run]
+    scores: dict[str, Score] = field(default_factory=dict)
+    verdict: str = ""
+
+    @property
+    def seeds(self) -> list[int]:
+        """In rising order."""
+        return sorted(run.seed for run in self.runs)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two rows of a table by place, the better one first: over the seeds that they share."""
+
+    better: int
+    worse: int
+    difference: Difference
+    p_holm: float
+
+    @property
+    def distinguishable(self) -> bool:
+        """At the 5 % level, corrected for all pairs of the table."""
+        return self.p_holm < LEVEL
+
+
+@dataclass(frozen=True)
+class Published:
+    """A row that somebody else measured."""
+
+    label: str
+    scores: dict[str, float]  # measure -> top-1 in percent
+
+
+PUBLISHED_SOURCE = "published, not run here: solo-learn's README, one seed"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows that may be compared: one data set, one choice of evaluated images; best row first.
+
+    Attributes:
+        title: data set and images.
+        measures: columns, of which the first ranks.
+        split: measure -> what it was measured on.
+        pairs: all that share two seeds or more, tested on the first measure.
+        published: what solo-learn reports on the data set, where all of it was trained on.
+    """
+
+    title: str
+    measures: list[str]
+    split: dict[str, str]
+    rows: list[Row]
+    pairs: list[Pair]
+    published: list[Published] = field(default_factory=list)
+
+
+def tables(runs: list[Run]) -> list[Table]:
+    """A table for each data set and choice of evaluated images; the larger first."""
+    apart: dict[str, list[Run]] = defaultdict(list)
+    for run in runs:
+        splits = {measure: split for measure, (split, _) in run.values().items()}
+        apart[json.dumps([run.data, splits], sort_keys=True)].append(run)
+    return sorted(map(_table, apart.values()), key=lambda table: -len(table.rows))
+
+
+def _table(runs: list[Run]) -> Table:
+    groups: dict[str, list[Run]] = defaultdict(list)
+    for run in runs:
+        groups[json.dumps(run.settings, sort_keys=True, default=str)].append(run)
+    rows = [
+        Row(label, sorted(members, key=lambda run: run.seed))
+        for label, members in zip(_labels(list(groups.values())), groups.values(), strict=True)
+    ]
+    present = [m for m in MEASURES if any(m in run.values() for run in runs)]
+    for row in rows:
+        for measure in present:
+            values = {r.seed: r.values()[measure][1] for r in row.runs if measure in r.values()}
+            if values:
+                row.scores[measure] = Score(values)
+    ranked = sorted(rows, key=lambda row: -_rank(row, present[0]))
+    pairs = _tested(ranked, present[0])
+    _judge(ranked, pairs, present[0])
+    first = runs[0]
+    data = first.config.get("data", {})
+    title = f"{first.result['data']}" + (
+        f" ({data['train_path']})" if data.get("train_path") else ""
+    )
+    split = {
+        measure: first.values()[measure][0] for measure in present if measure in first.values()
+    }
+    return Table(title, present, split, ranked, pairs, _published(first, present))
+
+
+def _published(run: Run, measures: list[str]) -> list[Published]:
+    """Rows for the data set of a run that trains on all of it and is evaluated on its test set."""
+    data = run.config.get("data", {})
+    if data.get("fraction") not in (None, -1) or data.get("validation_split") is not None:
+        return []
+    rows: dict[str, Published] = {}
+    with files("solo_mim.evaluation").joinpath("published.csv").open() as file:
+        for line in csv.DictReader(file):
+            if line["data"] == data.get("dataset") and line["measure"] in measures:
+                label = f"{line['method']}, {line['backbone']}, {line['epochs']} epochs"
+                row = rows.setdefault(label, Published(label, {}))
+                row.scores[line["measure"]] = float(line["top1"])
+    return list(rows.values())
+
+
+def _rank(row: Row, measure: str) -> float:
+    return row.scores[measure].mean if measure in row.scores else float("-inf")
+
+
+def _labels(groups: list[list[Run]]) -> list[str]:
+    """The runs' name; where several groups share one, with the settings in which they differ."""
+    names = [group[0].config.get("name") or group[0].result["method"] for group in groups]
+    labels = []
+    for name, group in zip(names, groups, strict=True):
+        namesakes = [g[0].settings for n, g in zip(names, groups, strict=True) if n == name]
+        keys = sorted({key for settings in namesakes for key in settings})
+        differing = [
+            key for key in keys if len({json.dumps(s.get(key), default=str) for s in namesakes}) > 1
+        ]
+        shown = ", ".join(f"{key}={group[0].settings.get(key)}" for key in differing)
+        labels.append(f"{name} ({shown})" if shown else str(name))
+    return labels
+
+
+def _tested(ranked: list[Row], measure: str) -> list[Pair]:
+    scores = [row.scores.get(measure, Score({})).by_seed for row in ranked]
+    found: list[tuple[int, int, Difference]] = []
+    for better, worse in combinations(range(len(ranked)), 2):
+        common = sorted(scores[better].keys() & scores[worse].keys())
+        if len(common) > 1:
+            first, second = ([scores[i][seed] for seed in common] for i in (better, worse))
+            found.append((better, worse, paired_difference(first, second)))
+    adjusted = holm([difference.p for *_, difference in found])
+    return [Pair(*pair, p) for pair, p in zip(found, adjusted, strict=True)]
+
+
+def _judge(ranked: list[Row], pairs: list[Pair], measure: str) -> None:
+    against_best = {pair.worse: pair for pair in pairs if pair.better == 0}
+    for place, row in enumerate(ranked):
+        pair = against_best.get(place)
+        if place == 0:
+            row.verdict = "best" if against_best else "highest"
+        elif measure not in row.scores:
+            row.verdict = "not measured"
+        elif pair is None:
+            row.verdict = "not tested: fewer than two seeds shared with the first"
+        elif pair.distinguishable:
+            row.verdict = f"behind by {pair.difference.mean:.2f} ({p_text(pair.p_holm)})"
+        else:
+            row.verdict = f"not distinguishable from the best ({p_text(pair.p_holm)})"
+
+
+def p_text(p: float) -> str:
+    """`p = 0.012`, or `p < 0.001`."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
+def as_records(table: Table) -> list[dict[str, Any]]:
+    """Plain numbers of a table: one dictionary for each row, in order."""
+    records = []
+    for place, row in enumerate(table.rows, start=1):
+        record: dict[str, Any] = {"place": place, "label": row.label, "seeds": row.seeds}
+        for measure in table.measures:
+            score = row.scores.get(measure)
+            record[measure] = None if score is None else score.mean
+            record[f"{measure} sd"] = None if score is None else score.deviation
+            record[f"{measure} n"] = 0 if score is None else len(score.by_seed)
+        record["verdict"] = row.verdict
+        records.append(record)
+    return records

@@ -1,0 +1,328 @@
+"""A comparison as Markdown, CSV, JSON, LaTeX, pictures and one page that needs no network."""
+
+from __future__ import annotations
+
+import io
+import json
+import shlex
+from collections.abc import Callable
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import matplotlib
+import pandas as pd
+import yaml
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from solo_mim.evaluation.collect import Problem, Run
+from solo_mim.evaluation.compare import PUBLISHED_SOURCE, Pair, Row, Table, as_records, p_text
+from solo_mim.evaluation.plots import LABELS
+
+
+def markdown(tables: list[Table], problems: list[Problem]) -> str:
+    """Every table, and what is not in one."""
+    parts = []
+    for table in tables:
+        splits = "; ".join(f"{measure}: {split}" for measure, split in table.split.items())
+        lines = [
+            f"## {table.title}",
+            "",
+            f"Top-1 in percent, mean ± standard deviation over seeds. {splits}.",
+            "",
+            f"| row | seeds | {' | '.join(table.measures)} | verdict |",
+            f"|---|---:|{'---:|' * len(table.measures)}---|",
+        ]
+        for row in table.rows:
+            cells = [row.label, str(len(row.seeds)), *(_cell(row, m) for m in table.measures)]
+            lines.append(f"| {' | '.join([*cells, row.verdict])} |")
+        for published in table.published:
+            known = (published.scores.get(measure) for measure in table.measures)
+            cells = [published.label, "-", *("-" if x is None else f"{x:.2f}" for x in known)]
+            lines.append(f"| {' | '.join([*cells, PUBLISHED_SOURCE])} |")
+        parts.append("\n".join(lines))
+    if problems:
+        lines = [f"- `{problem.folder}`: {problem.reason}" for problem in problems]
+        parts.append("\n".join(["## Not in the tables", "", *lines]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _cell(row: Row, measure: str) -> str:
+    score = row.scores.get(measure)
+    if score is None:
+        return "-"
+    spread = "" if score.deviation is None else f" ± {score.deviation:.2f}"
+    return f"{score.mean:.2f}{spread}"
+
+
+def frame(tables: list[Table]) -> pd.DataFrame:
+    """All rows of all tables, numbers as they are."""
+    return pd.DataFrame(
+        [{"table": table.title, **record} for table in tables for record in as_records(table)]
+    )
+
+
+def latex(table: Table) -> str:
+    """A booktabs table; the best mean of each measure is bold."""
+    best = {
+        m: max(row.scores[m].mean for row in table.rows if m in row.scores) for m in table.measures
+    }
+
+    def cell(row: Row, measure: str) -> str:
+        text = _cell(row, measure).replace(" ± ", r" $\pm$ ").replace("-", "--")
+        is_best = measure in row.scores and row.scores[measure].mean == best[measure]
+        return rf"\textbf{{{text}}}" if is_best else text
+
+    shown = pd.DataFrame(
+        [
+            {"method": _escaped(row.label), **{_escaped(m): cell(row, m) for m in table.measures}}
+            for row in table.rows
+        ]
+    )
+    alignment = "l" + "r" * len(table.measures)
+    return shown.style.hide(axis="index").to_latex(
+        hrules=True, column_format=alignment, caption=_escaped(table.title), position="t"
+    )
+
+
+def _escaped(text: str) -> str:
+    return "".join(f"\\{c}" if c in "_%&#$" else c for c in text)
+
+
+def scores_figure(table: Table) -> Figure:
+    """Each seed a dot, each mean a bar: one panel for each measure, rows as in the table."""
+    count = len(table.measures)
+    figure, axes = plt.subplots(
+        1,
+        count,
+        figsize=(3.6 * count + 1.5, 0.35 * len(table.rows) + 1.4),
+        squeeze=False,
+        sharey=True,
+    )
+    for axis, measure in zip(axes[0], table.measures, strict=True):
+        for place, row in enumerate(table.rows):
+            if measure in row.scores:
+                values = list(row.scores[measure].by_seed.values())
+                axis.plot(values, [place] * len(values), "o", alpha=0.5, color=_colour(place))
+                axis.plot(row.scores[measure].mean, place, "k|", markersize=14)
+        axis.set(xlabel=f"{measure}, top-1 (%)")
+        axis.grid(alpha=0.3, axis="x")
+    axes[0][0].set_yticks(range(len(table.rows)), [row.label for row in table.rows])
+    axes[0][0].invert_yaxis()
+    figure.tight_layout()
+    return figure
+
+
+def curves_figure(table: Table) -> Figure | None:
+    """Mean over seeds and range of what was logged while training; None where nothing was."""
+    columns = [c for c in LABELS if any(c in run.metrics for row in table.rows for run in row.runs)]
+    if not columns:
+        return None
+    figure, axes = plt.subplots(1, len(columns), figsize=(4.8 * len(columns), 3.8), squeeze=False)
+    for axis, column in zip(axes[0], columns, strict=True):
+        for place, row in enumerate(table.rows):
+            series = [
+                run.metrics.set_index("epoch")[column].dropna()
+                for run in row.runs
+                if column in run.metrics
+            ]
+            if series:
+                curve = pd.concat(series, axis=1)
+                colour = _colour(place)
+                axis.plot(curve.index + 1, curve.mean(axis=1), label=row.label, color=colour)
+                low, high = curve.min(axis=1), curve.max(axis=1)
+                axis.fill_between(curve.index + 1, low, high, color=colour, alpha=0.15)
+        axis.set(xlabel="epoch", ylabel=LABELS[column])
+        axis.grid(alpha=0.3)
+    lines, labels = axes[0][0].get_legend_handles_labels()
+    figure.tight_layout()
+    figure.legend(lines, labels, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def time_figure(table: Table) -> Figure | None:
+    """The first measure against seconds of training, of runs in one sitting that had their machine
+    to themselves; None where not two rows have such runs."""
+    measure = table.measures[0]
+    points = {
+        place: [
+            (run.result["training_seconds_of_last_sitting"], run.values()[measure][1])
+            for run in row.runs
+            if run.result.get("shared_machine") is False
+            and len(run.provenance) == 1
+            and measure in run.values()
+        ]
+        for place, row in enumerate(table.rows)
+    }
+    if sum(map(bool, points.values())) < 2:
+        return None
+    figure, axis = plt.subplots(figsize=(6, 4))
+    for place, found in points.items():
+        if found:
+            seconds, values = zip(*found, strict=True)
+            label = table.rows[place].label
+            axis.plot(seconds, values, "o", alpha=0.7, color=_colour(place), label=label)
+    axis.set(xlabel="training, s (runs alone on their machine)", ylabel=f"{measure}, top-1 (%)")
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize="small")
+    figure.tight_layout()
+    return figure
+
+
+def figures_of(table: Table) -> dict[str, Figure]:
+    """Name -> picture, of those that there is something to show of."""
+    every = {
+        "scores": scores_figure(table),
+        "curves": curves_figure(table),
+        "time": time_figure(table),
+    }
+    return {name: figure for name, figure in every.items() if figure is not None}
+
+
+def _colour(place: int) -> Any:
+    return matplotlib.colormaps["tab20"](place % 20)
+
+
+def _svg(figure: Figure) -> str:
+    text = io.StringIO()
+    figure.savefig(text, format="svg", bbox_inches="tight")
+    plt.close(figure)
+    return text.getvalue().split("?>\n", 1)[1].split("\n", 2)[2]  # without XML and DOCTYPE lines
+
+
+def command_of(run: Run) -> str:
+    """What repeats a run from the configuration that lies in its folder."""
+    return shlex.join(
+        [
+            "solo-mim",
+            "pretrain",
+            "--config-path",
+            str(run.folder.resolve()),
+            "--config-name",
+            "config",
+        ]
+    )
+
+
+def page(tables: list[Table], problems: list[Problem], title: str) -> str:
+    """One HTML page with everything in it: no network, no other file."""
+    template = files("solo_mim.evaluation").joinpath("report.html.j2").read_text()
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    shown = []
+    for table in tables:
+        shown.append(
+            {
+                "title": table.title,
+                "measures": table.measures,
+                "split": table.split,
+                "rows": [_row_for_page(row) for row in table.rows],
+                "pairs": table.pairs,
+                "matrix": _matrix(table),
+                "figures": [_svg(figure) for figure in figures_of(table).values()],
+                "published": table.published,
+                "source": PUBLISHED_SOURCE,
+            }
+        )
+    runs = sum(len(row.runs) for table in tables for row in table.rows)
+    return environment.from_string(template).render(
+        title=title, runs=runs, tables=shown, problems=problems
+    )
+
+
+def _row_for_page(row: Row) -> dict[str, Any]:
+    runs = []
+    for run in row.runs:
+        versions = run.result.get("versions", {})
+        runs.append(
+            {
+                "seed": run.seed,
+                "accuracies": [(measure, value) for measure, (_, value) in run.values().items()],
+                "commit": run.result.get("commit") or "unknown",
+                "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
+                "command": command_of(run),
+            }
+        )
+    return {
+        **{"label": row.label, "seeds": row.seeds, "scores": row.scores, "verdict": row.verdict},
+        "method": row.runs[0].result["method"],
+        "runs": runs,
+        "config": yaml.safe_dump(row.runs[0].config, sort_keys=False),
+    }
+
+
+def _matrix(table: Table) -> list[dict[str, Any]]:
+    tested: dict[tuple[int, int], Pair] = {}
+    for pair in table.pairs:
+        tested[pair.better, pair.worse] = tested[pair.worse, pair.better] = pair
+    places = range(len(table.rows))
+    return [
+        {
+            "label": row.label,
+            "cells": [
+                p_text(tested[i, j].p_holm).removeprefix("p ").removeprefix("= ")
+                if (i, j) in tested
+                else ""
+                for j in places
+            ],
+        }
+        for i, row in enumerate(table.rows)
+    ]
+
+
+def write_all(
+    tables: list[Table],
+    problems: list[Problem],
+    output: Path,
+    title: str,
+    write: Callable[[Path, str], None],
+    with_latex: bool = False,
+) -> list[Path]:
+    """Every form of the report into a folder; the files that were written.
+
+    Args:
+        write: writes a text file whole or not at all.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    texts = {
+        "report.md": f"# {title}\n\n{markdown(tables, problems)}",
+        "report.csv": frame(tables).to_csv(index=False),
+        "report.json": json.dumps(
+            {
+                "tables": [
+                    {
+                        **{"title": table.title, "split": table.split, "rows": as_records(table)},
+                        "pairs": [
+                            {
+                                **{
+                                    "better": p.better + 1,
+                                    "worse": p.worse + 1,
+                                    "p_holm": p.p_holm,
+                                },
+                                **p.difference._asdict(),
+                            }
+                            for p in table.pairs
+                        ],
+                    }
+                    for table in tables
+                ],
+                "problems": [{"folder": str(p.folder), "reason": p.reason} for p in problems],
+            },
+            indent=1,
+        ),
+        "report.html": page(tables, problems, title),
+    }
+    if with_latex:
+        texts["report.tex"] = "\n".join(map(latex, tables))
+    for name, text in texts.items():
+        write(output / name, text)
+    written = [output / name for name in texts]
+    for number, table in enumerate(tables, start=1):
+        for kind, figure in figures_of(table).items():
+            for ending in ("png", "svg"):
+                path = output / f"{kind}-{number}.{ending}"
+                figure.savefig(path, dpi=120, bbox_inches="tight")
+                written.append(path)
+            plt.close(figure)
+    return written

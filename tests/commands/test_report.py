@@ -1,0 +1,271 @@
+"""The report: known runs, what is broken, and the page in a real browser."""
+
+import json
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from solo_mim.commands import main
+from solo_mim.evaluation.collect import collect
+from solo_mim.evaluation.compare import tables
+from solo_mim.evaluation.report import figures_of, latex, markdown
+
+SPLIT = "test images"
+
+
+def write_run(folder, name, seed, probe, kNN=50.0, shared=True, **settings):
+    """A finished run's folder with the files that `solo-mim pretrain` leaves."""
+    run = folder / f"{name}-seed{seed}-0123abcd"
+    run.mkdir(parents=True)
+    config = {
+        **{"name": name, "method": name.split("-")[0], "seed": seed},
+        "data": {"dataset": settings.pop("dataset", "cifar10"), "train_path": None},
+        "optimizer": {"lr": 0.1, **settings},
+    }
+    result = {
+        **{"name": name, "method": config["method"], "data": config["data"]["dataset"]},
+        **{"seed": seed, "evaluated_on": "validation split", "offline_evaluated_on": SPLIT},
+        "online": {"probe_top1": probe - 5, "knn_top1": None},
+        "offline": {"trained": {"probe_top1": probe, "knn_top1": kNN}},
+        **{"versions": {"torch": "2", "solo-mim": "1"}, "commit": "abc123"},
+        **{"training_seconds_of_last_sitting": 10.0 * seed, "shared_machine": shared},
+    }
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    (run / "result.json").write_text(json.dumps(result))
+    (run / "provenance.json").write_text("[{}]")
+    epochs = pd.DataFrame({"epoch": [0, 1], "val_acc1": [probe - 10, probe - 5]})
+    epochs.to_csv(run / "metrics.csv", index=False)
+    return run
+
+
+@pytest.fixture
+def study(tmp_path):
+    """Three methods, five seeds: `close` is `best` but for noise, `worse` is two points behind."""
+    noise = np.random.default_rng(0).normal(size=(3, 5)) * 0.2
+    for i, (name, mean) in enumerate([("worse", 58.0), ("best", 60.1), ("close", 60.0)]):
+        for seed in range(5):
+            write_run(tmp_path, name, seed, mean + seed + noise[i, seed])
+    return tmp_path
+
+
+def test_rows_are_ranked_with_mean_deviation_and_verdict(study):
+    (table,) = tables(collect(study)[0])
+    assert [row.label for row in table.rows] == ["best", "close", "worse"]
+    best, close, worse = table.rows
+    values = [json.loads(p.read_text()) for p in study.glob("best-*/result.json")]
+    probes = [value["offline"]["trained"]["probe_top1"] for value in values]
+    assert best.scores["offline probe"].mean == pytest.approx(np.mean(probes))
+    assert best.scores["offline probe"].deviation == pytest.approx(np.std(probes, ddof=1))
+    assert best.verdict == "best"
+    assert close.verdict.startswith("not distinguishable from the best")
+    assert re.match(r"behind by 2\.\d\d \(p [=<] 0\.00\d\)", worse.verdict)
+    assert len(table.pairs) == 3
+    assert table.split["offline probe"] == SPLIT
+    assert table.split["online probe"] == "validation split"
+    assert "online kNN" not in table.measures
+
+
+def test_runs_of_other_settings_are_rows_of_their_own_that_name_them(tmp_path):
+    for lr in (0.1, 0.2):
+        write_run(tmp_path / str(lr), "vicreg", 1, 50 + lr, lr=lr)
+    (table,) = tables(collect(tmp_path)[0])
+    assert [row.label for row in table.rows] == [
+        "vicreg (optimizer.lr=0.2)",
+        "vicreg (optimizer.lr=0.1)",
+    ]
+    assert [row.verdict for row in table.rows] == [
+        "highest",
+        "not tested: fewer than two seeds shared with the first",
+    ]
+
+
+def test_runs_on_other_images_share_no_table(tmp_path):
+    for name in ("a", "b"):
+        write_run(tmp_path, name, 1, 50.0)
+    write_run(tmp_path, "c", 1, 90.0, dataset="fashion_mnist")
+    first, second = tables(collect(tmp_path)[0])
+    assert ([row.label for row in first.rows], first.title) == (["a", "b"], "cifar10")
+    assert ([row.label for row in second.rows], second.title) == (["c"], "fashion_mnist")
+
+
+def _damage(run, kind):
+    result = run / "result.json"
+    if kind == "unfinished":
+        result.unlink()
+    elif kind == "failed":
+        result.unlink()
+        (run / "failure.txt").write_text("method=a has diverged in epoch 2\n")
+    elif kind == "half-written":
+        result.write_text(result.read_text()[:100])
+    elif kind == "not a number":
+        result.write_text(result.read_text().replace("50.0", "NaN"))
+    elif kind == "nothing measured":
+        result.write_text(re.sub(r"\d\d\.\d", "null", result.read_text()))
+    elif kind == "no metrics":
+        (run / "metrics.csv").unlink()
+    elif kind == "copied":
+        shutil.copytree(run, run.with_name("copy"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("unfinished", "not finished: 2 epochs are done"),
+        ("failed", "failed: method=a has diverged in epoch 2"),
+        ("half-written", "a file is cut short"),
+        ("not a number", "offline kNN: not a number"),
+        ("nothing measured", "nothing was measured"),
+        ("no metrics", "metrics.csv is missing"),
+        ("copied", "left out"),
+    ],
+)
+def test_what_gives_no_figure_is_listed_with_its_reason_and_the_rest_stands(
+    kind, reason, tmp_path, capsys
+):
+    _damage(write_run(tmp_path, "a", 1, 61.0), kind)
+    write_run(tmp_path, "b", 1, 62.0)
+    assert main(["report", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "| b | 1 | 62.00 |" in printed
+    assert reason in printed
+    assert reason in (tmp_path / "report" / "report.html").read_text()
+    assert ("| a | 1 |" in printed) == (kind == "copied")
+
+
+def test_a_folder_without_runs_is_an_error_in_one_line(tmp_path, capsys):
+    assert main(["report", str(tmp_path)]) == 2
+    assert "holds no run" in capsys.readouterr().err
+    assert main(["report", str(tmp_path / "nowhere")]) == 2
+    assert "no such folder" in capsys.readouterr().err
+
+
+def test_every_form_of_the_report_says_the_same(study, capsys):
+    assert main(["report", str(study), "--latex", "--title", "Ours & theirs"]) == 0
+    printed = capsys.readouterr().out
+    folder = study / "report"
+    assert (folder / "report.md").read_text().endswith(markdown(*_of(study)))
+    assert markdown(*_of(study)).strip() in printed
+    (rows,) = [
+        table["rows"] for table in json.loads((folder / "report.json").read_text())["tables"]
+    ]
+    assert [row["label"] for row in rows] == ["best", "close", "worse"]
+    spreadsheet = pd.read_csv(folder / "report.csv")
+    assert spreadsheet["offline probe"].tolist() == pytest.approx(
+        [r["offline probe"] for r in rows]
+    )
+    tex = (folder / "report.tex").read_text()
+    assert tex.count(r"\toprule") == 1
+    assert rf"best & \textbf{{{rows[0]['offline probe']:.2f} $\pm$" in tex
+    assert "<title>Ours &amp; theirs</title>" in (folder / "report.html").read_text()
+    for picture in ("scores-1", "curves-1"):
+        assert (folder / f"{picture}.png").stat().st_size > 5000
+        assert "<svg" in (folder / f"{picture}.svg").read_text()
+    # A second report does not take the first for a run.
+    assert main(["report", str(study)]) == 0
+
+
+def _of(folder):
+    runs, problems = collect(folder)
+    return tables(runs), problems
+
+
+def test_time_is_drawn_of_runs_alone_on_their_machine_only(tmp_path):
+    write_run(tmp_path, "a", 1, 50.0, shared=False)
+    write_run(tmp_path, "b", 1, 51.0, shared=True)
+    resumed = write_run(tmp_path, "c", 1, 52.0, shared=False)
+    (resumed / "provenance.json").write_text("[{}, {}]")
+    ((table,), _) = _of(tmp_path)
+    assert "time" not in figures_of(table)
+    write_run(tmp_path, "b", 3, 53.0, shared=False)
+    ((table,), _) = _of(tmp_path)
+    (axis,) = figures_of(table)["time"].axes
+    drawn = {line.get_label(): line.get_xydata().tolist() for line in axis.lines}
+    assert drawn == {"a": [[10.0, 50.0]], "b": [[30.0, 53.0]]}
+
+
+def test_published_rows_stand_beside_whole_data_sets_marked_as_such(tmp_path, capsys):
+    write_run(tmp_path / "whole", "vicreg", 1, 95.0)
+    assert main(["report", str(tmp_path / "whole")]) == 0
+    row = "| vicreg, resnet18, 1000 epochs | - | - | - | 92.07 | published, not run here:"
+    assert row in capsys.readouterr().out
+    page = (tmp_path / "whole" / "report" / "report.html").read_text()
+    assert page.count('<tr class="published"') == 16
+    part = write_run(tmp_path / "part", "vicreg", 1, 95.0)
+    config = (part / "config.yaml").read_text().replace("dataset:", "fraction: 0.1\n  dataset:")
+    (part / "config.yaml").write_text(config)
+    assert main(["report", str(tmp_path / "part")]) == 0
+    assert "published, not run" not in capsys.readouterr().out
+
+
+def test_latex_escapes_names(tmp_path):
+    write_run(tmp_path, "barlow_twins", 1, 50.0)
+    ((table,), _) = _of(tmp_path)
+    assert r"barlow\_twins" in latex(table)
+
+
+# In a browser
+
+CHROMIUM = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
+
+
+@pytest.fixture
+def browse(study):
+    """The page's DOM as a browser without network has it after its scripts ran, by address."""
+    if CHROMIUM is None:
+        pytest.skip("no chromium is installed")
+    assert main(["report", str(study)]) == 0
+    page = study / "report" / "report.html"
+
+    def dom(state=""):
+        done = subprocess.run(
+            [
+                *(
+                    CHROMIUM,
+                    "--headless",
+                    "--no-sandbox",
+                    "--disable-gpu",
+                    "--virtual-time-budget=2000",
+                ),
+                *("--host-resolver-rules=MAP * ~NOTFOUND", "--enable-logging=stderr", "--dump-dom"),
+                f"file://{page}{state}",
+            ],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert "Uncaught" not in done.stderr, done.stderr
+        return done.stdout
+
+    return dom
+
+
+def _rows(dom):
+    """(label, hidden) of the rows in the order in which they are shown."""
+    return [
+        (re.search(r'data-text="(\w+)', tag)[1], "hidden" in tag)
+        for tag in re.findall(r'<tr class="row[^>]*>', dom)
+    ]
+
+
+def test_page_shows_the_ranking_and_needs_no_network(browse, study):
+    dom = browse()
+    assert _rows(dom) == [("best", False), ("close", False), ("worse", False)]
+    page = (study / "report" / "report.html").read_text()
+    assert not re.search(
+        r'(src|href)="?(https?:)?//', re.sub(r"<svg.*?</svg>", "", page, flags=re.S)
+    )
+    assert dom.count("<svg") == 2
+    assert "commit <code>abc123</code>" in dom
+
+
+def test_page_sorts_and_filters_by_its_address(browse):
+    assert [label for label, _ in _rows(browse("#s1=2"))] == ["worse", "close", "best"]
+    assert [label for label, _ in _rows(browse("#s1=-0"))] == ["worse", "close", "best"]
+    assert _rows(browse("#f1=clo")) == [("best", True), ("close", False), ("worse", True)]
