@@ -71,6 +71,7 @@ def evaluation_composes(command, rest, compose_cfg, monkeypatch):
         overrides = linear.hydra_arguments([a for a in rest if a != "--multirun"])
         if "--multirun" in rest:
             overrides = [override.split(",")[0] for override in overrides]
+        overrides = [override for override in overrides if not override.startswith("hydra.")]
         linear.prepared(jobs.composed("linear", overrides, LinearConfig))
         return
     module = importlib.import_module(f"solo_mim.commands.{command}")

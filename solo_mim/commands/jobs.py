@@ -52,11 +52,13 @@ def done_once(
     cfg: DictConfig,
     summary: Callable[[dict[str, Any]], str],
     work: Callable[[runs.FolderLock], dict[str, Any]],
+    standing: Callable[[], str] = lambda: "nothing is kept; the same command starts again",
 ) -> dict[str, Any]:
     """The result in a folder: of `work`, which takes the lock, or of an earlier run that finished.
 
     Raises:
         ConfigError: what is in the folder belongs to another configuration.
+        KeyboardInterrupt: Ctrl-C or SIGTERM, with what `standing` says of it.
     """
     with runs.FolderLock(folder) as lock:
         runs.refuse_foreign(folder, cfg)
@@ -70,6 +72,8 @@ def done_once(
             if lock.held:
                 runs.note_failure(folder, error)
             raise
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(standing()) from None
 
 
 # Training

@@ -18,7 +18,7 @@ For cosine and euclidean distance each, k and temperature are chosen by predicti
 from all others; the images to evaluate are used once, with what was chosen."""
 EXAMPLES = """examples:
   solo-mim knn runs/explicit_mim-photo_patches-seed5-1a2b3c4d
-  solo-mim knn RUN evaluation.test=true            test images, of a run with a validation split
+  solo-mim knn RUN evaluation.test=true              test images, of a run with a validation split
   solo-mim knn RUN data=cifar10 data.train_path=D    other data than it was trained on
   solo-mim knn weights.pth backbone=resnet18 data=cifar10 data.train_path=D
 """

@@ -156,17 +156,18 @@ def linear(cfg: DictConfig) -> dict[str, Any]:
     if cfg.optimizer.layer_decay and not hasattr(backbone, "group_matcher"):
         raise ConfigError(f"optimizer.layer_decay: the layers of {cfg.backbone.name} are not known")
     folder = trained.folder_for("linear", cfg.name, cfg, source, weights.digest)
-    work = _probed if cfg.fast else _trained
-    try:
+    origin = trained.origin(source, weights)
+    if cfg.fast:
         return jobs.done_once(
-            folder,
-            cfg,
-            summary,
-            lambda lock: work(cfg, backbone, folder, lock, trained.origin(source, weights)),
+            folder, cfg, summary, lambda lock: _probed(cfg, backbone, folder, lock, origin)
         )
-    except KeyboardInterrupt:
-        standing = "nothing is kept; the same command starts again" if cfg.fast else ""
-        raise KeyboardInterrupt(standing or runs.standing(folder, cfg)) from None
+    return jobs.done_once(
+        folder,
+        cfg,
+        summary,
+        lambda lock: _trained(cfg, backbone, folder, lock, origin),
+        lambda: runs.standing(folder, cfg),
+    )
 
 
 def _probed(
@@ -187,7 +188,7 @@ def _probed(
         jobs.plain_features(cfg, data, part, backbone.to(device), device)
         for part in ("train", split)
     )
-    probe = asdict(chosen_probe(train, test, data.num_classes, cfg.seed))
+    probe = asdict(chosen_probe(train, test, data.num_classes))
     figures = {key: probe.pop(key) for key in ("top1", "top5", "nll")}
     measured = jobs.measured("logistic regression", where, len(test[1]), figures)
     chosen_on = (
@@ -317,23 +318,27 @@ def hydra_arguments(arguments: list[str]) -> list[str]:
     Raises:
         ConfigError: the network that is named is not there, or its data cannot be told.
     """
-    found = [_quoted(argument) for argument in arguments]
-    for i, argument in enumerate(found):
-        is_value = i > 0 and found[i - 1] in _TAKE_A_VALUE
-        if not is_value and not argument.startswith("-") and not jobs.is_override(argument):
-            found[i] = _quoted(f"{KEY}={argument}")
-            break
+    found: list[str] = []
+    options: list[str] = []
+    for argument, before in zip(arguments, ["", *arguments], strict=False):
+        is_option = argument.startswith("-") or before in _TAKE_A_VALUE
+        (options if is_option else found).append(argument)
+    if found and not jobs.is_override(found[0]):
+        found[0] = f"{KEY}={found[0]}"
+    found = [_quoted(argument) for argument in found]
     named = [a.partition("=")[2].strip("'") for a in found if a.startswith(f"{KEY}=")]
     groups, others = trained.split(found)
     base: dict[str, Any] = {}
     if named:
         source = trained.find(named[-1])
+        # Where Hydra leaves the list of a sweep.
+        others.append(f"hydra.sweep.dir='{source.run or trained.ELSEWHERE}/linear'")
         if source.cfg is not None or groups:
             chosen = [f"{group}={option}" for group, option in groups.items()]
             chosen += [argument for argument in others if argument.startswith("backbone.")]
             base = trained_with(trained.configuration(source, chosen))
     ConfigStore.instance().store(name="trained_with", node=base)
-    return others
+    return [*others, *options]
 
 
 def _quoted(argument: str) -> str:

@@ -55,14 +55,19 @@ def pretrain(cfg: DictConfig) -> dict[str, Any]:
     cfg = checked(cfg)
     method = find_method(cfg.method)
     folder = runs.folder_of(cfg)
-    try:
-        return jobs.done_once(
-            folder, cfg, summary, lambda lock: _trained_and_evaluated(cfg, method, folder, lock)
-        )
-    except KeyboardInterrupt:
+
+    def standing() -> str:
         if getattr(rank_zero_only, "rank", 0):  # the first process speaks for all
-            raise SystemExit(1) from None
-        raise KeyboardInterrupt(runs.standing(folder, cfg)) from None
+            raise SystemExit(1)
+        return runs.standing(folder, cfg)
+
+    return jobs.done_once(
+        folder,
+        cfg,
+        summary,
+        lambda lock: _trained_and_evaluated(cfg, method, folder, lock),
+        standing,
+    )
 
 
 def _trained_and_evaluated(

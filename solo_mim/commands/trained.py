@@ -30,6 +30,8 @@ from solo_mim.errors import ConfigError
 from solo_mim.host.backbones import fit_to_weights
 from solo_mim.methods import find_method
 
+# Results on weights that are no run's.
+ELSEWHERE = Path("evaluations")
 # What training leaves in a checkpoint beside numbers; all of it is read as inert objects.
 _TRAINING = re.compile(
     r"(torch|torchmetrics|numpy|lightning\w*|pytorch_lightning|solo|solo_mim|omegaconf|functools|"
@@ -299,7 +301,7 @@ def folder_for(command: str, name: str, cfg: DictConfig, source: Source, digest:
     if cfg.output_dir not in (None, usual):
         parent = Path(cfg.output_dir)
     else:
-        parent = source.run or Path("evaluations")
+        parent = source.run or ELSEWHERE
     made_with = f"{command} {host.GENERATION} {host.host_version()} {digest}"
     return parent / command / f"{name}-{identity(cfg, made_with)}"
 

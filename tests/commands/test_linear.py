@@ -1,5 +1,6 @@
 """`solo-mim linear`: the protocol, the logistic regression, solo-learn's own files."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -130,6 +131,32 @@ def test_the_logistic_regression_says_how_its_penalty_was_chosen(own_run, solo_m
     assert "82 training images held out" in said.out
 
 
+def test_an_interrupted_regression_keeps_nothing_and_says_so(own_run, solo_mim, monkeypatch):
+    def pressed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(jobs, "plain_features", pressed)
+    said = solo_mim("linear", own_run, "fast=true", "name=stopped")
+    assert said.code == 130
+    assert "interrupted; nothing is kept; the same command starts again" in said.err
+
+
+def test_help_has_examples(solo_mim, capsys):
+    with contextlib.suppress(SystemExit):  # Hydra's way to end a --help
+        solo_mim("linear", "--help")
+    assert "solo-mim linear RUN fast=true" in capsys.readouterr().out
+
+
+def test_a_sweep_leaves_nothing_beside_its_results(own_run, solo_mim, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    said = solo_mim(
+        *("linear", "--multirun", own_run, "fast=true", "name=swept", "data.fraction=0.1,0.2")
+    )
+    assert said.code == 0, said.err
+    assert len(list((own_run / "linear").glob("swept-*/result.json"))) == 2
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_plain_file_is_evaluated_on_named_data(solo_mim, image_folders, tmp_path, monkeypatch):
     import torchvision
 
@@ -251,7 +278,7 @@ def test_mains_file_composes_and_its_keys_are_known(file, capsys):
 
 def test_the_whole_configuration_is_shown_and_nothing_is_run(own_run, solo_mim):
     before = sorted(own_run.rglob("*"))
-    shown = solo_mim("linear", own_run, "optimizer.lr=0.7", "--cfg", "job").out
+    shown = solo_mim("linear", own_run, "--cfg", "job", "optimizer.lr=0.7").out
     assert "lr: 0.7" in shown
     assert "name: small_cnn" in shown
     assert "validation_split: 0.2" in shown
@@ -319,6 +346,7 @@ def test_images_are_cropped_and_resized_as_mains_classification_does(own_run):
 
 def checked_composition(run):
     others = linear.hydra_arguments([str(run), "data.num_workers=0"])
+    others = [argument for argument in others if not argument.startswith("hydra.")]
     return jobs.composed("linear", others, LinearConfig)
 
 
