@@ -1,6 +1,7 @@
 """What README and docs show works: Python runs, commands compose, the site builds."""
 
 import contextlib
+import importlib
 import io
 import re
 import shlex
@@ -50,15 +51,44 @@ def test_python_runs_and_prints_what_its_last_comment_says(page):
 
 
 def test_commands_are_shown():
-    assert {arguments[0] for _, arguments in SHOWN} >= {"pretrain", "methods", "bench", "doctor"}
+    assert {arguments[0] for _, arguments in SHOWN} >= {
+        *("pretrain", "linear", "knn", "embed", "export", "methods", "bench", "doctor")
+    }
+
+
+def evaluation_composes(command, rest, compose_cfg, monkeypatch):
+    """Its arguments are taken, of a run as pre-training leaves it or of a file without one."""
+    from solo_mim.commands import jobs, linear, trained
+    from solo_mim.commands.configuration import LinearConfig
+
+    own = compose_cfg()
+    monkeypatch.setattr(
+        trained,
+        "find",
+        lambda given: trained.Source(Path(given), None, own if str(given) == "RUN" else None),
+    )
+    if command == "linear":
+        overrides = linear.hydra_arguments([a for a in rest if a != "--multirun"])
+        if "--multirun" in rest:
+            overrides = [override.split(",")[0] for override in overrides]
+        overrides = [override for override in overrides if not override.startswith("hydra.")]
+        linear.prepared(jobs.composed("linear", overrides, LinearConfig))
+        return
+    module = importlib.import_module(f"solo_mim.commands.{command}")
+    given = module.parser().parse_intermixed_args(rest)
+    trained.configuration(trained.find(given.run), given.overrides, command != "export")
 
 
 @pytest.mark.parametrize(
     ("page", "arguments"), SHOWN, ids=[f"{p.name}: {shlex.join(a)}" for p, a in SHOWN]
 )
-def test_shown_command_is_one_and_its_configuration_composes(page, arguments, compose_cfg):
+def test_shown_command_is_one_and_its_configuration_composes(
+    page, arguments, compose_cfg, monkeypatch
+):
     command, *rest = arguments
     assert command in COMMANDS
+    if command in ("linear", "knn", "embed", "export") and "--config-path" not in rest:
+        evaluation_composes(command, rest, compose_cfg, monkeypatch)
     if command != "pretrain" or {"--help", "--config-path"} & set(rest):
         return
     overrides = [a for a in rest if not a.startswith("-") and a != "job"]

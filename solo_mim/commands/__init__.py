@@ -1,4 +1,4 @@
-"""The command line: `solo-mim pretrain | report | methods | bench | doctor`."""
+"""The command line: `solo-mim COMMAND ...`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,10 @@ from solo_mim.errors import ConfigError, MissingHostError, nearest
 
 COMMANDS = {
     "pretrain": "train any method on any data set; resumes or skips a run that is already there",
+    "linear": "linear classifier, or logistic regression, on a trained backbone",
+    "knn": "weighted nearest neighbours by the features of a trained backbone",
+    "embed": "features of a split, with pictures of them, spectrum and information",
+    "export": "weights of a backbone for torchvision or timm",
     "report": "rank finished runs: tables, significance, pictures, one HTML page",
     "methods": "list methods and backbones, and which of them have a recipe",
     "bench": "measure time and memory of the losses beside those of the baselines",

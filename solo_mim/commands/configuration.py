@@ -68,14 +68,37 @@ class DataConfig:
 
 
 @_dataclass
+class ImagesConfig:
+    """Main's, of classification; None takes what belongs to the data set."""
+
+    crop_size: int | None = None
+    mean: list[float] | None = None
+    std: list[float] | None = None
+
+
+@_dataclass
+class LinearDataConfig(DataConfig):
+    augmentations: ImagesConfig = field(default_factory=ImagesConfig)
+
+
+@_dataclass
 class OptimizerConfig:
     name: str = MISSING
     batch_size: int = MISSING
     lr: float = MISSING
-    classifier_lr: float = MISSING
     weight_decay: float = 0.0
     exclude_bias_n_norm_wd: bool = False
     kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+@_dataclass
+class PretrainOptimizerConfig(OptimizerConfig):
+    classifier_lr: float = MISSING
+
+
+@_dataclass
+class LinearOptimizerConfig(OptimizerConfig):
+    layer_decay: float = 0.0
 
 
 @_dataclass
@@ -158,28 +181,52 @@ class EvaluationConfig:
 
 
 @_dataclass
-class _Schema:
+class LinearEvaluationConfig:
+    test: bool = False
+
+
+@_dataclass
+class _Method:
     name: str = MISSING
     method: str = MISSING
     method_kwargs: dict[str, Any] = field(default_factory=dict)
-    backbone: BackboneConfig = field(default_factory=BackboneConfig)
-    data: DataConfig = field(default_factory=DataConfig)
     augmentations: list[Any] = MISSING
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     momentum: MomentumConfig = field(default_factory=MomentumConfig)
     knn_eval: KNNConfig = field(default_factory=KNNConfig)
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    wandb: WandbConfig = field(default_factory=WandbConfig)
-    tensorboard: TensorBoardConfig = field(default_factory=TensorBoardConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    performance: PerformanceConfig = field(default_factory=PerformanceConfig)
-    auto_resume: AutoResumeConfig = field(default_factory=AutoResumeConfig)
     auto_umap: AutoUMAPConfig = field(default_factory=AutoUMAPConfig)
-    dali: DALIConfig = field(default_factory=DALIConfig)
     debug_augmentations: bool = False
     resume_from_checkpoint: str | None = None
     output_dir: str = "runs"
+
+
+@_dataclass
+class _Classifier:
+    name: str = MISSING
+    pretrained_feature_extractor: str = MISSING
+    pretrain_method: str | None = None
+    fast: bool = False
+    finetune: bool = False
+    label_smoothing: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    auto_augment: bool = False
+    evaluation: LinearEvaluationConfig = field(default_factory=LinearEvaluationConfig)
+    output_dir: str | None = None
+
+
+@_dataclass
+class _Training:
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    wandb: WandbConfig = field(default_factory=WandbConfig)
+    tensorboard: TensorBoardConfig = field(default_factory=TensorBoardConfig)
+    performance: PerformanceConfig = field(default_factory=PerformanceConfig)
+    auto_resume: AutoResumeConfig = field(default_factory=AutoResumeConfig)
+    dali: DALIConfig = field(default_factory=DALIConfig)
     progress_bar: bool = True
     seed: int = 5
     max_epochs: int = MISSING
@@ -192,7 +239,17 @@ class _Schema:
     accumulate_grad_batches: int = 1
 
 
-_OURS = {f.name for f in fields(_Schema)}
+@_dataclass
+class _Pretrain(_Training, _Method):
+    optimizer: PretrainOptimizerConfig = field(default_factory=PretrainOptimizerConfig)
+
+
+@_dataclass
+class _Linear(_Training, _Classifier):
+    data: LinearDataConfig = field(default_factory=LinearDataConfig)
+    optimizer: LinearOptimizerConfig = field(default_factory=LinearOptimizerConfig)
+
+
 # These the command itself decides on.
 _RESERVED = {
     *("self", "logger", "callbacks", "default_root_dir"),
@@ -200,15 +257,20 @@ _RESERVED = {
 }
 TRAINER_KEYS = set(inspect.signature(Trainer.__init__).parameters) - _RESERVED
 
-# main takes every other argument of lightning's Trainer at the top level of its files: so does
-# this.
-PretrainConfig: Any = make_dataclass(
-    "PretrainConfig",
-    [(key, Any, field(default=None)) for key in sorted(TRAINER_KEYS - _OURS)],
-    bases=(_Schema,),
-)
+
+def _with_trainer_keys(name: str, schema: type) -> Any:
+    """main takes every other argument of lightning's Trainer at the top level of its files: so
+    does this."""
+    known = {f.name for f in fields(schema)}
+    others = [(key, Any, field(default=None)) for key in sorted(TRAINER_KEYS - known)]
+    return make_dataclass(name, others, bases=(schema,))
+
+
+PretrainConfig = _with_trainer_keys("PretrainConfig", _Pretrain)
+LinearConfig = _with_trainer_keys("LinearConfig", _Linear)
 
 ConfigStore.instance().store(name="schema", node=PretrainConfig)
+ConfigStore.instance().store(name="linear_schema", node=LinearConfig)
 
 
 def _position(key: str) -> list[str]:
@@ -303,13 +365,18 @@ def located(error: ConfigError, source: str | None = None) -> ConfigError:
     return ConfigError(f"{error}{suffix}") if source and suffix not in str(error) else error
 
 
-def refusal(error: OmegaConfBaseException) -> ConfigError:
-    """OmegaConf's error in our words: the key, and the nearest of those that its section has."""
+def refusal(error: OmegaConfBaseException, of: Any = PretrainConfig) -> ConfigError:
+    """OmegaConf's error in our words: the key, and the nearest of those that its section has.
+
+    Args:
+        error: with the key in it.
+        of: the schema.
+    """
     key = str(error.full_key or error.key or "configuration")
     if not isinstance(error, (ConfigKeyError, ConfigAttributeError)):
         return ConfigError(f"{key}: {str(error).splitlines()[0]}")
     *parents, name = _position(key)
-    schema: Any = OmegaConf.structured(PretrainConfig)
+    schema: Any = OmegaConf.structured(of)
     while parents and OmegaConf.select(schema, ".".join(parents), throw_on_missing=False) is None:
         *parents, name = parents  # a whole section is unknown: its name is the mistake
     section = OmegaConf.select(schema, ".".join(parents)) if parents else schema
@@ -325,25 +392,29 @@ def refusal(error: OmegaConfBaseException) -> ConfigError:
     )
 
 
-def checked(cfg: DictConfig) -> DictConfig:
+def checked(cfg: DictConfig, schema: Any = PretrainConfig) -> DictConfig:
     """The configuration merged over the schema: types checked, defaults filled, unknown keys
     refused.
+
+    Args:
+        cfg: as it was composed.
+        schema: `PretrainConfig` or `LinearConfig`.
 
     Raises:
         ConfigError: naming the key and where it is set; for an unknown one the nearest known.
     """
     try:
-        return _checked(cfg)
+        return _checked(cfg, schema)
     except ConfigError as error:
         raise located(error) from error
 
 
-def _checked(cfg: DictConfig) -> DictConfig:
+def _checked(cfg: DictConfig, schema: Any) -> DictConfig:
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(PretrainConfig), _without_unread(cfg))
+        merged = OmegaConf.merge(OmegaConf.structured(schema), _without_unread(cfg))
         OmegaConf.resolve(merged)
     except OmegaConfBaseException as error:
-        raise refusal(error) from error
+        raise refusal(error, schema) from error
     missing = sorted(OmegaConf.missing_keys(merged))
     if missing:
         raise ConfigError(
@@ -429,6 +500,10 @@ _RANGES: dict[str, tuple[float, float]] = {
     "scheduler.warmup_epochs": (0, math.inf),
     "scheduler.warmup_start_lr": (0, math.inf),
     "scheduler.min_lr": (0, math.inf),
+    "label_smoothing": (0, 1),
+    "mixup": (0, math.inf),
+    "cutmix": (0, math.inf),
+    "optimizer.layer_decay": (0, 1),
     "momentum.base_tau": (0, 1),
     "momentum.final_tau": (0, 1),
     "knn_eval.k": (1, math.inf),
@@ -451,7 +526,7 @@ def _check_choices(cfg: DictConfig) -> None:
         ):
             most = f" and at most {greatest}" if greatest < math.inf else ""
             raise ConfigError(f"{key} must be at least {least}{most}, not {value}")
-    if cfg.momentum.base_tau > cfg.momentum.final_tau:
+    if "momentum" in cfg and cfg.momentum.base_tau > cfg.momentum.final_tau:
         raise ConfigError("momentum.base_tau must not be above momentum.final_tau")
     # Nothing would be trained, and the run would count as finished.
     if cfg.limit_train_batches == 0 or cfg.fast_dev_run:
@@ -459,7 +534,7 @@ def _check_choices(cfg: DictConfig) -> None:
         raise ConfigError(f"{key}={cfg[key]}: a trial run is max_epochs=1 limit_train_batches=2")
     for key, choices in _CHOICES.items():
         value = OmegaConf.select(cfg, key)
-        if value not in choices:
+        if key.split(".")[0] in cfg and value not in choices:
             raise ConfigError(f"{key}: unknown value '{value}'{nearest(str(value), choices)}")
     if cfg.scheduler.name == "step" and not cfg.scheduler.lr_decay_steps:
         raise ConfigError("scheduler.name=step needs scheduler.lr_decay_steps, a list of epochs")
@@ -567,8 +642,9 @@ def completed(
     cfg.data.num_classes = num_classes
     cfg.data.num_large_crops, cfg.data.num_small_crops = num_large_crops, num_small_crops
     scale = cfg.optimizer.batch_size * num_devices(cfg) * cfg.num_nodes / 256
-    cfg.optimizer.lr *= scale
-    cfg.optimizer.classifier_lr *= scale
+    for key in ("lr", "classifier_lr"):
+        if key in cfg.optimizer:
+            cfg.optimizer[key] *= scale
     defaults: dict[str, dict[str, Any]] = {
         "sgd": {"momentum": 0.9},
         "lars": {"momentum": 0.9, "eta": 1e-3, "clip_lr": False, "exclude_bias_n_norm": False},
@@ -581,6 +657,7 @@ def completed(
 
 # Where results go and how they are shown does not change them.
 NOT_IDENTITY = (
+    "pretrained_feature_extractor",  # the weights count, not where they lie
     "output_dir",
     "progress_bar",
     "wandb",
@@ -609,7 +686,9 @@ def identity(cfg: DictConfig, host: str) -> str:
 
 __all__ = [
     "CONFIG_FOLDER",
+    "NOT_IDENTITY",
     "TRAINER_KEYS",
+    "LinearConfig",
     "PretrainConfig",
     "checked",
     "completed",

@@ -2,112 +2,29 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import os
 import statistics
-import sys
 import time
-import warnings
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import hydra
 import lightning.pytorch as pl
 import pandas as pd
 import torch
-from hydra.core.config_search_path import ConfigSearchPath
-from hydra.core.hydra_config import HydraConfig
-from hydra.core.plugins import Plugins
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
-from hydra.plugins.search_path_plugin import SearchPathPlugin
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
-from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
+from omegaconf import DictConfig
 
-from solo_mim.commands import checkpoints, runs
-from solo_mim.commands.configuration import (
-    CONFIG_FOLDER,
-    TRAINER_KEYS,
-    checked,
-    completed,
-    composed_from,
-    located,
-    refusal,
-)
-from solo_mim.commands.progress import EpochLines, LossBar
+from solo_mim.commands import checkpoints, jobs, runs
+from solo_mim.commands.configuration import PretrainConfig, checked, completed
+from solo_mim.commands.progress import EpochLines
 from solo_mim.data import SSLDataModule
-from solo_mim.errors import ConfigError, nearest
+from solo_mim.errors import ConfigError
 from solo_mim.evaluation.diagnostics import InformationCallback
-from solo_mim.evaluation.offline import Predictions, evaluate_features, extract_features
+from solo_mim.evaluation.offline import Predictions, evaluate_features
 from solo_mim.evaluation.plots import plot_curves
 from solo_mim.losses import ExplicitMIMError
-from solo_mim.methods import find_method, recipe_folders
-
-
-def _loggers(cfg: DictConfig, folder: Path) -> list[Logger]:
-    sitting = runs.next_session(folder)
-    loggers: list[Logger] = [CSVLogger(folder, name=None, version=sitting)]
-    wanted: dict[str, Callable[[], Logger]] = {
-        "tensorboard": lambda: TensorBoardLogger(
-            folder, name=None, version=sitting, default_hp_metric=False
-        ),
-        "wandb": lambda: WandbLogger(
-            name=cfg.name,
-            project=cfg.wandb.project,
-            entity=cfg.wandb.entity,
-            offline=cfg.wandb.offline,
-            save_dir=folder,
-            id=folder.name,
-            resume="allow",
-        ),
-    }
-    for name, make in wanted.items():
-        if cfg[name].enabled:
-            try:
-                loggers.append(make())
-            except ModuleNotFoundError as error:
-                raise ConfigError(
-                    f"{name}.enabled=true needs {name}: pip install 'solo-mim[{name}]', "
-                    f"or set {name}.enabled=false"
-                ) from error
-    return loggers
-
-
-def _trainer(cfg: DictConfig, folder: Path, callbacks: list[pl.Callback]) -> pl.Trainer:
-    """lightning's, from the configuration's top level; one of `callbacks` is an `EpochEnd`."""
-    arguments: dict[str, Any] = {
-        key: OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
-        for key, value in cfg.items()
-        if key in TRAINER_KEYS and value is not None
-    }
-    arguments["strategy"] = (
-        DDPStrategy(find_unused_parameters=False)
-        if cfg.strategy == "ddp"
-        else cfg.strategy or "auto"
-    )
-    arguments.setdefault("log_every_n_steps", 10)
-    arguments.setdefault("enable_model_summary", False)
-    arguments.setdefault("num_sanity_val_steps", 0)
-    if cfg.progress_bar and sys.stderr.isatty():
-        callbacks = [*callbacks, LossBar(leave=False)]
-    arguments["enable_progress_bar"] = any(isinstance(c, LossBar) for c in callbacks)
-    try:
-        return pl.Trainer(
-            **arguments,
-            logger=_loggers(cfg, folder),
-            callbacks=callbacks,
-            default_root_dir=folder,
-        )
-    except (MisconfigurationException, ValueError, TypeError) as error:
-        raise ConfigError(f"lightning's Trainer refuses its settings: {error}") from error
-
+from solo_mim.methods import find_method
 
 # Raw pixels of larger data sets are not worth their memory: their kNN says little anyway.
 _RAW_PIXELS_LIMIT = 2**31  # bytes as float32
@@ -118,31 +35,9 @@ def _offline(
 ) -> Predictions:
     """kNN and probe of a frozen backbone's features, from the training images to a split's."""
     train, test = (
-        extract_features(
-            backbone,
-            data.plain_dataloader(part),
-            device,
-            description=f"offline evaluation: {part}",
-            progress=cfg.progress_bar and sys.stderr.isatty(),
-        )
-        for part in ("train", split)
+        jobs.plain_features(cfg, data, part, backbone, device) for part in ("train", split)
     )
     return evaluate_features(train, test, cfg.knn_eval.k, cfg.knn_eval.distance_func, probe)
-
-
-def _peak_memory_mib() -> dict[str, float]:
-    """Peak resident memory of this process, and allocated on the GPU where there is one, in MiB."""
-    peak = {}
-    try:
-        import resource
-    except ImportError:  # Windows
-        pass
-    else:
-        unit = 2**20 if sys.platform == "darwin" else 2**10
-        peak["process"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-    if torch.cuda.is_available():
-        peak["gpu"] = torch.cuda.max_memory_allocated() / 2**20
-    return peak
 
 
 def _last(metrics: pd.DataFrame, column: str) -> float | None:
@@ -160,29 +55,24 @@ def pretrain(cfg: DictConfig) -> dict[str, Any]:
     cfg = checked(cfg)
     method = find_method(cfg.method)
     folder = runs.folder_of(cfg)
-    try:
-        with runs.FolderLock(folder) as lock:
-            try:
-                return _trained_and_evaluated(cfg, method, folder, lock)
-            except Exception as error:
-                if lock.held:
-                    runs.note_failure(folder, error)
-                raise
-    except KeyboardInterrupt:
+
+    def standing() -> str:
         if getattr(rank_zero_only, "rank", 0):  # the first process speaks for all
-            raise SystemExit(1) from None
-        raise KeyboardInterrupt(runs.standing(folder, cfg)) from None
+            raise SystemExit(1)
+        return runs.standing(folder, cfg)
+
+    return jobs.done_once(
+        folder,
+        cfg,
+        summary,
+        lambda lock: _trained_and_evaluated(cfg, method, folder, lock),
+        standing,
+    )
 
 
 def _trained_and_evaluated(
     cfg: DictConfig, method: Any, folder: Path, lock: runs.FolderLock
 ) -> dict[str, Any]:
-    runs.refuse_foreign(folder, cfg)
-    if (folder / runs.RESULT).exists():
-        result = json.loads((folder / runs.RESULT).read_text())
-        print(f"finished before, nothing to do: {folder}\n\n{summary(result)}")
-        return result
-
     data = SSLDataModule(cfg)
     data.train_dataloader()  # refuses an impossible batch size here, before anything is written
     by_labels = cfg.method == "supcon" or cfg.method_kwargs.get("supervised")
@@ -213,7 +103,7 @@ def _trained_and_evaluated(
         views, every = data.views_dataloader("val"), cfg.evaluation.information_every_n_epochs
         held_out = InformationCallback(views, every)
         callbacks.append(held_out)
-    trainer = _trainer(resolved, folder, callbacks)
+    trainer = jobs.trainer_of(resolved, folder, callbacks)
     device = trainer.strategy.root_device
 
     checkpoint = runs.newest_checkpoint(folder)
@@ -233,7 +123,7 @@ def _trained_and_evaluated(
         torch.save(foreign, checkpoint)
 
     offline: dict[str, Predictions] = {}
-    split = "test" if cfg.evaluation.test and cfg.data.validation_split else "val"
+    split, offline_evaluated_on = jobs.offline_split(cfg)
     if has_validation and cfg.evaluation.offline:
         offline["untrained"] = _offline(cfg, data, split, model.backbone.to(device), device)
         if data.num_train_images * 3 * data.crop_size**2 * 4 <= _RAW_PIXELS_LIMIT:
@@ -244,9 +134,7 @@ def _trained_and_evaluated(
     pl.seed_everything(cfg.seed, workers=True, verbose=False)  # the evaluation above drew numbers
     started = time.perf_counter()
     try:
-        trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    except SystemExit:
-        raise KeyboardInterrupt from None  # lightning makes the one of the other
+        jobs.fit(trainer, model, data, checkpoint)
     except ExplicitMIMError as error:
         raise ConfigError(
             f"method={cfg.method} has diverged in epoch {trainer.current_epoch + 1}: {error}; "
@@ -267,8 +155,8 @@ def _trained_and_evaluated(
         "data": cfg.data.dataset,
         "seed": cfg.seed,
         "epochs": trainer.current_epoch,
-        "evaluated_on": _evaluated_on(cfg),
-        "offline_evaluated_on": "test images" if split == "test" else _evaluated_on(cfg),
+        "evaluated_on": jobs.evaluated_on(cfg),
+        "offline_evaluated_on": offline_evaluated_on,
         "online": {
             "probe_top1": _last(metrics, "val_acc1"),
             "probe_top5": _last(metrics, "val_acc5"),
@@ -283,7 +171,7 @@ def _trained_and_evaluated(
         else None,
         "training_seconds_of_last_sitting": seconds,
         "shared_machine": _shared_machine(lines.loads, data.num_workers * trainer.world_size),
-        "peak_memory_mib": _peak_memory_mib(),
+        "peak_memory_mib": jobs.peak_memory_mib(),
         "folder": str(folder),
         "versions": runs.versions(cfg.method),
         "commit": runs.commit(),
@@ -303,10 +191,6 @@ def _shared_machine(loads: list[float], workers: int) -> bool | None:
     Seconds of runs that shared their machine compare with nothing.
     """
     return statistics.median(loads) > torch.get_num_threads() + workers + 0.7 if loads else None
-
-
-def _evaluated_on(cfg: DictConfig) -> str:
-    return "validation split" if cfg.data.validation_split else "held-out images"
 
 
 def _announcement(
@@ -384,89 +268,12 @@ def _prefix() -> str:
         return f"{os.environ['UV']} run "
 
 
-class _PluginRecipes(SearchPathPlugin):
-    """Hydra finds the recipes that installed plug-ins bring, after the shipped ones."""
-
-    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        for package, folder in recipe_folders().items():
-            search_path.append(provider=package, path=f"file://{folder}")
-
-
-def _quiet() -> None:
-    """Silences what a user can do nothing about."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for message in (
-        ".*does not have many workers.*",
-        ".*Checkpoint directory .* exists and is not empty.*",
-        ".*`isinstance.treespec, LeafSpec.` is deprecated.*",
-        ".*Experiment logs directory .* exists.*",
-    ):
-        warnings.filterwarnings("ignore", message=message)
-
-
-def _explained(error: BaseException) -> ConfigError:
-    """Hydra's and OmegaConf's errors in our words: the key, what sets it, what comes nearest."""
-    if isinstance(error, MissingConfigException) and error.options is not None:
-        wanted = (error.missing_cfg_file or "").split("/")[-1]
-        return ConfigError(
-            f"{error.missing_cfg_file}: no such config{nearest(wanted, error.options)}"
-        )
-    cause = error.__cause__ or error.__context__
-    if isinstance(error, ConfigCompositionException) and isinstance(cause, OmegaConfBaseException):
-        return located(refusal(cause), composed_from(str(error), sys.argv[1:]))
-    override = getattr(error, "override", None)  # of one that does not parse
-    return ConfigError(" ".join([*([f"{override}:"] if override else []), *str(error).split()]))
-
-
-_refused: list[ConfigError] = []
-
-
-@hydra.main(config_path=str(CONFIG_FOLDER), config_name="pretrain", version_base="1.3")
-def _hydra_main(cfg: DictConfig) -> float | None:
-    # Hydra has read its arguments; lightning starts further processes by the whole command line.
-    if sys.argv[1:2] != ["pretrain"]:
-        sys.argv.insert(1, "pretrain")
-    OmegaConf.set_struct(cfg, False)
-    try:
-        result = pretrain(cfg)
-    except ConfigError as error:
-        # For `run` to raise: here Hydra would print a line of its own and give a sweep's rest up.
-        _refused.append(located(error))
-        return None
-    return result["online"]["knn_top1"]
-
-
-def _with_absolute_paths(arguments: list[str]) -> list[str]:
-    """Hydra takes a relative --config-path as relative to this file, not to where the user is."""
-    found = list(arguments)
-    for i, argument in enumerate(arguments):
-        option, equals, value = argument.partition("=")
-        if option not in ("--config-path", "-cp"):
-            continue
-        if equals:
-            found[i] = f"{option}={os.path.abspath(value)}"
-        elif i + 1 < len(found):
-            found[i + 1] = os.path.abspath(found[i + 1])
-    return found
+def _job(cfg: DictConfig) -> float | None:
+    """Hydra's of one run; what a sweep would go by."""
+    knn_top1: float | None = pretrain(cfg)["online"]["knn_top1"]
+    return knn_top1
 
 
 def run(arguments: list[str]) -> int:
     """The command: `arguments` are Hydra's."""
-    _quiet()
-    Plugins.instance().register(_PluginRecipes)
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # so that errors arrive here and not as Hydra's printout
-    sys.argv = [sys.argv[0], *_with_absolute_paths(arguments)]
-    _refused.clear()
-    try:
-        _hydra_main()
-    except (HydraException, OmegaConfBaseException) as error:
-        raise _explained(error) from error
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"a YAML file cannot be read: {' '.join(str(error).split())}") from error
-    finally:
-        HydraConfig.instance().cfg = None  # Hydra leaves it to the next run in this process
-    for refused in _refused[:-1]:  # of a sweep
-        print(f"solo-mim: {refused}", file=sys.stderr)
-    if _refused:
-        raise _refused[-1]
-    return 0
+    return jobs.run_by_hydra("pretrain", _job, arguments, PretrainConfig)

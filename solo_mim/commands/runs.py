@@ -156,7 +156,7 @@ def prepare(folder: Path, cfg: DictConfig) -> None:
     (folder / FAILURE).unlink(missing_ok=True)
     write(folder / CONFIGURATION, OmegaConf.to_yaml(cfg, resolve=True))
     sittings = _json(folder / PROVENANCE) or []
-    sitting = {"versions": versions(cfg.method), "commit": commit(), "seed": cfg.seed}
+    sitting = {"versions": versions(cfg.get("method")), "commit": commit(), "seed": cfg.seed}
     write_json(folder / PROVENANCE, [*sittings, sitting])
 
 
@@ -204,7 +204,7 @@ def departure(folder: Path, cfg: DictConfig) -> str | None:
     except (YAMLError, OmegaConfBaseException, OSError, ValueError):
         return None  # of no use, and no obstacle: the run goes in a folder of its own
     if not changes and sittings:
-        changes = _changes(sittings[-1]["versions"], versions(cfg.method))
+        changes = _changes(sittings[-1]["versions"], versions(cfg.get("method")))
     return f"differs from the run in {latest.parent}: {changes}" if changes else None
 
 

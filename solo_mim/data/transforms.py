@@ -67,7 +67,8 @@ class Augmentation:
     """One pipeline of the schema; calling it gives one random view, not yet normalised.
 
     The plain numbers are probabilities. ``crop_scale`` is the range of the crop's share of the
-    image area; None resizes the whole image instead.
+    image area; None resizes the whole image instead. ``interpolation`` is solo-learn's of
+    pre-training; its classification has the bilinear one.
     """
 
     crop_size: int
@@ -81,16 +82,16 @@ class Augmentation:
     solarization: float = 0.0
     equalization: float = 0.0
     horizontal_flip: float = 0.0
+    interpolation: InterpolationMode = InterpolationMode.BICUBIC
 
     def __call__(self, image: Image.Image, rng: random.Random) -> Image.Image:
         """RGB of any size to RGB of ``crop_size`` x ``crop_size``, random through ``rng`` alone."""
         if self.crop_scale is not None:
             image = image.crop(_random_crop_box(*image.size, self.crop_scale, rng))
-            image = image.resize((self.crop_size, self.crop_size), Image.Resampling.BICUBIC)
+            size = (self.crop_size, self.crop_size)
+            image = image.resize(size, Image.Resampling[self.interpolation.name])
         else:
-            image = _resize_and_centre(
-                image, self.crop_size, self.crop_size, InterpolationMode.BICUBIC
-            )
+            image = _resize_and_centre(image, self.crop_size, self.crop_size, self.interpolation)
         if self.color_jitter is not None and rng.random() < self.color_jitter.prob:
             image = _jitter(image, self.color_jitter, rng)
         if rng.random() < self.grayscale:

@@ -1,16 +1,18 @@
-"""Pictures of runs over epochs."""
+"""Pictures of runs over epochs, and of embeddings."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 import pandas as pd
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
+_ROUND_OFF = 1e-14  # of features in 32 bits, squared
 LABELS = {
     "val_acc1": "online probe, top-1 (%)",
     "val_knn_acc1": "online kNN, top-1 (%)",
@@ -50,6 +52,57 @@ def plot_curves(runs: Mapping[str, pd.DataFrame], path: Path, title: str = "") -
         axis.grid(alpha=0.3)
         if len(lines) > 1:
             axis.legend(fontsize="small")
+    figure.suptitle(title)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def plot_planes(
+    planes: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    class_names: Sequence[str],
+    path: Path,
+    title: str = "",
+) -> None:
+    """Points in planes, a panel each, coloured by class.
+
+    Args:
+        planes: label -> N x 2 points and their N classes, -1 of none.
+        class_names: of the classes from 0 on; up to twenty are named.
+        path, title: as in `plot_curves`.
+    """
+    figure, axes = plt.subplots(1, len(planes), figsize=(5 * len(planes), 4.6), squeeze=False)
+    colours = plt.get_cmap("tab20" if len(class_names) <= 20 else "nipy_spectral")
+    for axis, (label, (points, targets)) in zip(axes[0], planes.items(), strict=True):
+        for number in np.unique(targets):
+            chosen = points[targets == number]
+            colour = "lightgrey" if number < 0 else colours(number / max(1, len(class_names) - 1))
+            name = "no label" if number < 0 else class_names[number]
+            axis.scatter(*chosen.T, s=4, linewidths=0, color=colour, label=name)
+        axis.set(title=label, xticks=[], yticks=[])
+    if len(class_names) <= 20:
+        handles, labels = axes[0][0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="center right", fontsize="x-small", markerscale=3)
+    figure.suptitle(title)
+    figure.tight_layout(rect=(0, 0, 0.86 if len(class_names) <= 20 else 1, 1))
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def plot_spectra(spectra: Mapping[str, np.ndarray], path: Path, title: str = "") -> None:
+    """Falling eigenvalues on a logarithmic scale, each as a share of the first, a line for each.
+
+    Args:
+        spectra: label -> eigenvalues; those of round-off are left out.
+        path, title: as in `plot_curves`.
+    """
+    figure, axis = plt.subplots(figsize=(5.4, 4))
+    for label, values in spectra.items():
+        positive = values[values > _ROUND_OFF * values.max()]
+        axis.semilogy(np.arange(1, len(positive) + 1), positive / positive.max(), label=label)
+    axis.set(xlabel="dimension", ylabel="eigenvalue of the covariance, first = 1")
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize="small")
     figure.suptitle(title)
     figure.tight_layout()
     figure.savefig(path, dpi=120)

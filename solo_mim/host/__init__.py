@@ -45,9 +45,23 @@ def host_version() -> str:
 
 
 if GENERATION == "current":
-    from solo_mim.host.current import BACKBONES, LOSSES, METHODS, BaseMethod, BaseMomentumMethod
+    from solo_mim.host.current import (
+        BACKBONES,
+        LOSSES,
+        METHODS,
+        BaseMethod,
+        BaseMomentumMethod,
+        build_backbone,
+    )
 else:
-    from solo_mim.host.released import BACKBONES, LOSSES, METHODS, BaseMethod, BaseMomentumMethod
+    from solo_mim.host.released import (
+        BACKBONES,
+        LOSSES,
+        METHODS,
+        BaseMethod,
+        BaseMomentumMethod,
+        build_backbone,
+    )
 
 __all__ = [
     "BACKBONES",
@@ -58,5 +72,6 @@ __all__ = [
     "METHODS",
     "BaseMethod",
     "BaseMomentumMethod",
+    "build_backbone",
     "host_version",
 ]

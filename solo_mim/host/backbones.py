@@ -8,7 +8,7 @@ decide, for the online and the momentum backbone alike.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -64,6 +64,28 @@ OUR_BACKBONES = {"small_cnn": SmallCNN}
 
 def _is_vit(name: str) -> bool:
     return name.startswith("vit_")
+
+
+def known_backbone(name: str, known: Collection[str]) -> None:
+    """Raises ConfigError of a name that is not among those known."""
+    if name not in known:
+        raise ConfigError(f"backbone.name: unknown backbone '{name}'{nearest(name, known)}")
+
+
+def fit_to_weights(cfg: DictConfig, weights: Mapping[str, torch.Tensor]) -> None:
+    """Sets in place the stem of a ResNet, or the patches of a vision transformer, that weights are
+    of; what the configuration says explicitly stays.
+
+    Args:
+        cfg: read and set is `backbone`.
+        weights: a backbone's state dict.
+    """
+    backbone = cfg.backbone
+    automatic = (backbone.get("stem") or "auto") == "auto"
+    if backbone.name in _RESNETS and automatic and "conv1.weight" in weights:
+        backbone.stem = "small" if weights["conv1.weight"].shape[-1] == 3 else "imagenet"
+    elif _is_vit(backbone.name) and automatic and "patch_embed.proj.weight" in weights:
+        backbone.kwargs.setdefault("patch_size", weights["patch_embed.proj.weight"].shape[-1])
 
 
 def resolved_stem(cfg: DictConfig) -> str:

@@ -11,11 +11,16 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
+from torch import Tensor, nn
 
-from solo_mim.errors import ConfigError, nearest
+from solo_mim.errors import ConfigError
 from solo_mim.host import mended
-from solo_mim.host.backbones import OUR_BACKBONES, backbone_factory, fill_backbone_kwargs
+from solo_mim.host.backbones import (
+    OUR_BACKBONES,
+    backbone_factory,
+    fill_backbone_kwargs,
+    known_backbone,
+)
 from solo_mim.host.checks import refuse_impossible_batch, refuse_impossible_views
 from solo_mim.host.keys import check_method_kwargs, method_keys, numeric_keys
 from solo_mim.host.knn import OnlineKNN
@@ -32,6 +37,23 @@ with warnings.catch_warnings():
 host_base.WeightedKNNClassifier = OnlineKNN  # constructed in the host's BaseMethod.__init__
 
 
+def build_backbone(cfg: DictConfig, method: str | None) -> nn.Module:
+    """The backbone as a method would have it, in its first state; fills `cfg.backbone.kwargs` in.
+
+    Args:
+        cfg: read are `backbone`, `augmentations` and `data`.
+        method: MAE and MoCo v3 have vision transformers of their own.
+
+    Raises:
+        ConfigError: unknown backbone, stem, or argument of it.
+    """
+    name = cfg.backbone.name
+    known_backbone(name, BACKBONES)
+    fill_backbone_kwargs(cfg)
+    factory = backbone_factory(cfg, host_base.BaseMethod._BACKBONES.get(name))
+    return factory(method, **cfg.backbone.kwargs)
+
+
 class Adapter(Lifecycle):
     """Mixed in before a method class of main."""
 
@@ -40,8 +62,7 @@ class Adapter(Lifecycle):
 
     def __init__(self, cfg: DictConfig):
         name = cfg.backbone.name
-        if name not in BACKBONES:
-            raise ConfigError(f"backbone.name: unknown backbone '{name}'{nearest(name, BACKBONES)}")
+        known_backbone(name, BACKBONES)
         check_method_kwargs(cfg, method_keys(type(self)), numeric_keys(type(self)))
         fill_backbone_kwargs(cfg)
         # The host looks a backbone up by name, and where the name starts with "resnet" it does the

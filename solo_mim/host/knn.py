@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -120,22 +120,58 @@ def knn_predictions(
 
     Arguments are those of `OnlineKNN`, of M x D and N x D features and M targets from 0 on.
     """
-    if distance_fx == "cosine":
-        train, test = F.normalize(train), F.normalize(test)
     num_classes = int(train_targets.max()) + 1
-    k = min(k, len(train))
     ranked = []
-    for features in test.split(max(1, max_distance_matrix_size // len(train))):
-        if distance_fx == "cosine":
-            similarities, neighbours = (features @ train.T).topk(k)
-            weights = (similarities / T).exp()
-        else:
-            similarities, neighbours = (-torch.cdist(features, train)).topk(k)
-            weights = 1 / (epsilon - similarities)
-        scores = features.new_zeros(len(features), num_classes)
+    for closeness, neighbours in nearest_neighbours(
+        train, test, k, distance_fx, max_distance_matrix_size
+    ):
+        scores = closeness.new_zeros(len(closeness), num_classes)
+        weights = vote_weights(closeness, distance_fx, T, epsilon)
         scores.scatter_add_(1, train_targets[neighbours], weights)
         ranked.append(scores.topk(min(5, num_classes)).indices)
     return torch.cat(ranked)
+
+
+def nearest_neighbours(
+    train: Tensor,
+    test: Tensor,
+    k: int,
+    distance_fx: str,
+    max_distance_matrix_size: int,
+    own: Tensor | None = None,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The k nearest of M training features, or all there are, of a few test features at a time.
+
+    Args:
+        train, test: M x D and N x D.
+        k, distance_fx, max_distance_matrix_size: as in `OnlineKNN`; one row of the distance matrix
+            is held at least.
+        own: N indexes; of each test feature the training feature that is itself, to be passed over.
+
+    Yields:
+        Closeness (cosine similarity, or the distance times -1) and index of each neighbour, nearest
+        first: n x k each, test features in order.
+    """
+    if distance_fx == "cosine":
+        train, test = F.normalize(train), F.normalize(test)
+    k = min(k, len(train) if own is None else len(train) - 1)
+    rows = max(1, max_distance_matrix_size // len(train))
+    for start in range(0, len(test), rows):
+        features = test[start : start + rows]
+        if distance_fx == "cosine":
+            closeness = features @ train.T
+        else:
+            closeness = torch.cdist(features, train).neg_()
+        if own is not None:
+            closeness.scatter_(1, own[start : start + rows, None], -torch.inf)
+        yield closeness.topk(k)
+
+
+def vote_weights(
+    closeness: Tensor, distance_fx: str, T: float = 0.07, epsilon: float = 1e-5
+) -> Tensor:
+    """Weights of neighbours by the closeness that `nearest_neighbours` gives."""
+    return (closeness / T).exp() if distance_fx == "cosine" else 1 / (epsilon - closeness)
 
 
 def _joined(bank: list[Tensor] | Tensor) -> Tensor:

@@ -20,11 +20,32 @@ _CACHE = "pos_enc.penc.penc.cached_penc"
 LATE_STATE = (*_LATE_BUFFERS, _CACHE)
 
 
-class Lifecycle:
-    """Mixed in before a host's LightningModule: mended kNN, and resuming to equal weights."""
+class SeededEpochs:
+    """Mixed in before a LightningModule: what an epoch draws depends on (seed, epoch, process)."""
 
     cfg: DictConfig
     trainer: Trainer
+
+    def on_train_epoch_start(self) -> None:
+        self._seed()  # DeepClusterV2 draws its first centroids in this hook
+        super().on_train_epoch_start()  # type: ignore[misc]
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        super().on_train_batch_start(batch, batch_idx)  # type: ignore[misc]
+        if batch_idx == 0:
+            # Once more: the loader's own draw comes before the hook above where a run is resumed,
+            # and after it elsewhere.
+            self._seed()
+
+    def _seed(self) -> None:
+        """Dropout, masks and the like draw from (seed, epoch, process): a resumed run's epoch draws
+        what it would have drawn."""
+        origin = (self.cfg.get("seed", 5), self.trainer.current_epoch, self.trainer.global_rank)
+        seed_everything(int(np.random.SeedSequence(origin).generate_state(1)[0]), verbose=False)
+
+
+class Lifecycle(SeededEpochs):
+    """Mixed in before a host's LightningModule: mended kNN, and resuming to equal weights."""
 
     device: torch.device
     knn_eval: bool
@@ -58,18 +79,10 @@ class Lifecycle:
         )
 
     def on_train_epoch_start(self) -> None:
-        self._seed()  # DeepClusterV2 draws its first centroids in this hook
-        super().on_train_epoch_start()  # type: ignore[misc]
+        super().on_train_epoch_start()
         # With validation every few epochs the host would keep the features of stale weights.
         if self.knn_eval:
             self.knn.reset()
-
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        super().on_train_batch_start(batch, batch_idx)  # type: ignore[misc]
-        if batch_idx == 0:
-            # Once more: the loader's own draw comes before the hook above where a run is resumed,
-            # and after it elsewhere.
-            self._seed()
 
     def _base_shared_step(self, X: torch.Tensor, targets: torch.Tensor) -> dict[str, Any]:
         """The host's, with loss and accuracies of the labelled images alone, 0 where none is.
@@ -87,12 +100,6 @@ class Lifecycle:
                 hits = (logits.topk(k).indices == targets[:, None]).any(1) & labelled
                 out[key] = 100 * hits.sum() / count
         return out
-
-    def _seed(self) -> None:
-        """Dropout, masks and the like draw from (seed, epoch, process): a resumed run's epoch draws
-        what it would have drawn."""
-        origin = (self.cfg.get("seed", 5), self.trainer.current_epoch, self.trainer.global_rank)
-        seed_everything(int(np.random.SeedSequence(origin).generate_state(1)[0]), verbose=False)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)  # type: ignore[misc]

@@ -1,4 +1,5 @@
-"""Optimiser and schedule for the released generation, with the semantics of solo-learn main."""
+"""Optimisers and schedules with the semantics of solo-learn main: for the released generation, and
+for classifiers on either."""
 
 from __future__ import annotations
 
@@ -7,7 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from omegaconf import DictConfig
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, MultiStepLR
 
 
 class LARS(torch.optim.SGD):
@@ -82,6 +84,14 @@ def _scale(p: torch.Tensor, group: dict[str, Any]) -> None:
     p.grad.copy_(torch.where(undefined, p.grad, scaled))  # type: ignore[arg-type,union-attr]
 
 
+OPTIMIZERS: dict[str, Any] = {
+    "sgd": torch.optim.SGD,
+    "lars": LARS,
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+}
+
+
 class _WarmupCosine(LambdaLR):
     """A LambdaLR that also goes on from the state of main's schedule, which has no lambdas."""
 
@@ -123,6 +133,34 @@ def warmup_cosine(
             for group in optimizer.param_groups
         ],
     )
+
+
+def schedule(
+    optimizer: torch.optim.Optimizer, cfg: DictConfig, model: Any
+) -> dict[str, Any] | None:
+    """What `cfg.scheduler` asks for as lightning takes it; None of `none`.
+
+    Args:
+        optimizer: with each group's own rate.
+        cfg: read are `scheduler` and `max_epochs`.
+        model: a LightningModule, whose trainer is asked for the number of steps.
+    """
+    settings = cfg.scheduler
+    if settings.name == "none":
+        return None
+    if settings.name == "step":
+        scheduler: LRScheduler = MultiStepLR(optimizer, list(settings.lr_decay_steps))
+        return {"scheduler": scheduler, "interval": "epoch", "frequency": 1}
+    per_step = settings.interval == "step"
+    steps = model.trainer.estimated_stepping_batches if per_step else cfg.max_epochs
+    scheduler = warmup_cosine(
+        optimizer,
+        warmup_steps=settings.warmup_epochs * steps / cfg.max_epochs,
+        max_steps=steps,
+        warmup_start_lr=settings.warmup_start_lr,
+        min_lr=settings.min_lr,
+    )
+    return {"scheduler": scheduler, "interval": settings.interval, "frequency": 1}
 
 
 def hold_rates(scheduler: LRScheduler, rates: dict[int, float]) -> None:

@@ -22,22 +22,24 @@ from typing import Any
 import lightning.pytorch
 import lightning.pytorch.callbacks
 import torch
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LRScheduler, MultiStepLR
 
-from solo_mim.errors import ConfigError, nearest
 from solo_mim.host import mended
-from solo_mim.host.backbones import OUR_BACKBONES, backbone_factory, fill_backbone_kwargs
+from solo_mim.host.backbones import (
+    OUR_BACKBONES,
+    backbone_factory,
+    fill_backbone_kwargs,
+    known_backbone,
+)
 from solo_mim.host.checks import refuse_impossible_batch, refuse_impossible_views
 from solo_mim.host.keys import check_method_kwargs, method_keys, numeric_keys
 from solo_mim.host.knn import OnlineKNN
 from solo_mim.host.lifecycle import Lifecycle
 from solo_mim.host.optimisation import (
-    LARS,
+    OPTIMIZERS,
     hold_rates,
-    warmup_cosine,
+    schedule,
     without_decay_on_bias_and_norm,
 )
 
@@ -143,14 +145,6 @@ def _fill(cfg: DictConfig, defaults: dict[str, Any], prefix: str = "") -> None:
             OmegaConf.update(cfg, prefix + key, value, merge=True, force_add=True)
 
 
-OPTIMIZERS = {
-    "sgd": torch.optim.SGD,
-    "lars": LARS,
-    "adam": torch.optim.Adam,
-    "adamw": torch.optim.AdamW,
-}
-
-
 # 1.0.2 maps names to factories in a literal inside __init__, but imports this factory there by
 # name.
 _SLOT = "vit_tiny"
@@ -170,6 +164,22 @@ def _backbone_in_slot(cfg: DictConfig) -> Iterator[None]:
         yield
     finally:
         setattr(host_backbones, _SLOT, original)
+
+
+def build_backbone(cfg: DictConfig, method: str | None) -> nn.Module:
+    """The backbone as a method would have it, in its first state; fills `cfg.backbone.kwargs` in.
+
+    Args:
+        cfg: read are `backbone`, `augmentations` and `data`.
+        method: ignored: here all have the same.
+
+    Raises:
+        ConfigError: unknown backbone, stem, or argument of it.
+    """
+    known_backbone(cfg.backbone.name, BACKBONES)
+    fill_backbone_kwargs(cfg)
+    host_factory = getattr(host_backbones, cfg.backbone.name, None)
+    return backbone_factory(cfg, host_factory)(**cfg.backbone.kwargs)
 
 
 class Adapter(Lifecycle):
@@ -193,8 +203,7 @@ class Adapter(Lifecycle):
     def __init__(self, cfg: DictConfig):
         cfg = self.add_and_assert_specific_cfg(cfg)
         name = cfg.backbone.name
-        if name not in BACKBONES:
-            raise ConfigError(f"backbone.name: unknown backbone '{name}'{nearest(name, BACKBONES)}")
+        known_backbone(name, BACKBONES)
         fill_backbone_kwargs(cfg)
         with _backbone_in_slot(cfg):
             super().__init__(**self._constructor_arguments(cfg))
@@ -271,7 +280,7 @@ class Adapter(Lifecycle):
         """1.0.2's name of `momentum_backbone`."""
         return self.momentum_backbone
 
-    def configure_optimizers(self) -> OptimizerLRScheduler:
+    def configure_optimizers(self) -> Any:
         """Main's: groups, optimiser by name, warm-up and cosine per step from 3e-5.
 
         1.0.2 steps its schedule once an epoch from .003: a run of ten epochs never leaves warm-up.
@@ -286,28 +295,12 @@ class Adapter(Lifecycle):
         optimizer = OPTIMIZERS[self.cfg.optimizer.name](
             groups, lr=self.lr, weight_decay=self.weight_decay, **self.extra_optimizer_args
         )
-        schedule = self.cfg.scheduler.name.lower()
-        if schedule == "none":
+        entry = schedule(optimizer, self.cfg, self)
+        if entry is None:
             return optimizer
-        per_step = self.scheduler_interval == "step"
-        if schedule == "warmup_cosine":
-            steps = self.trainer.estimated_stepping_batches if per_step else self.max_epochs
-            scheduler: LRScheduler = warmup_cosine(
-                optimizer,
-                warmup_steps=self.warmup_epochs * steps / self.max_epochs,
-                max_steps=steps,
-                warmup_start_lr=self.warmup_start_lr,
-                min_lr=self.min_lr,
-            )
-            interval = self.scheduler_interval
-        else:
-            scheduler, interval = MultiStepLR(optimizer, self.lr_decay_steps), "epoch"
         if static_groups:
-            hold_rates(scheduler, dict.fromkeys(static_groups, self.lr))
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": interval, "frequency": 1},
-        }
+            hold_rates(entry["scheduler"], dict.fromkeys(static_groups, self.lr))
+        return {"optimizer": optimizer, "lr_scheduler": entry}
 
     # lightning 2 refuses `validation_epoch_end`: subclasses shadow it with None, and it runs from
     # here.

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from solo_mim.commands import main, pretrain
+from solo_mim.commands import jobs, main
 from solo_mim.data.photo_patches import photo_patches
 from solo_mim.errors import ConfigError
 
@@ -243,10 +243,10 @@ def test_a_logger_that_is_not_installed_names_its_extra(name, tmp_path, monkeypa
     def absent(*_, **__):
         raise ModuleNotFoundError
 
-    monkeypatch.setattr(pretrain, name, absent)
+    monkeypatch.setattr(jobs, name, absent)
     extra = name.removesuffix("Logger").lower()
     with pytest.raises(ConfigError, match=rf"pip install 'solo-mim\[{extra}\]'"):
-        pretrain._loggers(compose_cfg(f"{extra}.enabled=true"), tmp_path)
+        jobs.loggers(compose_cfg(f"{extra}.enabled=true"), tmp_path)
 
 
 def test_two_processes_train_and_pool_their_kNN_bank(tmp_path):
@@ -290,15 +290,15 @@ def test_a_multirun_trains_each_job(tmp_path):
 def test_ctrl_c_and_sigterm_say_in_one_line_what_is_kept(tmp_path, number, hook, epoch, standing):
     code = (
         "import lightning.pytorch as pl, os, signal, sys\n"
-        "import solo_mim.commands.pretrain as p\n"
+        "import solo_mim.commands.jobs as jobs\n"
         "from solo_mim.commands import main\n"
         # A shell starts background jobs with the signal ignored, and Python then leaves it so.
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "class Press(pl.Callback):\n"
         f"    def {hook}(self, trainer, module, *_):\n"
         f"        if trainer.current_epoch == {epoch}: os.kill(os.getpid(), signal.{number.name})\n"
-        "make = p._trainer\n"
-        "p._trainer = lambda cfg, folder, callbacks: make(cfg, folder, [*callbacks, Press()])\n"
+        "make = jobs.trainer_of\n"
+        "jobs.trainer_of = lambda cfg, folder, given: make(cfg, folder, [*given, Press()])\n"
         "sys.exit(main(['pretrain', *sys.argv[1:]]))\n"
     )
     done = subprocess.run(

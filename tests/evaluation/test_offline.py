@@ -1,10 +1,16 @@
 """Offline kNN and probe on features whose accuracies are known."""
 
+import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedShuffleSplit
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from torch import nn
 
-from solo_mim.evaluation.offline import evaluate_features, extract_features
+from solo_mim.errors import ConfigError
+from solo_mim.evaluation.offline import chosen_probe, evaluate_features, extract_features
 
 
 def _clusters(per_class, spread, seed):
@@ -49,3 +55,58 @@ def test_features_are_of_evaluation_mode_and_the_mode_is_given_back(training):
     torch.testing.assert_close(features, torch.cat([backbone(x) for x, _ in batches]))
     assert targets.tolist() == 3 * list(range(6))
     assert backbone[2].num_batches_tracked == 0, "running statistics are untouched"
+
+
+def spread(images, classes=7, dim=6, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.randn(classes, dim, generator=torch.Generator().manual_seed(9))
+    targets = torch.arange(images) % classes
+    return centres[targets] + torch.randn(images, dim, generator=generator), targets
+
+
+def test_the_probes_penalty_is_chosen_on_training_images_and_the_probe_refitted_on_all():
+    train, test = spread(210), spread(140, seed=1)
+    found = chosen_probe(train, test, 7)
+    features, targets = (part.numpy() for part in train)
+    fit, held_out = next(
+        StratifiedShuffleSplit(1, test_size=0.2, random_state=0).split(features, targets)
+    )
+    assert found.held_out == len(held_out) == 42
+
+    def fitted(C, rows):
+        probe = make_pipeline(StandardScaler(), LogisticRegression(C=C, max_iter=1000))
+        return probe.fit(features[rows], targets[rows])
+
+    for C, top1 in found.candidates.items():
+        assert top1 == 100 * fitted(C, fit).score(features[held_out], targets[held_out])
+    best = max(found.candidates.values())
+    assert min(C for C, top1 in found.candidates.items() if top1 == best) == found.C
+    probe = fitted(found.C, np.arange(210))
+    assert found.top1 == pytest.approx(100 * probe.score(*(part.numpy() for part in test)))
+    probabilities = torch.from_numpy(probe.predict_proba(test[0].numpy())).double()
+    nll = torch.nn.functional.nll_loss(probabilities.log(), test[1]).item()
+    assert found.nll == pytest.approx(nll, rel=1e-4)
+    top5 = (probabilities.topk(5).indices == test[1][:, None]).any(1).double().mean()
+    assert found.top5 == pytest.approx(100 * top5.item())
+    assert found.converged
+    other = chosen_probe(train, (test[0], test[1].roll(1)), 7)
+    assert (other.C, other.candidates) == (found.C, found.candidates)
+    assert other.top1 < found.top1
+
+
+def test_a_class_without_training_images_is_never_right_and_costs_much():
+    features, targets = spread(60, classes=3)
+    found = chosen_probe((features, targets), (features[:30], torch.full((30,), 3)), 4)
+    assert found.top1 == 0
+    assert found.nll > 10
+    assert found.top5 is None
+
+
+def test_unlabelled_and_too_few_training_images():
+    features, targets = spread(60, classes=3)
+    hidden = torch.cat([targets, torch.full((20,), -1)])
+    more = torch.cat([features, torch.full((20, 6), 100.0)])
+    with_them = chosen_probe((more, hidden), (features, targets), 3)
+    assert with_them == chosen_probe((features, targets), (features, targets), 3)
+    with pytest.raises(ConfigError, match="cannot be chosen on 3 training images"):
+        chosen_probe((features[:3], targets[:3]), (features, targets), 3)

@@ -1,0 +1,382 @@
+"""What the commands share: Hydra's arguments, lightning's trainer, one process and one result to a
+folder."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import re
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hydra
+import lightning.pytorch as pl
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from torch import Tensor
+from yaml import YAMLError
+
+from solo_mim.commands import runs
+from solo_mim.commands.configuration import (
+    CONFIG_FOLDER,
+    TRAINER_KEYS,
+    PretrainConfig,
+    composed_from,
+    located,
+    refusal,
+)
+from solo_mim.commands.progress import LossBar
+from solo_mim.data import SSLDataModule
+from solo_mim.errors import ConfigError, nearest
+from solo_mim.evaluation.offline import extract_features
+from solo_mim.methods import recipe_folders
+
+
+def done_once(
+    folder: Path,
+    cfg: DictConfig,
+    summary: Callable[[dict[str, Any]], str],
+    work: Callable[[runs.FolderLock], dict[str, Any]],
+    standing: Callable[[], str] = lambda: "nothing is kept; the same command starts again",
+) -> dict[str, Any]:
+    """The result in a folder: of `work`, which takes the lock, or of an earlier run that finished.
+
+    Raises:
+        ConfigError: what is in the folder belongs to another configuration.
+        KeyboardInterrupt: Ctrl-C or SIGTERM, with what `standing` says of it.
+    """
+    with runs.FolderLock(folder) as lock:
+        runs.refuse_foreign(folder, cfg)
+        if (folder / runs.RESULT).exists():
+            result: dict[str, Any] = json.loads((folder / runs.RESULT).read_text())
+            print(f"finished before, nothing to do: {folder}\n\n{summary(result)}")
+            return result
+        try:
+            return work(lock)
+        except Exception as error:
+            if lock.held:
+                runs.note_failure(folder, error)
+            raise
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(standing()) from None
+
+
+# Training
+
+
+def loggers(cfg: DictConfig, folder: Path) -> list[Logger]:
+    """A step-wise CSV log and what else the configuration asks for."""
+    sitting = runs.next_session(folder)
+    found: list[Logger] = [CSVLogger(folder, name=None, version=sitting)]
+    wanted: dict[str, Callable[[], Logger]] = {
+        "tensorboard": lambda: TensorBoardLogger(
+            folder, name=None, version=sitting, default_hp_metric=False
+        ),
+        "wandb": lambda: WandbLogger(
+            name=cfg.name,
+            project=cfg.wandb.project,
+            entity=cfg.wandb.entity,
+            offline=cfg.wandb.offline,
+            save_dir=folder,
+            id=folder.name,
+            resume="allow",
+        ),
+    }
+    for name, make in wanted.items():
+        if cfg[name].enabled:
+            try:
+                found.append(make())
+            except ModuleNotFoundError as error:
+                raise ConfigError(
+                    f"{name}.enabled=true needs {name}: pip install 'solo-mim[{name}]', "
+                    f"or set {name}.enabled=false"
+                ) from error
+    return found
+
+
+def trainer_of(cfg: DictConfig, folder: Path, callbacks: list[pl.Callback]) -> pl.Trainer:
+    """lightning's, from the configuration's top level; one of `callbacks` is an `EpochEnd`."""
+    arguments: dict[str, Any] = {
+        key: OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+        for key, value in cfg.items()
+        if key in TRAINER_KEYS and value is not None
+    }
+    arguments["strategy"] = (
+        DDPStrategy(find_unused_parameters=False)
+        if cfg.strategy == "ddp"
+        else cfg.strategy or "auto"
+    )
+    arguments.setdefault("log_every_n_steps", 10)
+    arguments.setdefault("enable_model_summary", False)
+    arguments.setdefault("num_sanity_val_steps", 0)
+    if shows_progress(cfg):
+        callbacks = [*callbacks, LossBar(leave=False)]
+    arguments["enable_progress_bar"] = any(isinstance(c, LossBar) for c in callbacks)
+    try:
+        return pl.Trainer(
+            **arguments,
+            logger=loggers(cfg, folder),
+            callbacks=callbacks,
+            default_root_dir=folder,
+        )
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        raise ConfigError(f"lightning's Trainer refuses its settings: {error}") from error
+
+
+def fit(
+    trainer: pl.Trainer, model: pl.LightningModule, data: SSLDataModule, checkpoint: Path | None
+) -> None:
+    """`trainer.fit` from a checkpoint on, with Ctrl-C and SIGTERM as KeyboardInterrupt."""
+    try:
+        trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    except SystemExit:
+        raise KeyboardInterrupt from None  # lightning makes the one of the other
+
+
+def peak_memory_mib() -> dict[str, float]:
+    """Peak resident memory of this process, and allocated on the GPU where there is one, in MiB."""
+    peak = {}
+    try:
+        import resource
+    except ImportError:  # Windows
+        pass
+    else:
+        unit = 2**20 if sys.platform == "darwin" else 2**10
+        peak["process"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    if torch.cuda.is_available():
+        peak["gpu"] = torch.cuda.max_memory_allocated() / 2**20
+    return peak
+
+
+# Evaluation
+
+
+def shows_progress(cfg: DictConfig) -> bool:
+    """Whether bars are drawn: not where nobody would see them."""
+    return bool(cfg.progress_bar) and sys.stderr.isatty()
+
+
+def plain_features(
+    cfg: DictConfig, data: SSLDataModule, split: str, backbone: Any, device: Any
+) -> tuple[Tensor, Tensor]:
+    """Features of a split's un-augmented images, N x D, and their classes."""
+    return extract_features(
+        backbone,
+        data.plain_dataloader(split),
+        device,
+        description=f"offline evaluation: {split}",
+        progress=shows_progress(cfg),
+    )
+
+
+def evaluated_on(cfg: DictConfig) -> str:
+    """What the split `val` is called in results."""
+    return "validation split" if cfg.data.validation_split else "held-out images"
+
+
+def offline_split(cfg: DictConfig) -> tuple[str, str]:
+    """The split that offline figures are of, and what it is called in results.
+
+    `evaluation.test` opens the test images where `val` is a share of the training images; elsewhere
+    `val` is those images.
+    """
+    if cfg.evaluation.test and cfg.data.validation_split:
+        return "test", "test images"
+    return "val", evaluated_on(cfg)
+
+
+def evaluation_parser(
+    command: str, description: str, examples: str, file: str | None = None
+) -> argparse.ArgumentParser:
+    """Of a command that takes a network, a `file` to write where one is named, and overrides."""
+    parser = argparse.ArgumentParser(
+        prog=f"solo-mim {command}",
+        description=description,
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "run",
+        metavar="RUN",
+        help="folder of a run, a checkpoint (ours or solo-learn's), or a state dict of torchvision "
+        "or timm",
+    )
+    if file:
+        parser.add_argument("file", metavar=file, help="to write")
+    parser.add_argument(
+        "overrides",
+        metavar="key=value",
+        nargs="*",
+        help="as of solo-mim pretrain: data=..., data.val_path=..., optimizer.batch_size=...; a "
+        "file without a configuration beside it needs its backbone=... and data=...",
+    )
+    return parser
+
+
+def device(cfg: DictConfig) -> torch.device:
+    """The GPU, where there is one and the configuration does not ask for the CPU."""
+    use = cfg.accelerator != "cpu" and torch.cuda.is_available()
+    return torch.device("cuda" if use else "cpu")
+
+
+def measured(classifier: str, split: str, images: int, figures: dict[str, Any]) -> dict[str, Any]:
+    """Accuracies (%) and losses (nats) with what they are of, so that no table mixes them."""
+    return {
+        **{"protocol": "offline", "classifier": classifier, "split": split, "images": images},
+        **figures,
+    }
+
+
+def measured_line(row: dict[str, Any]) -> str:
+    """One of a closing table, of what `measured` gives."""
+    figures = [f"top-1 {row['top1']:.1f} %"]
+    if row.get("top5") is not None:
+        figures.append(f"top-5 {row['top5']:.1f} %")
+    if row.get("nll") is not None:
+        figures.append(f"{row['nll']:.3f} nats")
+    return f"  offline, {row['classifier']}, {row['images']:,} {row['split']}: " + ", ".join(
+        figures
+    )
+
+
+def provenance(folder: Path, origin: dict[str, Any]) -> dict[str, Any]:
+    """The end of an evaluation's result: the network, where all lies, what it was made with."""
+    return {
+        "trained": origin,
+        "folder": str(folder),
+        "versions": runs.versions(),
+        "commit": runs.commit(),
+    }
+
+
+# Hydra
+
+
+def is_override(argument: str) -> bool:
+    """Whether an argument is Hydra's `key=value`, and no path."""
+    return re.match(r"[+~]*[\w.@\[\]]+=", argument) is not None and not Path(argument).exists()
+
+
+class _PluginRecipes(SearchPathPlugin):
+    """Hydra finds the recipes that installed plug-ins bring, after the shipped ones."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        for package, folder in recipe_folders().items():
+            search_path.append(provider=package, path=f"file://{folder}")
+
+
+def _quiet() -> None:
+    """Silences what a user can do nothing about."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",
+        ".*Checkpoint directory .* exists and is not empty.*",
+        ".*`isinstance.treespec, LeafSpec.` is deprecated.*",
+        ".*Experiment logs directory .* exists.*",
+        ".*in eval mode at the start of training.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)
+
+
+def _explained(error: BaseException, schema: Any, arguments: list[str]) -> ConfigError:
+    """Hydra's and OmegaConf's errors in our words: the key, what sets it, what comes nearest."""
+    if isinstance(error, MissingConfigException) and error.options is not None:
+        wanted = (error.missing_cfg_file or "").split("/")[-1]
+        return ConfigError(
+            f"{error.missing_cfg_file}: no such config{nearest(wanted, error.options)}"
+        )
+    cause = error.__cause__ or error.__context__
+    if isinstance(error, ConfigCompositionException) and isinstance(cause, OmegaConfBaseException):
+        return located(refusal(cause, schema), composed_from(str(error), arguments))
+    override = getattr(error, "override", None)  # of one that does not parse
+    return ConfigError(" ".join([*([f"{override}:"] if override else []), *str(error).split()]))
+
+
+def composed(name: str, overrides: list[str], schema: Any = PretrainConfig) -> DictConfig:
+    """The configuration of a name, shipped or stored, with overrides.
+
+    Raises:
+        ConfigError: an override that does not parse, or of a key or group that does not exist.
+    """
+    Plugins.instance().register(_PluginRecipes)
+    try:
+        with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+            return compose(name, overrides=overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise _explained(error, schema, overrides) from error
+
+
+def _with_absolute_paths(arguments: list[str]) -> list[str]:
+    """Hydra takes a relative --config-path as relative to a file, not to where the user is."""
+    found = list(arguments)
+    for i, argument in enumerate(arguments):
+        option, equals, value = argument.partition("=")
+        if option not in ("--config-path", "-cp"):
+            continue
+        if equals:
+            found[i] = f"{option}={os.path.abspath(value)}"
+        elif i + 1 < len(found):
+            found[i + 1] = os.path.abspath(found[i + 1])
+    return found
+
+
+def run_by_hydra(
+    command: str, job: Callable[[DictConfig], Any], arguments: list[str], schema: Any
+) -> int:
+    """Has Hydra compose `configs/COMMAND.yaml` with `arguments`, and calls `job` on what comes out.
+
+    Args:
+        command: of the command line.
+        job: raises ConfigError where it refuses the configuration.
+        arguments: Hydra's.
+        schema: of the configuration, for the nearest key to an unknown one.
+    """
+    refused: list[ConfigError] = []
+
+    @hydra.main(config_path=str(CONFIG_FOLDER), config_name=command, version_base="1.3")
+    def main(cfg: DictConfig) -> Any:
+        # Hydra has read its arguments; lightning starts further processes by the whole command
+        # line.
+        if sys.argv[1:2] != [command]:
+            sys.argv.insert(1, command)
+        OmegaConf.set_struct(cfg, False)
+        try:
+            return job(cfg)
+        except ConfigError as error:
+            # To be raised below: here Hydra would print a line of its own and give a sweep's rest
+            # up.
+            refused.append(located(error))
+            return None
+
+    _quiet()
+    Plugins.instance().register(_PluginRecipes)
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # so that errors arrive here and not as Hydra's printout
+    sys.argv = [sys.argv[0], *_with_absolute_paths(arguments)]
+    try:
+        main()
+    except (HydraException, OmegaConfBaseException) as error:
+        raise _explained(error, schema, sys.argv[1:]) from error
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"a YAML file cannot be read: {' '.join(str(error).split())}") from error
+    finally:
+        HydraConfig.instance().cfg = None  # Hydra leaves it to the next run in this process
+    for earlier in refused[:-1]:  # of a sweep
+        print(f"solo-mim: {earlier}", file=sys.stderr)
+    if refused:
+        raise refused[-1]
+    return 0

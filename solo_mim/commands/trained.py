@@ -1,0 +1,323 @@
+"""A trained network from whatever it lies in: a run's folder, a checkpoint, a plain state dict."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from torch import Tensor, nn
+from yaml import YAMLError
+
+from solo_mim import host
+from solo_mim.commands import checkpoints, runs
+from solo_mim.commands.configuration import (
+    PretrainConfig,
+    checked,
+    completed,
+    identity,
+    refusal,
+)
+from solo_mim.commands.jobs import composed
+from solo_mim.errors import ConfigError
+from solo_mim.host.backbones import fit_to_weights
+from solo_mim.methods import find_method
+
+# Results on weights that are no run's.
+ELSEWHERE = Path("evaluations")
+# What training leaves in a checkpoint beside numbers; all of it is read as inert objects.
+_TRAINING = re.compile(
+    r"(torch|torchmetrics|numpy|lightning\w*|pytorch_lightning|solo|solo_mim|omegaconf|functools|"
+    r"collections|argparse|pathlib|typing)\..*|(builtins|__builtin__)\.getattr"
+)
+# Of a network that was trained on classes; a backbone has none.
+_HEAD = re.compile(r"(fc|head|classifier)\.(.*\.)?(weight|bias)")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a network comes from.
+
+    Attributes:
+        path: of the file with its weights.
+        run: folder of the run that it belongs to, if any.
+        cfg: its configuration, as far as its keys are ours; None where none lies beside it.
+    """
+
+    path: Path
+    run: Path | None
+    cfg: DictConfig | None
+
+
+def find(given: str | Path) -> Source:
+    """A run's newest whole checkpoint, or a file with the configuration that belongs to it.
+
+    That is `config.yaml` of the run around a checkpoint, or solo-learn's `args.json` beside it.
+
+    Raises:
+        ConfigError: there is nothing, or the configuration cannot be read.
+    """
+    path = Path(given)
+    run = path if path.is_dir() else path.parent.parent
+    if path.is_dir():
+        newest = runs.newest_checkpoint(path)
+        if newest is None:
+            raise ConfigError(f"{path} holds no checkpoint of a run; name its folder, or a file")
+        path = newest
+    elif not path.is_file():
+        raise ConfigError(f"{path} is not there; name the folder of a run, or a checkpoint")
+    if path.parent.name == runs.CHECKPOINTS and (run / runs.CONFIGURATION).is_file():
+        return Source(path, run, _configuration_in(run / runs.CONFIGURATION))
+    return Source(path, None, _configuration_in(path.parent / "args.json"))
+
+
+def _configuration_in(path: Path) -> DictConfig | None:
+    """What of a file are keys of ours; None where it is not there, or none of pre-training."""
+    if not path.is_file():
+        return None
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(path))
+    except (YAMLError, OmegaConfBaseException, OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict) or not {"backbone", "augmentations", "data"} <= set(content):
+        return None
+    schema = OmegaConf.to_container(OmegaConf.structured(PretrainConfig))
+    known = OmegaConf.create(_known(content, schema))
+    assert isinstance(known, DictConfig)
+    return known
+
+
+def _known(node: Any, schema: Any) -> Any:
+    """Without the keys that a section of the schema lacks; an empty one takes any."""
+    if not isinstance(node, dict) or not isinstance(schema, dict) or not schema:
+        return node
+    return {key: _known(value, schema[key]) for key, value in node.items() if key in schema}
+
+
+def split(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
+    """The groups `data` and `backbone` that overrides choose, and the other overrides."""
+    groups = {}
+    others = []
+    for argument in arguments:
+        name, equals, option = argument.partition("=")
+        if equals and name in ("data", "backbone"):
+            groups[name] = option
+        else:
+            others.append(argument)
+    return groups, others
+
+
+def configuration(source: Source, overrides: list[str], needs_data: bool = True) -> DictConfig:
+    """The checked configuration of pre-training that a network is evaluated under.
+
+    Args:
+        source: whose own it is, with another data set or backbone where `overrides` choose one;
+            the images keep the size that it was trained on. Without one of its own it is the
+            shipped one of the chosen data set and backbone.
+        overrides: `group=option` and `key=value`, as of `solo-mim pretrain`.
+        needs_data: whether a network without a configuration has to have its data named.
+
+    Raises:
+        ConfigError: an override is refused, or backbone or data has to be named.
+    """
+    groups, keys = split(overrides)
+    if source.cfg is None:
+        if "backbone" not in groups and not any(k.startswith("backbone.name=") for k in keys):
+            raise nameless(source.path, needs_data)
+        if needs_data and "data" not in groups:
+            raise nameless(source.path)
+        return checked(composed("pretrain", overrides))
+    cfg = source.cfg.copy()
+    if groups:
+        shipped = composed("pretrain", [f"{name}={option}" for name, option in groups.items()])
+        cfg.update({name: shipped[name] for name in groups})
+    try:
+        complete = OmegaConf.merge(OmegaConf.structured(PretrainConfig), cfg)
+    except OmegaConfBaseException as error:
+        raise refusal(error) from error
+    ConfigStore.instance().store(name="trained", node=OmegaConf.to_container(complete))
+    return checked(composed("trained", keys))
+
+
+def nameless(path: Path, needs_data: bool = True) -> ConfigError:
+    """Of a file without a configuration."""
+    data = " data=cifar10 data.train_path=FOLDER" if needs_data else ""
+    what = "its backbone and the data" if needs_data else "its backbone"
+    return ConfigError(
+        f"{path} has no configuration beside it: name {what}, as in backbone=resnet18{data}"
+    )
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What of a file is weights.
+
+    Attributes:
+        backbone: state dict of the backbone.
+        model: of the whole model, where the file is a checkpoint of a training run.
+        epochs: that it was trained for, where the file says.
+        digest: of the backbone's weights, twelve hex digits.
+    """
+
+    backbone: dict[str, Tensor]
+    model: dict[str, Tensor] | None
+    epochs: int | None
+    digest: str
+
+
+def weights(path: Path) -> Weights:
+    """Reads the weights of a file; no code in it is run.
+
+    Raises:
+        ConfigError: it is no file of torch's, holds what could run code, or no weights.
+    """
+    content, _ = checkpoints.load(path, lambda name: _TRAINING.fullmatch(name) is not None)
+    state, epoch = content, None
+    if isinstance(content, dict):
+        state = content.get("state_dict", content.get("model", content))
+        epoch = content.get("epoch")
+    if not isinstance(state, Mapping) or not state:
+        raise ConfigError(f"{path} holds no weights; give a checkpoint or a state dict")
+    tensors = {str(key): value for key, value in state.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise ConfigError(f"{path} holds no weights; give a checkpoint or a state dict")
+    model = None
+    backbone = {}
+    for prefix in ("backbone.", "encoder."):  # main's; 1.0.2's
+        if any(key.startswith(prefix) for key in tensors):
+            model = tensors
+            backbone = {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
+            break
+    else:
+        backbone = tensors
+    epochs = epoch + 1 if isinstance(epoch, int) else None
+    return Weights(backbone, model, epochs, _digest(backbone))
+
+
+def _digest(state: Mapping[str, Tensor]) -> str:
+    found = hashlib.sha256()
+    for key in sorted(state):
+        found.update(key.encode())
+        found.update(bytes(state[key].detach().contiguous().flatten().view(torch.uint8).numpy()))
+    return found.hexdigest()[:12]
+
+
+def with_weights(cfg: DictConfig, found: Weights, path: Path, method: str | None) -> nn.Module:
+    """The backbone of a configuration with weights of a file, in evaluation mode.
+
+    The weights decide on the stem where the configuration does not; `cfg.backbone` is completed.
+
+    Raises:
+        ConfigError: they do not fit, naming keys; or the configuration cannot be built.
+    """
+    fit_to_weights(cfg, found.backbone)
+    backbone = host.build_backbone(cfg, method)
+    ours = backbone.state_dict()
+    theirs = {
+        key: value
+        for key, value in found.backbone.items()
+        if key in ours or not _HEAD.fullmatch(key)
+    }
+    if wrong := checkpoints.misfit(theirs, ours):
+        raise ConfigError(
+            f"{path} does not fit {_described(cfg)}; {wrong}; name the backbone that it is of"
+        )
+    backbone.load_state_dict(theirs, strict=False)  # but for counts of batches all keys are there
+    return backbone.eval()
+
+
+def _described(cfg: DictConfig) -> str:
+    stem = cfg.backbone.get("stem") or "auto"
+    return cfg.backbone.name + (f" with backbone.stem={stem}" if stem != "auto" else "")
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A network to evaluate: its backbone in evaluation mode and what it is evaluated under."""
+
+    source: Source
+    weights: Weights
+    cfg: DictConfig
+    backbone: nn.Module
+
+
+def opened(given: str | Path, overrides: list[str], needs_data: bool = True) -> Opened:
+    """Opens a run's folder, a checkpoint of ours or of solo-learn's, or a plain state dict.
+
+    Raises:
+        ConfigError: of `find`, `configuration`, `weights` and `with_weights`.
+    """
+    source = find(given)
+    cfg = configuration(source, overrides, needs_data)
+    found = weights(source.path)
+    return Opened(source, found, cfg, with_weights(cfg, found, source.path, cfg.method))
+
+
+def whole_model(network: Opened, large_crops: int, small_crops: int) -> Any:
+    """The model of the method that trained a network, in evaluation mode.
+
+    Raises:
+        ConfigError: the file has no such model, the method is not known here, or does not fit.
+    """
+    state = network.weights.model
+    if network.source.cfg is None or state is None or "classifier.weight" not in state:
+        raise ConfigError("no method's checkpoint")
+    method = find_method(network.cfg.method)
+    classes = len(state["classifier.weight"])
+    model = method(completed(network.cfg, classes, large_crops, small_crops))
+    checkpoints.refuse_misfit({"state_dict": state}, model, network.source.path)
+    model.load_state_dict(state, strict=False)  # what appears late is not needed
+    return model.eval()
+
+
+def origin(source: Source, found: Weights) -> dict[str, Any]:
+    """What a result says of the network that it is of."""
+    hashed = re.search(r"-([0-9a-f]{8})$", source.run.resolve().name) if source.run else None
+    return {
+        "checkpoint": str(source.path),
+        "epochs": found.epochs,
+        "weights": found.digest,
+        "run": str(source.run) if source.run else None,
+        "config_hash": hashed[1] if hashed else None,
+        "seed": source.cfg.get("seed") if source.cfg is not None else None,
+        "method": source.cfg.get("method") if source.cfg is not None else None,
+    }
+
+
+def folder_for(command: str, name: str, cfg: DictConfig, source: Source, digest: str) -> Path:
+    """Where the results of a command go: `RUN/COMMAND/NAME-HASH`.
+
+    In `evaluations` instead of `RUN` where the weights are no run's, in `output_dir` where that is
+    not the run's own. The hash is of configuration, weights, code version and host.
+    """
+    usual = "runs" if source.cfg is None else source.cfg.get("output_dir")
+    if cfg.output_dir not in (None, usual):
+        parent = Path(cfg.output_dir)
+    else:
+        parent = source.run or ELSEWHERE
+    made_with = f"{command} {host.GENERATION} {host.host_version()} {digest}"
+    return parent / command / f"{name}-{identity(cfg, made_with)}"
+
+
+__all__ = [
+    "Opened",
+    "Source",
+    "Weights",
+    "configuration",
+    "find",
+    "folder_for",
+    "nameless",
+    "opened",
+    "origin",
+    "split",
+    "weights",
+    "whole_model",
+    "with_weights",
+]
