@@ -26,6 +26,7 @@ TINY = [
     "method_kwargs.proj_output_dim=16",
     "evaluation.offline=false",
     "data.num_workers=0",
+    "+backbone.kwargs.widths=[8,16,32,64]",
 ]
 
 
@@ -251,7 +252,9 @@ def test_a_logger_that_is_not_installed_names_its_extra(name, tmp_path, monkeypa
 
 def test_two_processes_train_and_pool_their_kNN_bank(tmp_path):
     done = solo_mim(
-        *("pretrain", *TINY, "devices=2", "strategy=ddp", "accelerator=cpu"), cwd=tmp_path
+        *("pretrain", *TINY, "devices=2", "strategy=ddp", "accelerator=cpu"),
+        "backbone.kwargs.widths=[64,128,256,512]",  # above 0 % after two batches
+        cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
     (run,) = (tmp_path / "runs").iterdir()
