@@ -6,16 +6,16 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
 # Two cores are what the suite's time limit is for: of two pytest workers each gets one, and so do
 # the processes that it starts.
 PARALLEL = "PYTEST_XDIST_WORKER" in os.environ
 if PARALLEL:
     os.environ["OMP_NUM_THREADS"] = "1"
-
-import pytest
-import torch
-from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig
 
 
 @pytest.fixture(autouse=True)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,14 @@ _NOT_THE_METHOD = ("name", "seed", "output_dir", "evaluation", "resume_from_chec
 
 
 @dataclass(frozen=True)
+class Evaluation:
+    """What `solo-mim linear` or `knn` left in a run's folder: measure -> split and top-1 (%)."""
+
+    folder: Path
+    values: dict[str, tuple[str, float]]
+
+
+@dataclass(frozen=True)
 class Run:
     """A finished run: what is in its folder."""
 
@@ -33,6 +42,7 @@ class Run:
     result: dict[str, Any]
     provenance: list[dict[str, Any]]
     metrics: pd.DataFrame
+    evaluations: list[Evaluation] = field(default_factory=list)
 
     @property
     def seed(self) -> int:
@@ -48,9 +58,7 @@ class Run:
     @property
     def data(self) -> str:
         """The images: two runs that differ here share no table."""
-        keys = ("dataset", "train_path", "val_path", "fraction", "validation_split")
-        data = self.config.get("data", {})
-        return json.dumps([data.get(key) for key in keys])
+        return _images(self.config)
 
     def values(self) -> dict[str, tuple[str, float]]:
         """Measure -> what it was measured on and the top-1 in percent, of those it has."""
@@ -61,7 +69,14 @@ class Run:
                 value = (value or {}).get(key)
             if value is not None:
                 found[measure] = (self.result.get(split) or "held-out images", float(value))
+        for evaluation in self.evaluations:
+            found |= evaluation.values
         return found
+
+    @property
+    def embeddings(self) -> list[Path]:
+        """Pictures that `solo-mim embed` left in its folder."""
+        return sorted(self.folder.glob("embed/*/planes.png"))
 
 
 @dataclass(frozen=True)
@@ -87,6 +102,12 @@ def flattened(node: Any, key: str = "") -> dict[str, Any]:
     }
 
 
+def _images(config: dict[str, Any]) -> str:
+    keys = ("dataset", "train_path", "val_path", "fraction", "validation_split")
+    data = config.get("data", {})
+    return json.dumps([data.get(key) for key in keys])
+
+
 def collect(root: Path) -> tuple[list[Run], list[Problem]]:
     """Every run folder at or below `root`, in the order of their paths."""
     runs: list[Run] = []
@@ -99,7 +120,9 @@ def collect(root: Path) -> tuple[list[Run], list[Problem]]:
         if isinstance(found, Problem):
             problems.append(found)
         else:
-            runs.append(found)
+            evaluations, more = _evaluations(found)
+            problems += more
+            runs.append(replace(found, evaluations=evaluations))
     return _without_copies(runs, problems)
 
 
@@ -125,6 +148,51 @@ def _read(folder: Path) -> Run | Problem:
     if broken:
         return Problem(folder, f"{', '.join(broken)}: not a number")
     return run
+
+
+def _evaluations(run: Run) -> tuple[list[Evaluation], list[Problem]]:
+    """Those of a run; without any two that have a measure in common, for nothing says which of
+    them counts."""
+    found: list[Evaluation] = []
+    problems: list[Problem] = []
+    for config_path in sorted(run.folder.glob("*/*/config.yaml")):
+        folder = config_path.parent
+        if not (folder / "result.json").exists():
+            problems.append(Problem(folder, _why_unfinished(folder)))
+            continue
+        try:
+            result = json.loads((folder / "result.json").read_text())
+            config = yaml.safe_load(config_path.read_text())
+            values = {
+                _measure(run, config, row): (row["split"], float(row["top1"]))
+                for row in result.get("measured", [])
+            }
+        except (ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
+            reason = " ".join(str(error).split())
+            problems.append(Problem(folder, f"a file is cut short or was changed ({reason})"))
+            continue
+        if broken := [name for name, (_, value) in values.items() if not math.isfinite(value)]:
+            problems.append(Problem(folder, f"{', '.join(broken)}: not a number"))
+        elif values:
+            found.append(Evaluation(folder, values))
+    counts = Counter(measure for evaluation in found for measure in evaluation.values)
+    single = []
+    for evaluation in found:
+        if twice := [measure for measure in evaluation.values if counts[measure] > 1]:
+            reason = f"{twice[0]} of this run is there {counts[twice[0]]} times; keep one folder"
+            problems.append(Problem(evaluation.folder, reason))
+        else:
+            single.append(evaluation)
+    return single, problems
+
+
+def _measure(run: Run, config: dict[str, Any], row: dict[str, Any]) -> str:
+    """Classifier and split, without what was chosen for it; the images, if they are not the run's
+    own."""
+    classifier = row["classifier"].split(", k = ")[0]
+    data = config["data"]
+    others = "" if _images(config) == run.data else f", {data.get('train_path') or data['dataset']}"
+    return f"{classifier} ({row['split']}{others})"
 
 
 def _why_unfinished(folder: Path) -> str:

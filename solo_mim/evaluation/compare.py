@@ -88,7 +88,7 @@ class Table:
     Attributes:
         title: data set and images.
         measures: columns, of which the first ranks.
-        split: measure -> what it was measured on.
+        split: measure -> what it was measured on, where its name does not say so.
         pairs: all that share two seeds or more, tested on the first measure.
         published: what solo-learn reports on the data set, where all of it was trained on.
     """
@@ -105,7 +105,7 @@ def tables(runs: list[Run]) -> list[Table]:
     """A table for each data set and choice of evaluated images; the larger first."""
     apart: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
-        splits = {measure: split for measure, (split, _) in run.values().items()}
+        splits = {m: split for m, (split, _) in run.values().items() if m in MEASURES}
         apart[json.dumps([run.data, splits], sort_keys=True)].append(run)
     return sorted(map(_table, apart.values()), key=lambda table: -len(table.rows))
 
@@ -118,7 +118,7 @@ def _table(runs: list[Run]) -> Table:
         Row(label, sorted(members, key=lambda run: run.seed))
         for label, members in zip(_labels(list(groups.values())), groups.values(), strict=True)
     ]
-    present = [m for m in MEASURES if any(m in run.values() for run in runs)]
+    present = _in_order({measure for run in runs for measure in run.values()})
     for row in rows:
         for measure in present:
             values = {r.seed: r.values()[measure][1] for r in row.runs if measure in r.values()}
@@ -132,10 +132,16 @@ def _table(runs: list[Run]) -> Table:
     title = f"{first.result['data']}" + (
         f" ({data['train_path']})" if data.get("train_path") else ""
     )
-    split = {
-        measure: first.values()[measure][0] for measure in present if measure in first.values()
-    }
+    split = {m: split for run in runs for m, (split, _) in run.values().items() if m in MEASURES}
     return Table(title, present, split, ranked, pairs, _published(first, present))
+
+
+def _in_order(present: set[str]) -> list[str]:
+    """The frozen network before training; evaluations that were made later between them."""
+    shipped = [measure for measure in MEASURES if measure in present]
+    offline = [measure for measure in shipped if measure.startswith("offline")]
+    online = [measure for measure in shipped if measure not in offline]
+    return [*offline, *sorted(present - set(shipped)), *online]
 
 
 def _published(run: Run, measures: list[str]) -> list[Published]:

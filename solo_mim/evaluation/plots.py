@@ -20,6 +20,15 @@ LABELS = {
 }
 
 
+def loss_terms(metrics: pd.DataFrame) -> dict[str, str]:
+    """Name -> column of what a method logs of its loss, by epoch; the probe's is another matter."""
+    return {
+        column.removeprefix("train_").removesuffix("_epoch"): column
+        for column in metrics
+        if column.endswith("_epoch") and "class_loss" not in column and "acc" not in column
+    }
+
+
 def plot_curves(runs: Mapping[str, pd.DataFrame], path: Path, title: str = "") -> None:
     """A panel for each measured column of `LABELS`, a line for each run; of one run its losses too.
 
@@ -31,12 +40,7 @@ def plot_curves(runs: Mapping[str, pd.DataFrame], path: Path, title: str = "") -
     panels: list[tuple[str, dict[str, tuple[str, str]]]] = []  # y label, line -> run and column
     if len(runs) == 1:
         ((run, frame),) = runs.items()
-        # What a method logs of its loss, by epoch; the probe's is another matter.
-        terms = {
-            column.removeprefix("train_").removesuffix("_epoch"): (run, column)
-            for column in frame
-            if column.endswith("_epoch") and "class_loss" not in column and "acc" not in column
-        }
+        terms = {name: (run, column) for name, column in loss_terms(frame).items()}
         panels += [("loss terms", terms)] if terms else []
     for column, label in LABELS.items():
         lines = {run: (run, column) for run, frame in runs.items() if column in frame}

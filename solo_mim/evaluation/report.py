@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import shlex
@@ -19,7 +20,7 @@ from matplotlib.figure import Figure
 
 from solo_mim.evaluation.collect import Problem, Run
 from solo_mim.evaluation.compare import PUBLISHED_SOURCE, Pair, Row, Table, as_records, p_text
-from solo_mim.evaluation.plots import LABELS
+from solo_mim.evaluation.plots import LABELS, loss_terms
 
 
 def markdown(tables: list[Table], problems: list[Problem]) -> str:
@@ -123,22 +124,46 @@ def curves_figure(table: Table) -> Figure | None:
     figure, axes = plt.subplots(1, len(columns), figsize=(4.8 * len(columns), 3.8), squeeze=False)
     for axis, column in zip(axes[0], columns, strict=True):
         for place, row in enumerate(table.rows):
-            series = [
-                run.metrics.set_index("epoch")[column].dropna()
-                for run in row.runs
-                if column in run.metrics
-            ]
-            if series:
-                curve = pd.concat(series, axis=1)
-                colour = _colour(place)
-                axis.plot(curve.index + 1, curve.mean(axis=1), label=row.label, color=colour)
-                low, high = curve.min(axis=1), curve.max(axis=1)
-                axis.fill_between(curve.index + 1, low, high, color=colour, alpha=0.15)
+            _draw_band(axis, row, column, row.label, _colour(place))
         axis.set(xlabel="epoch", ylabel=LABELS[column])
         axis.grid(alpha=0.3)
     lines, labels = axes[0][0].get_legend_handles_labels()
     figure.tight_layout()
     figure.legend(lines, labels, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def _draw_band(axis: Any, row: Row, column: str, label: str, colour: Any) -> None:
+    """Mean over the seeds and their range, of those that logged the column."""
+    series = [
+        run.metrics.set_index("epoch")[column].dropna() for run in row.runs if column in run.metrics
+    ]
+    if series:
+        curve = pd.concat(series, axis=1)
+        epochs = curve.index + 1
+        axis.plot(epochs, curve.mean(axis=1), label=label, color=colour)
+        axis.fill_between(epochs, curve.min(axis=1), curve.max(axis=1), color=colour, alpha=0.15)
+
+
+def losses_figure(table: Table) -> Figure | None:
+    """What each method logs of its loss, a panel for each row: scales and terms are its own."""
+    terms = [loss_terms(row.runs[0].metrics) for row in table.rows]
+    shown = [(row, found) for row, found in zip(table.rows, terms, strict=True) if found]
+    if not shown:
+        return None
+    columns = min(4, len(shown))
+    lines = -(-len(shown) // columns)
+    figure, axes = plt.subplots(lines, columns, figsize=(3.6 * columns, 2.8 * lines), squeeze=False)
+    for axis in axes.flat[len(shown) :]:
+        axis.remove()
+    for axis, (row, found) in zip(axes.flat, shown, strict=False):
+        for place, (name, column) in enumerate(found.items()):
+            _draw_band(axis, row, column, name, _colour(2 * place))
+        axis.set_title(row.label, fontsize="small")
+        axis.set(xlabel="epoch")
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize="x-small")
+    figure.tight_layout()
     return figure
 
 
@@ -176,6 +201,7 @@ def figures_of(table: Table) -> dict[str, Figure]:
     every = {
         "scores": scores_figure(table),
         "curves": curves_figure(table),
+        "losses": losses_figure(table),
         "time": time_figure(table),
     }
     return {name: figure for name, figure in every.items() if figure is not None}
@@ -242,6 +268,8 @@ def _row_for_page(row: Row) -> dict[str, Any]:
                 "commit": run.result.get("commit") or "unknown",
                 "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
                 "command": command_of(run),
+                "evaluations": [str(evaluation.folder) for evaluation in run.evaluations],
+                "embeddings": [_data_uri(picture) for picture in run.embeddings],
             }
         )
     return {
@@ -250,6 +278,10 @@ def _row_for_page(row: Row) -> dict[str, Any]:
         "runs": runs,
         "config": yaml.safe_dump(row.runs[0].config, sort_keys=False),
     }
+
+
+def _data_uri(png: Path) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png.read_bytes()).decode()}"
 
 
 def _matrix(table: Table) -> list[dict[str, Any]]:

@@ -202,6 +202,81 @@ def test_published_rows_stand_beside_whole_data_sets_marked_as_such(tmp_path, ca
     assert "published, not run" not in capsys.readouterr().out
 
 
+def write_evaluation(run, name, rows, **data):
+    """What `solo-mim linear` or `knn` leaves in a run's folder."""
+    folder = run / name
+    folder.mkdir(parents=True)
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["data"] |= data
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    measured = [{"classifier": of, "split": SPLIT, "top1": top1} for of, top1 in rows.items()]
+    (folder / "result.json").write_text(json.dumps({"measured": measured}))
+    return folder
+
+
+def test_evaluations_of_a_run_are_columns_of_their_own(tmp_path, capsys):
+    for name, k, linear in (("a", 5, 70.0), ("b", 20, 71.0)):
+        run = write_run(tmp_path, name, 1, 60.0)
+        write_evaluation(run, "knn/x-1", {f"kNN, cosine, k = {k}, T = 0.1": 55.0})
+        write_evaluation(run, "linear/x-1", {"logistic regression": linear})
+        write_evaluation(run, "linear/other-1", {"logistic regression": 12.0}, dataset="stl10")
+    assert main(["report", str(tmp_path)]) == 0
+    (table,) = _of(tmp_path)[0]
+    assert table.measures == [
+        *("offline probe", "offline kNN", "kNN, cosine (test images)"),
+        *("logistic regression (test images)", "logistic regression (test images, stl10)"),
+        "online probe",
+    ]
+    assert "| a | 1 | 60.00 | 50.00 | 55.00 | 70.00 | 12.00 | 55.00 |" in capsys.readouterr().out
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert page.count("evaluation: <code>") == 6
+
+
+def test_evaluations_that_cannot_be_told_apart_or_read_are_listed(tmp_path):
+    run = write_run(tmp_path, "a", 1, 60.0)
+    for name, top1 in (("linear/one-1", 70.0), ("linear/two-1", 71.0)):
+        write_evaluation(run, name, {"logistic regression": top1})
+    (write_evaluation(run, "knn/x-1", {"kNN, cosine": 50.0}) / "result.json").write_text("{")
+    (write_evaluation(run, "knn/y-1", {"kNN, cosine": 50.0}) / "result.json").unlink()
+    write_evaluation(run, "knn/z-1", {"kNN, euclidean": float("nan")})
+    (table,), problems = _of(tmp_path)
+    assert table.measures == ["offline probe", "offline kNN", "online probe"]
+    reasons = {problem.folder.name: problem.reason for problem in problems}
+    assert "is there 2 times; keep one folder" in reasons["one-1"]
+    assert "is there 2 times; keep one folder" in reasons["two-1"]
+    assert "cut short" in reasons["x-1"]
+    assert "not finished" in reasons["y-1"]
+    assert "kNN, euclidean (test images): not a number" in reasons["z-1"]
+
+
+def test_page_holds_the_pictures_of_embeddings(tmp_path):
+    run = write_run(tmp_path, "a", 1, 60.0)
+    (run / "embed" / "x-1").mkdir(parents=True)
+    (run / "embed" / "x-1" / "planes.png").write_bytes(b"picture")
+    assert main(["report", str(tmp_path)]) == 0
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert 'src="data:image/png;base64,cGljdHVyZQ=="' in page
+
+
+def test_loss_terms_are_drawn_for_each_row_with_the_range_of_its_seeds(tmp_path):
+    for seed in (1, 2):
+        for name, terms in (("vicreg", ("sim", "var")), ("simclr", ("nce",))):
+            metrics = write_run(tmp_path, name, seed, 50.0) / "metrics.csv"
+            frame = pd.read_csv(metrics)
+            for term in terms:
+                frame[f"train_{term}_loss_epoch"] = [3.0 + seed, 1.0 + seed]
+            frame.to_csv(metrics, index=False)
+    ((table,), _) = _of(tmp_path)
+    drawn = {
+        axis.get_title(): {line.get_label(): line.get_ydata().tolist() for line in axis.lines}
+        for axis in figures_of(table)["losses"].axes
+    }
+    assert drawn == {
+        "simclr": {"nce_loss": [4.5, 2.5]},
+        "vicreg": {"sim_loss": [4.5, 2.5], "var_loss": [4.5, 2.5]},
+    }
+
+
 def test_latex_escapes_names(tmp_path):
     write_run(tmp_path, "barlow_twins", 1, 50.0)
     ((table,), _) = _of(tmp_path)
