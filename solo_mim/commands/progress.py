@@ -14,7 +14,7 @@ _SHOWN = {
     "val_acc1": "probe",
     "val_knn_acc1": "kNN",
 }
-_HOUSEKEEPING = {"train_class_loss", "train_acc1", "train_acc5", "tau"}
+_HOUSEKEEPING = {"train_class_loss", "train_acc1", "train_acc5", "train_n_positives", "tau"}
 
 
 def _terms(metrics: dict[str, Any], suffix: str) -> dict[str, float]:

@@ -22,10 +22,11 @@ LABELS = {
 
 def loss_terms(metrics: pd.DataFrame) -> dict[str, str]:
     """Name -> column of what a method logs of its loss, by epoch; the probe's is another matter."""
+    others = ("class_loss", "acc", "n_positives")
     return {
         column.removeprefix("train_").removesuffix("_epoch"): column
         for column in metrics
-        if column.endswith("_epoch") and "class_loss" not in column and "acc" not in column
+        if column.endswith("_epoch") and not any(other in column for other in others)
     }
 
 
