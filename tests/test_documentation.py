@@ -52,7 +52,8 @@ def test_python_runs_and_prints_what_its_last_comment_says(page):
 
 def test_commands_are_shown():
     assert {arguments[0] for _, arguments in SHOWN} >= {
-        *("pretrain", "linear", "knn", "embed", "export", "methods", "bench", "doctor")
+        *("pretrain", "linear", "knn", "embed", "export", "plan", "report"),
+        *("methods", "bench", "doctor"),
     }
 
 
@@ -89,9 +90,9 @@ def test_shown_command_is_one_and_its_configuration_composes(
     assert command in COMMANDS
     if command in ("linear", "knn", "embed", "export") and "--config-path" not in rest:
         evaluation_composes(command, rest, compose_cfg, monkeypatch)
-    if command != "pretrain" or {"--help", "--config-path"} & set(rest):
+    if command not in ("pretrain", "plan") or {"--help", "--config-path"} & set(rest):
         return
-    overrides = [a for a in rest if not a.startswith("-") and a != "job"]
+    overrides = [a for a in rest if "=" in a and not a.startswith("-")]
     if "--multirun" in rest:
         overrides = [override.split(",")[0] for override in overrides]
     if page.name in ELSEWHERE:

@@ -17,6 +17,7 @@ COMMANDS = {
     "knn": "weighted nearest neighbours by the features of a trained backbone",
     "embed": "features of a split, with pictures of them, spectrum and information",
     "export": "weights of a backbone for torchvision or timm",
+    "plan": "what a run would take: memory, bytes sent, hours on a GPU of your choice",
     "report": "rank finished runs: tables, significance, pictures, one HTML page",
     "methods": "list methods and backbones, and which of them have a recipe",
     "bench": "measure time and memory of the losses beside those of the baselines",

@@ -16,7 +16,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
 from solo_mim.commands import checkpoints, jobs, runs
-from solo_mim.commands.configuration import PretrainConfig, checked, completed
+from solo_mim.commands.configuration import PretrainConfig, checked, completed, num_devices
 from solo_mim.commands.progress import EpochLines
 from solo_mim.data import SSLDataModule
 from solo_mim.errors import ConfigError
@@ -197,12 +197,16 @@ def _announcement(
     cfg: DictConfig, data: SSLDataModule, folder: Path, departure: str | None, checkpoint: Any
 ) -> str:
     opt = cfg.optimizer
+    processes = num_devices(cfg) * cfg.num_nodes
+    joint = f" x {processes} processes = {opt.batch_size * processes}" if processes > 1 else ""
+    steps = cfg.get("accumulate_grad_batches") or 1
+    accumulated = f", gradients of {steps} batches in each step" if steps > 1 else ""
     lines = [
         f"{cfg.method} on {cfg.data.dataset}: {data.num_train_images:,} training and "
         f"{data.num_val_images:,} held-out images, {data.num_classes} classes, "
         f"{cfg.data.num_large_crops + cfg.data.num_small_crops} views of {data.crop_size} px",
-        f"{cfg.backbone.name}, {cfg.max_epochs} epochs, batch {opt.batch_size}, {opt.name}, "
-        f"lr {opt.lr:g} (scaled to the batch), seed {cfg.seed}",
+        f"{cfg.backbone.name}, {cfg.max_epochs} epochs, batch {opt.batch_size}{joint}"
+        f"{accumulated}, {opt.name}, lr {opt.lr:g} (scaled to the batch), seed {cfg.seed}",
         f"run folder: {folder}",
     ]
     if departure:

@@ -1,0 +1,165 @@
+"""What training takes, by counting: parameters, floating-point operations, memory, bytes sent."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.flop_counter import FlopCounterMode
+
+FLOAT = 4  # bytes
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """Counts of a training step of N images: what grows with N, for one image with all its views,
+    and what does not.
+
+    Attributes:
+        parameters: of the model, all of them.
+        trained: of these, what the optimiser updates.
+        flops: for one image, of matrix products and convolutions, forward and backward; a
+            multiplication and an addition are two.
+        activations: bytes that the forward pass keeps for the backward for one image, in float32.
+        fixed_flops, fixed_activations: the same, whatever N is.
+        optimizer_bytes: state of the optimiser after a step.
+    """
+
+    parameters: int
+    trained: int
+    flops: float
+    activations: float
+    fixed_flops: float
+    fixed_activations: float
+    optimizer_bytes: int
+
+
+class _Noise(Dataset[Any]):
+    """Images of noise as the methods want them: index, views, class."""
+
+    def __init__(self, images: int, sizes: Sequence[int], num_classes: int):
+        self.images, self.sizes, self.num_classes = images, sizes, num_classes
+
+    def __len__(self) -> int:
+        return self.images
+
+    def __getitem__(self, index: int) -> tuple[int, list[Tensor], int]:
+        return index, [torch.randn(3, size, size) for size in self.sizes], index % self.num_classes
+
+
+def step_cost(model: Any, images: int, crop_sizes: Sequence[int], num_classes: int) -> StepCost:
+    """Counts two steps of a model on the CPU, on N and 2 N images of noise.
+
+    Costs of the loss that grow faster than N, as those of N x N similarities, are underestimated
+    for larger batches; beside a network's they are small.
+
+    Args:
+        model: a lightning module of the methods' contract; it is trained by these steps.
+        images: N.
+        crop_sizes: pixels of each view of an image.
+        num_classes: of the online probe.
+    """
+    counts = []
+    for n in (images, 2 * images):
+        optimizer, flops, kept = _counted_step(model, _Noise(n, crop_sizes, num_classes))
+        counts.append((flops, kept))
+    (flops, kept), (twice_flops, twice_kept) = counts
+    state = [value for values in optimizer.state.values() for value in values.values()]
+    return StepCost(
+        parameters=sum(p.numel() for p in model.parameters()),
+        trained=sum(p.numel() for group in optimizer.param_groups for p in group["params"]),
+        flops=(twice_flops - flops) / images,
+        activations=(twice_kept - kept) / images,
+        fixed_flops=2 * flops - twice_flops,
+        fixed_activations=2 * kept - twice_kept,
+        optimizer_bytes=sum(t.nbytes for t in state if isinstance(t, Tensor)),
+    )
+
+
+def _counted_step(model: Any, images: Dataset[Any]) -> tuple[Any, int, int]:
+    """Trains one step of all images; the optimiser, operations and bytes kept for the backward."""
+    trainer = pl.Trainer(
+        max_steps=1,
+        limit_val_batches=0,
+        num_sanity_val_steps=0,
+        accelerator="cpu",
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    counter = FlopCounterMode(display=False)
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with warnings.catch_warnings(), counter, hooks:
+        warnings.simplefilter("ignore")  # of a batch so small
+        trainer.fit(model, DataLoader(images, batch_size=len(images)))  # type: ignore[arg-type]
+    (optimizer,) = trainer.optimizers
+    return optimizer, counter.get_total_flops(), sum(kept.values())
+
+
+@dataclass(frozen=True)
+class LossCost:
+    """Of one process in one step, two views: operations, and bytes sent over a ring of processes.
+
+    Attributes:
+        products: floating-point operations of matrix products, forward and backward.
+        factorisations: those of Cholesky factors and inverses, D^3 each.
+        sent: bytes, forward and backward.
+    """
+
+    products: float
+    factorisations: float
+    sent: float
+
+
+def _all_reduce(size: float, processes: int) -> float:
+    return 2 * (processes - 1) / processes * size
+
+
+def _all_gather(size: float, processes: int) -> float:
+    return (processes - 1) / processes * size
+
+
+def _explicit_mim(local: int, dim: int, processes: int) -> LossCost:
+    samples = local * processes
+    if 2 * samples >= dim:  # the moments travel
+        sent = 2 * _all_reduce(FLOAT * 2 * dim**2, processes)
+        return LossCost(8 * local * dim**2, 2 * dim**3, sent)
+    rows = 2 * samples - 1  # the rows travel
+    sent = 2 * _all_reduce(FLOAT * 2 * samples * dim, processes)
+    return LossCost(4 * rows**2 * dim, rows**3 + samples**3, sent)
+
+
+def _vicreg(local: int, dim: int, processes: int) -> LossCost:
+    size = FLOAT * 2 * local * processes * dim
+    sent = _all_gather(size, processes) + _all_reduce(size, processes)
+    return LossCost(12 * local * processes * dim**2, 0, sent)
+
+
+def _barlow_twins(local: int, dim: int, processes: int) -> LossCost:
+    return LossCost(6 * local * dim**2, 0, 2 * _all_reduce(FLOAT * dim**2, processes))
+
+
+# Images of one process, dimensions, processes -> cost. VICReg and Barlow Twins as solo-learn has
+# them, the latter with its gradient mended.
+LOSS_COSTS: dict[str, Callable[[int, int, int], LossCost]] = {
+    "explicit_mim": _explicit_mim,
+    "vicreg": _vicreg,
+    "barlow_twins": _barlow_twins,
+}

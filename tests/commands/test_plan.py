@@ -1,0 +1,61 @@
+"""`solo-mim plan`: the counts' way into hours and gibibytes."""
+
+import re
+
+import pytest
+
+from solo_mim.commands import main
+
+SMALL = ["+backbone.kwargs.widths=[8,16,32,64]", "method_kwargs.proj_hidden_dim=16"]
+
+
+@pytest.fixture
+def planned(monkeypatch, capsys):
+    """The printed plan: `planned("--gpu", "T4", "devices=2")`."""
+
+    def run(*arguments, code=0):
+        words = ["plan", *arguments]
+        monkeypatch.setattr("sys.argv", ["solo-mim", *words])
+        assert main(words) == code
+        said = capsys.readouterr()
+        return said.err if code else said.out
+
+    return run
+
+
+def _number(text, label):
+    return float(re.search(rf"{label}\s+([\d.,]+)", text)[1].replace(",", ""))
+
+
+def test_time_is_operations_over_what_the_gpu_reaches(planned):
+    text = planned(*SMALL, "--gpu", "V100", "--images", "1000000", "--utilisation", "0.1")
+    operations = _number(text, "operations") * 1e12
+    steps = 16 * (1_000_000 // 128)
+    hours = steps * operations / (15.7e12 * 0.1) / 3600
+    assert _number(text, "time") == pytest.approx(hours, abs=0.06)
+    assert "128 x 1 = 128 images: 7,812 steps an epoch" in text
+    assert "fits" in text
+    half = planned(*SMALL, "--gpu", "V100", "--images", "1000000", "precision=16-mixed")
+    assert "125 x 10^12 operations" in half
+    assert "activations kept       half of" in half
+
+
+def test_processes_share_the_batch_and_send_gradients(planned):
+    text = planned(*SMALL, "devices=2", "num_nodes=2", "strategy=ddp", "precision=16-mixed")
+    assert "128 x 4 = 512 images" in text
+    trained = _number(text, "of which trained") * 1e6
+    assert _number(text, "gradients sent") == pytest.approx(4 * trained * 1.5 / 1e6, abs=0.6)
+
+
+def test_what_does_not_fit_says_so(planned):
+    text = planned(*SMALL, "optimizer.batch_size=300000", "--images", "1000000", "--gpu", "T4")
+    assert "DOES NOT FIT: lower the batch" in text
+
+
+def test_user_errors_are_one_line(planned):
+    assert "--gpu A10 is not known; did you mean 'A100'?" in planned("--gpu", "A10", code=2)
+    assert "--utilisation 2" in planned("--utilisation", "2", code=2)
+    custom = ["data=image_folder", "data.train_path=x", "data.val_path=y"]
+    assert "add --images N" in planned(*custom, code=2)
+    assert "exceeds the 100 training images" in planned("--images", "100", *SMALL, code=2)
+    assert "its steps cannot be counted" in planned("method=deepclusterv2", *SMALL[:1], code=2)
