@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -37,12 +39,17 @@ USAGE = "\n".join(
 )
 
 
-@contextlib.contextmanager
-def _terminated_like_interrupted() -> Iterator[list[int]]:
-    """SIGTERM raises KeyboardInterrupt in here and is noted in what this gives.
+# What asks a run to end; Windows has no SIGUSR1.
+_STOPPING = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 
-    lightning's own handler keeps calling this one. By itself it would only take notice, and stop
-    after the batch; outside of training there would be none.
+
+@contextlib.contextmanager
+def _stopped_like_interrupted() -> Iterator[list[int]]:
+    """SIGTERM and SIGUSR1 raise KeyboardInterrupt in here and are noted in what this gives.
+
+    lightning's own handler of SIGTERM keeps calling this one. By itself it would only take notice,
+    and stop after the batch; outside of training there would be none. Its handler of SIGUSR1, for
+    SLURM, stays out where there is one: it would save a checkpoint amid an epoch.
     """
     noted: list[int] = []
 
@@ -50,25 +57,41 @@ def _terminated_like_interrupted() -> Iterator[list[int]]:
         noted.append(signum)
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = {number: signal.signal(number, interrupt) for number in _STOPPING}
     try:
         yield noted
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _requeued() -> str:
+    """Puts the SLURM job that this runs in back into the queue, and says so; "" outside of one."""
+    environment = os.environ
+    job = environment.get("SLURM_JOB_ID")
+    if job is None or environment.get("SLURM_PROCID", "0") != "0":
+        return ""
+    if "SLURM_ARRAY_JOB_ID" in environment:
+        job = f"{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}"
+    try:
+        subprocess.run(["scontrol", "requeue", job], check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        return f"; job {job} could not be requeued: {error}"
+    return f"; job {job} is requeued"
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command.
 
-    User errors are one line on stderr and exit code 2; so are Ctrl-C, with exit code 130, and
-    SIGTERM, with 143.
+    User errors are one line on stderr and exit code 2; so are Ctrl-C, with exit code 130, SIGTERM,
+    with 143, and SIGUSR1, which also requeues a SLURM job.
     """
     arguments = sys.argv[1:] if argv is None else argv
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(USAGE)
         return 0
     command, *rest = arguments
-    with _terminated_like_interrupted() as terminated:
+    with _stopped_like_interrupted() as signals:
         try:
             if command not in COMMANDS:
                 raise ConfigError(f"unknown command '{command}'{nearest(command, COMMANDS)}")
@@ -79,8 +102,10 @@ def main(argv: list[str] | None = None) -> int:
             return 2
         except KeyboardInterrupt as stopped:
             standing = str(stopped) or "nothing was begun"
-            print(f"\nsolo-mim: interrupted; {standing}", file=sys.stderr)
-            return 128 + (signal.SIGTERM if terminated else signal.SIGINT)
+            number = signals[0] if signals else signal.SIGINT
+            requeued = "" if number in (signal.SIGINT, signal.SIGTERM) else _requeued()
+            print(f"\nsolo-mim: interrupted; {standing}{requeued}", file=sys.stderr)
+            return 128 + number
 
 
 if __name__ == "__main__":

@@ -291,6 +291,35 @@ def test_a_multirun_trains_each_job(tmp_path):
     ],
 )
 def test_ctrl_c_and_sigterm_say_in_one_line_what_is_kept(tmp_path, number, hook, epoch, standing):
+    done = pressed(tmp_path, number, hook, epoch)
+    assert done.returncode == 128 + number, done.stderr
+    said = [line for line in done.stderr.splitlines() if "interrupted" in line]
+    assert said == [f"solo-mim: interrupted; {standing}"]
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="there is no SIGUSR1")
+def test_sigusr1_requeues_the_slurm_job_and_the_epochs_done_are_kept(tmp_path):
+    scontrol = tmp_path / "bin" / "scontrol"
+    scontrol.parent.mkdir()
+    scontrol.write_text('#!/bin/sh\necho "$@" >> "$(dirname "$0")/said"\n')
+    scontrol.chmod(0o755)
+    environment = {
+        **{"PATH": f"{scontrol.parent}{os.pathsep}{os.environ['PATH']}", "SLURM_JOB_ID": "17"},
+        # What srun sets for the one task of a job; lightning looks for it.
+        **{"SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"},
+        **{"SLURM_NODELIST": "localhost", "SLURM_JOB_NAME": "pretrain"},
+    }
+    done = pressed(tmp_path, signal.SIGUSR1, "on_train_batch_end", 1, **environment)
+    assert f"solo-mim: interrupted; {KEPT}; job 17 is requeued" in done.stderr.splitlines()
+    assert done.returncode == 128 + signal.SIGUSR1
+    assert (scontrol.parent / "said").read_text() == "requeue 17\n"
+    (run,) = (tmp_path / "runs").iterdir()
+    assert [p.name for p in (run / "checkpoints").iterdir()] == ["epoch=0.ckpt"]
+
+
+def pressed(folder, number, hook, epoch, **environment):
+    """A run that gets a signal in a hook of an epoch."""
     code = (
         "import lightning.pytorch as pl, os, signal, sys\n"
         "import solo_mim.commands.jobs as jobs\n"
@@ -304,13 +333,13 @@ def test_ctrl_c_and_sigterm_say_in_one_line_what_is_kept(tmp_path, number, hook,
         "jobs.trainer_of = lambda cfg, folder, given: make(cfg, folder, [*given, Press()])\n"
         "sys.exit(main(['pretrain', *sys.argv[1:]]))\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, *TINY], cwd=tmp_path, capture_output=True, text=True
+    return subprocess.run(
+        [sys.executable, "-c", code, *TINY],
+        cwd=folder,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
     )
-    assert done.returncode == 128 + number, done.stderr
-    said = [line for line in done.stderr.splitlines() if "interrupted" in line]
-    assert said == [f"solo-mim: interrupted; {standing}"]
-    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the worker forks")
