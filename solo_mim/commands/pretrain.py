@@ -117,7 +117,7 @@ def _trained_and_evaluated(
     if trainer.is_global_zero:
         lock.acquire()
         runs.prepare(folder, cfg)
-    print(_announcement(resolved, data, folder, departure, checkpoint))
+        print(_announcement(resolved, data, folder, departure, checkpoint))
     if foreign is not None:
         checkpoint = folder / "resumed_from.ckpt"
         torch.save(foreign, checkpoint)

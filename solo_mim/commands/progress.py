@@ -65,7 +65,7 @@ class EpochLines(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The epoch's line; logs the backbone's learning rate."""
-        pl_module.log("lr", trainer.optimizers[0].param_groups[0]["lr"])
+        pl_module.log("lr", trainer.optimizers[0].param_groups[0]["lr"], rank_zero_only=True)
         self.images_per_second.append(self._images / self._seconds)
         if hasattr(os, "getloadavg"):
             self.loads.append(os.getloadavg()[0])

@@ -142,10 +142,21 @@ class SSLDataModule(LightningDataModule):
         return self._loader(views, sampler=sampler, drop_last=True, persistent=True)
 
     def val_dataloader(self) -> DataLoader[PlainBatch] | list[Any]:
-        """Yields ``[X, targets]``, un-augmented; an empty list without labelled validation data."""
+        """Yields ``[X, targets]``, un-augmented; an empty list without labelled validation data.
+
+        Several processes share the images, each in one's part alone; those that do not divide, fewer
+        than there are processes, are left out.
+        """
         if self.num_val_images == 0:
             return []
-        return self._loader(self._plain_images("val"), persistent=True)
+        images, trainer = self._plain_images("val"), self.trainer
+        if trainer is None or trainer.world_size == 1:
+            return self._loader(images, persistent=True)
+        # Lightning's own would fill the last shares up with images that others have already.
+        sampler: DistributedSampler[Any] = DistributedSampler(
+            images, trainer.world_size, trainer.global_rank, shuffle=False, drop_last=True
+        )
+        return self._loader(images, persistent=True, sampler=sampler)
 
     def plain_dataloader(self, split: str) -> DataLoader[PlainBatch]:
         """Yields ``[X, targets]`` of ``train``, ``val`` or ``test``, un-augmented and in order.

@@ -3,6 +3,7 @@ import pickle
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -390,6 +391,19 @@ def test_processes_share_an_epoch_without_overlap(make_cfg: MakeCfg) -> None:
     indexes = [index for shard in shards for index, _ in shard]
     assert len(set(indexes)) == 50
     assert len({seed for shard in shards for _, seed in shard}) == 50
+
+
+def test_processes_share_held_out_images_and_count_none_twice(make_cfg: MakeCfg) -> None:
+    module = SSLDataModule(make_cfg(validation_split=100))
+    seen = []
+    for rank in range(3):
+        module.trainer = SimpleNamespace(world_size=3, global_rank=rank)  # type: ignore[assignment]
+        shard = torch.cat([images for images, _ in module.val_dataloader()])
+        assert len(shard) == 33
+        seen += [image.sum().item() for image in shard]
+    module.trainer = None
+    every = [x.sum().item() for images, _ in module.val_dataloader() for x in images]
+    assert sorted(seen) == sorted(every[:99])
 
 
 # Under Lightning
