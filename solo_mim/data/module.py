@@ -144,7 +144,7 @@ class SSLDataModule(LightningDataModule):
     def val_dataloader(self) -> DataLoader[PlainBatch] | list[Any]:
         """Yields ``[X, targets]``, un-augmented; an empty list without labelled validation data.
 
-        Several processes share the images, each in one's part alone; those that do not divide, fewer
+        Several processes share the images, each in one part alone; those that do not divide, fewer
         than there are processes, are left out.
         """
         if self.num_val_images == 0:
