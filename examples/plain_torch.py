@@ -38,7 +38,9 @@ def main(epochs: int = 2) -> tuple[float, float]:
     )
     pooling = (nn.AdaptiveAvgPool2d(1), nn.Flatten())
     backbone = nn.Sequential(block(3, 32), block(32, 64), block(64, 128), *pooling)
-    projector = nn.Sequential(nn.Linear(128, 256), nn.BatchNorm1d(256), nn.ReLU(), nn.Linear(256, 64))
+    projector = nn.Sequential(
+        nn.Linear(128, 256), nn.BatchNorm1d(256), nn.ReLU(), nn.Linear(256, 64)
+    )
     criterion = ExplicitMIMLoss()
     optimiser = torch.optim.AdamW([*backbone.parameters(), *projector.parameters()], lr=1e-3)
     untrained = top1(backbone, train, test)

@@ -146,7 +146,7 @@ def run_rank(rank, folder):
 
 class TestFiles:
     @pytest.mark.parametrize(
-        "file", [p for p in FILES.rglob("*.py")], ids=lambda p: str(p.relative_to(FILES))
+        "file", sorted(FILES.rglob("*.py")), ids=lambda p: str(p.relative_to(FILES))
     )
     def test_is_python_38_with_the_licence_and_nothing_of_ours(self, file):
         text = file.read_text()
