@@ -16,6 +16,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import yaml
+from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 import solo_mim.host  # noqa: F401 (lets solo-learn 1.0.2 be imported)
@@ -231,6 +232,17 @@ class TestScript:
             text=True,
         )
         assert done.stdout == "True True True\n", done.stderr
+
+    @pytest.mark.parametrize(
+        "folder", ["pretrain/cifar", "pretrain/imagenet-100", "linear/imagenet-100"]
+    )
+    def test_its_configurations_compose(self, folder, checkout):
+        upstream_pr(checkout)
+        with initialize_config_dir(str(checkout / "scripts" / folder), version_base="1.2"):
+            cfg = compose("explicit_mim")
+        assert cfg.get("method", cfg.get("pretrain_method")) == "explicit_mim"
+        assert Path(cfg.data.val_path).name == ("datasets" if "cifar" in folder else "val")
+        assert [crop.num_crops for crop in cfg.get("augmentations", [])] in ([], [2])
 
     def test_brings_its_commit_up_to_date(self, checkout):
         upstream_pr(checkout)

@@ -1,4 +1,4 @@
-"""A resumed BYOL (MoCo, DINO, ...) starts again at `base_tau`.
+"""The first update of a resumed BYOL (MoCo, DINO, ...) is at `base_tau`, however late it is.
 
     PYTHONPATH=CHECKOUT python tau_resume.py
 
