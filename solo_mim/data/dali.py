@@ -11,6 +11,7 @@ import io
 import os
 import random
 import re
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -34,6 +35,12 @@ ORIENTATION = 0x0112  # EXIF
 END_OF_IMAGE = b"\xff\xd9"
 # What may follow 0xFF between a baseline JPEG's header and its end: a stuffed zero, a restart.
 WITHIN_SCAN = np.isin(np.arange(256), [0x00, *range(0xD0, 0xD8)])
+
+# A forked process has none of DALI's threads: it would wait for them for ever if it collected, as
+# garbage of its parent, a pipeline. So it keeps them all.
+_PIPELINES: weakref.WeakSet[Any] = weakref.WeakSet()
+_OF_THE_PARENT: list[Any] = []
+os.register_at_fork(after_in_child=lambda: _OF_THE_PARENT.extend(_PIPELINES))
 
 
 # From file to what DALI decodes
@@ -355,6 +362,7 @@ class DaliLoader:
     def _built(self) -> Any:
         pipeline = _views(self._fetch, **self._options)
         pipeline.build()
+        _PIPELINES.add(pipeline)
         return pipeline
 
     def _fetch(self) -> list[Any]:
