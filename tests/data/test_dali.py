@@ -6,6 +6,7 @@ import multiprocessing
 import sys
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
+from torchvision.transforms import InterpolationMode
 from view_statistics import assert_alike, summaries
 
 from solo_mim.commands.configuration import CONFIG_FOLDER
@@ -131,6 +133,23 @@ def test_views_are_pillows_of_the_same_draws(
         pairs = zip(ours, others, strict=True)
         with pytest.raises(AssertionError):
             assert_same_views(ours, [[a[0], b[1], a[2]] for a, b in pairs])
+
+
+@needs_dali
+@pytest.mark.parametrize("step", ["crop", "no_crop"])
+def test_views_of_the_linear_classifier_are_bilinear(
+    step: str, photographs: Path, module: Callable[..., SSLDataModule]
+) -> None:
+    def made(format: str) -> SSLDataModule:
+        found = module(photographs, format, [pixels(**STEPS[step])])
+        (one,) = found.augmentations
+        found.augmentations = (replace(one, interpolation=InterpolationMode.BILINEAR),)
+        return found
+
+    cubic = epochs(module(photographs, "dali", [pixels(**STEPS[step])]), 0)
+    linear = epochs(made("dali"), 0)
+    assert_same_views(epochs(made("image_folder"), 0), linear)
+    assert not torch.allclose(cubic[0][1][0], linear[0][1][0], atol=20)
 
 
 @needs_dali
