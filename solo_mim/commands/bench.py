@@ -266,7 +266,7 @@ def measure_data(crop_size: int, repeats: int) -> list[dict[str, Any]]:
         ratio, low, high = median_ratio(times["host"], times["ours"])
         rows.append(
             {
-                **{"augmentations": name, "crop_size": crop_size},
+                **{"augmentations": name, "crop_size": crop_size, "beside": "the host"},
                 **{
                     f"{who}_views_per_second": len(images) / statistics.median(times[who])
                     for who in steps
@@ -277,16 +277,74 @@ def measure_data(crop_size: int, repeats: int) -> list[dict[str, Any]]:
     return rows
 
 
+def measure_loaders(crop_size: int, repeats: int, workers: int) -> list[dict[str, Any]]:
+    """One row, none without DALI: views per second of our loader and of DALI's, from JPEG files.
+
+    Patches of 32 pixels, or whole photographs for larger crops, read and decoded by ``workers``
+    processes, or DALI's threads; by this process and one thread for 0. DALI takes the GPU where
+    there is one, and the network that would wait for it is not there.
+    """
+    import importlib.util
+    import tempfile
+
+    from omegaconf import OmegaConf
+    from PIL import Image
+
+    from solo_mim.commands.configuration import CONFIG_FOLDER
+    from solo_mim.data import SSLDataModule
+    from solo_mim.data import photo_patches as patches
+
+    try:
+        if importlib.util.find_spec("nvidia.dali") is None:
+            return []
+    except ModuleNotFoundError:  # nothing of NVIDIA's at all
+        return []
+    if crop_size <= 32:
+        arrays = list(patches.photo_patches()[0].images[::20])
+    else:
+        arrays = 4 * [patches.photograph(name) for name in patches.PHOTOGRAPHS]
+    name = DATA_PIPELINES[0]
+    shipped: Any = OmegaConf.load(CONFIG_FOLDER / "augmentations" / f"{name}.yaml")
+    pipeline = {**shipped[0], "crop_size": crop_size}
+    with tempfile.TemporaryDirectory() as folder:
+        for number, array in enumerate(arrays):
+            Image.fromarray(array).save(Path(folder) / f"{number}.jpg", quality=90)
+
+        def epoch(format: str) -> Step:
+            data = {"dataset": "custom", "train_path": folder, "no_labels": True, "format": format}
+            cfg = {
+                "data": {**data, "num_workers": workers},
+                "augmentations": [pipeline],
+                "optimizer": {"batch_size": len(patches.PHOTOGRAPHS)},
+            }
+            loader = SSLDataModule(OmegaConf.create(cfg)).train_dataloader()
+            return lambda: [None for _ in loader]
+
+        steps = {"ours": epoch("image_folder"), "host": epoch("dali")}
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        times = interleaved(steps, repeats, device)
+    ratio, low, high = median_ratio(times["host"], times["ours"])
+    views = len(arrays) * pipeline["num_crops"]
+    return [
+        {
+            **{"augmentations": f"{name}, JPEG files", "crop_size": crop_size},
+            "beside": f"DALI, {device.type}",
+            **{f"{who}_views_per_second": views / statistics.median(times[who]) for who in steps},
+            **{"faster": ratio, "low": low, "high": high},
+        }
+    ]
+
+
 def data_table(rows: list[dict[str, Any]]) -> str:
     """Markdown: a line per augmentation and crop size."""
     lines = [
-        "| augmentations | crop | views/s | the host's views/s | times as fast (95 %) |",
-        "|---|---:|---:|---:|---:|",
+        "| augmentations | crop | views/s | beside | its views/s | times as fast (95 %) |",
+        "|---|---:|---:|---|---:|---:|",
     ]
     for row in rows:
-        speeds = [f"{row[f'{who}_views_per_second']:,.0f}" for who in ("ours", "host")]
+        ours, theirs = (f"{row[f'{who}_views_per_second']:,.0f}" for who in ("ours", "host"))
         ratio = f"{row['faster']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
-        cells = [row["augmentations"], str(row["crop_size"]), *speeds, ratio]
+        cells = [row["augmentations"], str(row["crop_size"]), ours, row["beside"], theirs, ratio]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -360,7 +418,8 @@ def run(arguments: list[str]) -> int:
         "backward: explicit MIM, its rivals and the host's baselines, taking turns; `matrix "
         "products` are those that the covariances cannot do without. `step`: a whole training "
         f"step with each, over one with a {TRIVIAL} for a loss. `data`: augmented views a "
-        "second, ours and the host's. Nothing else should run meanwhile.",
+        "second, ours and the host's, and from files DALI's where it is installed. Nothing else "
+        "should run meanwhile.",
     )
     parser.add_argument("what", choices=["loss", "step", "data"])
     parser.add_argument("--samples", "-N", type=int, nargs="+", help="64 256 1024; of steps 256")
@@ -389,6 +448,8 @@ def run(arguments: list[str]) -> int:
     if given.what == "data":
         for crop_size in given.crop_sizes:
             rows += measure_data(crop_size, given.repeats)
+            workers = given.threads if given.threads > 1 else 0
+            rows += measure_loaders(crop_size, given.repeats, workers)
         text = data_table(rows)
     else:
         for samples, dim in itertools.product(sizes, dims):

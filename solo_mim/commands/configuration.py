@@ -432,9 +432,6 @@ def _checked(cfg: DictConfig, schema: Any) -> DictConfig:
     plain.wandb.entity = None if plain.wandb.entity == "None" else plain.wandb.entity
     if plain.precision in (16, "16"):
         plain.precision = "16-mixed"  # main's linear files still have lightning 1's spelling
-    if plain.data.format == "dali":
-        _note_unread("data.format", "dali", "image_folder reads the same files, without DALI")
-        plain.data.format = "image_folder"
     num_devices(plain)
     return plain
 
@@ -455,8 +452,7 @@ _UNREAD = {
 
 # What main reads, none of its files sets, and nothing reads here.
 _IDLE = {
-    "dali.device": "there is no DALI yet",
-    "dali.encode_indexes_into_labels": "there is no DALI yet",
+    "dali.encode_indexes_into_labels": "every batch has its images' own indexes",
     "auto_resume.max_hours": "an unfinished run resumes however old it is",
     "auto_umap.enabled": "no UMAP is drawn while training",
     "auto_umap.dir": "no UMAP is drawn while training",

@@ -117,6 +117,7 @@ def images_of(cfg: DictConfig) -> SSLDataModule:
             {
                 "data": {key: value for key, value in cfg.data.items() if key != "augmentations"},
                 "augmentations": [pipeline],
+                "dali": cfg.dali,
                 "optimizer": {"batch_size": cfg.optimizer.batch_size},
                 "seed": cfg.seed,
             }

@@ -5,6 +5,7 @@ images           sources of Pillow images, sets of them with labels, what file f
 photo_patches    real images that are already installed
 archives         CIFAR, Fashion-MNIST, STL-10
 folders, h5      images in classes
+imagenet100      its preparation out of ImageNet
 transforms       image to views
 module           views to batches
 errors           the one error of all

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
 from omegaconf import DictConfig, OmegaConf
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
@@ -39,7 +38,9 @@ PlainBatch = list[Tensor]  # [X float32 B x 3 x H x W, targets int64 B]
 # What is done about a file that is no readable image: DataError; the next that is readable in its
 # place, so that batches keep their size; or a smaller batch, so that no image counts twice.
 OnCorrupt = Literal["fail", "replace", "leave out"]
-Read = tuple[int, int, Image.Image]  # index, augmentation seed, image
+Read = tuple[int, int, Any]  # index, augmentation seed, what the image set's source gives
+
+_CPU = torch.device("cpu")
 
 # Lightning would say so of the un-augmented loaders, which are fastest without any worker.
 warnings.filterwarnings("ignore", message=".*does not have many workers.*")
@@ -78,6 +79,13 @@ class SSLDataModule(LightningDataModule):
         # where the network keeps both cores busy there is no difference.
         configured = data.get("num_workers")
         self.num_workers: int = min(_cores(), 8) if configured is None else configured
+        self.uses_dali: bool = data.get("format") == "dali"
+        self.dali_device: str | None = OmegaConf.select(cfg, "dali.device")
+        if self.dali_device not in (None, "cpu", "gpu"):
+            raise DataError(
+                f"unknown value {self.dali_device!r}{nearest(self.dali_device, ('cpu', 'gpu'))}",
+                key="dali.device",
+            )
 
     @property
     def num_classes(self) -> int:
@@ -113,6 +121,8 @@ class SSLDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader[ViewsBatch]:
         """Yields ``[indexes, [X_1 .. X_V], targets]``, large crops first, shuffled, last dropped.
 
+        The views are computed by DALI where ``data.format`` says so.
+
         Outside a trainer call ``loader.sampler.set_epoch(epoch)`` before each pass, or every pass
         repeats epoch 0.
         """
@@ -134,11 +144,10 @@ class SSLDataModule(LightningDataModule):
                 key="optimizer.batch_size",
                 remedy=f"Set it to {len(sampler)} or less",
             )
-        views = Views(
-            self.splits.train,
-            _one_per_view(self.augmentations),
-            on_corrupt="replace" if self.skips_corrupt else "fail",
-        )
+        on_corrupt: OnCorrupt = "replace" if self.skips_corrupt else "fail"
+        if self.uses_dali:
+            return self._dali_loader(sampler, on_corrupt)
+        views = Views(self.splits.train, _one_per_view(self.augmentations), on_corrupt)
         return self._loader(views, sampler=sampler, drop_last=True, persistent=True)
 
     def val_dataloader(self) -> DataLoader[PlainBatch] | list[Any]:
@@ -209,8 +218,38 @@ class SSLDataModule(LightningDataModule):
         evaluable = images if images.labelled else images.subset(images.evaluable)
         return PlainImages(evaluable, self.augmentations[0], self._in_evaluation)
 
+    def _dali_loader(self, sampler: "EpochSampler", on_corrupt: OnCorrupt) -> Any:
+        try:
+            from solo_mim.data.dali import DaliLoader, EncodedViews
+        except ModuleNotFoundError as error:
+            raise DataError(
+                "dali needs nvidia-dali",
+                key="data.format",
+                remedy="pip install 'solo-mim[dali]' (Linux), or set data.format: image_folder",
+            ) from error
+        augmentations = _one_per_view(self.augmentations)
+        batches = self._loader(
+            EncodedViews(self.splits.train, augmentations, on_corrupt),
+            sampler=sampler,
+            drop_last=True,
+            persistent=True,
+        )
+        threads = max(1, self.num_workers)
+        device = self._device_of_dali()
+        return DaliLoader(batches, augmentations, self.batch_size, threads, device)
+
+    def _device_of_dali(self) -> torch.device:
+        """The trainer's GPU where it has one and ``dali.device`` does not ask for the CPU."""
+        has_gpu = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device: torch.device = self.trainer.strategy.root_device if self.trainer else has_gpu
+        if self.dali_device == "gpu" and device.type != "cuda":
+            raise DataError(
+                "training does not run on a GPU", key="dali.device", remedy="Leave it out, or cpu"
+            )
+        return device if device.type == "cuda" and self.dali_device != "cpu" else _CPU
+
     def _loader(
-        self, dataset: "Views | PlainImages", *, persistent: bool = False, **options: Any
+        self, dataset: "BatchedImages", *, persistent: bool = False, **options: Any
     ) -> DataLoader[Any]:
         # Without augmentation a decoded image costs less than handing it between processes.
         plain_decoded = isinstance(dataset, PlainImages) and dataset.images.decoded
@@ -269,7 +308,7 @@ class Fetched(NamedTuple):
     error: DataError | None = None
 
 
-class _Images(Dataset[Any]):
+class BatchedImages(Dataset[Any]):
     """Images read a batch at a time, what cannot be read handled by ``on_corrupt``."""
 
     corrupt_images: list[str]
@@ -326,7 +365,7 @@ class ReadableLoader(DataLoader[Any]):
     Each path is warned of once. Raises DataError for what a worker process could not read.
     """
 
-    dataset: _Images
+    dataset: BatchedImages
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         # The workers start, and the loader draws its seed, at this call and not at the first batch.
@@ -351,7 +390,7 @@ class ReadableLoader(DataLoader[Any]):
             raise _nothing_readable(len(self.dataset))
 
 
-class Views(_Images):
+class Views(BatchedImages):
     """Random views of images, one augmentation per view, a batch at a time.
 
     A key is ``(index, seed)``, or an index alone (from a foreign sampler, such as that of
@@ -382,7 +421,7 @@ class Views(_Images):
         return [torch.tensor(indexes), batches, torch.from_numpy(self.images.labels[indexes])]
 
 
-class PlainImages(_Images):
+class PlainImages(BatchedImages):
     """Images under the evaluation transform, with the crop size and constants of ``like``."""
 
     def __init__(self, images: ImageSet, like: Augmentation, on_corrupt: OnCorrupt) -> None:

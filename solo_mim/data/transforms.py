@@ -62,6 +62,23 @@ class ColorJitter(NamedTuple):
     hue: float
 
 
+class Draw(NamedTuple):
+    """The random parameters of one view.
+
+    ``box`` is the crop (left, top, right, bottom) in pixels; ``color_jitter`` the steps, in order,
+    each with its factor (hue: shift in turns); ``blur`` the sigma in
+    pixels, 0 for none.
+    """
+
+    box: tuple[int, int, int, int] | None
+    color_jitter: tuple[tuple[str, float], ...]
+    grayscale: bool
+    blur: float
+    solarization: bool
+    equalization: bool
+    horizontal_flip: bool
+
+
 @dataclass(frozen=True)
 class Augmentation:
     """One pipeline of the schema; calling it gives one random view, not yet normalised.
@@ -86,23 +103,42 @@ class Augmentation:
 
     def __call__(self, image: Image.Image, rng: random.Random) -> Image.Image:
         """RGB of any size to RGB of ``crop_size`` x ``crop_size``, random through ``rng`` alone."""
+        return self.view(image, self.draw(*image.size, rng))
+
+    def draw(self, width: int, height: int, rng: random.Random) -> Draw:
+        """For an image of that size in pixels."""
+        box, jitter = None, self.color_jitter
         if self.crop_scale is not None:
-            image = image.crop(_random_crop_box(*image.size, self.crop_scale, rng))
+            box = _random_crop_box(width, height, self.crop_scale, rng)
+        jittered = jitter is not None and rng.random() < jitter.prob
+        return Draw(
+            box=box,
+            color_jitter=_jitter_steps(jitter, rng) if jitter is not None and jittered else (),
+            grayscale=rng.random() < self.grayscale,
+            blur=rng.uniform(*BLUR_SIGMA) if rng.random() < self.gaussian_blur else 0.0,
+            solarization=rng.random() < self.solarization,
+            equalization=rng.random() < self.equalization,
+            horizontal_flip=rng.random() < self.horizontal_flip,
+        )
+
+    def view(self, image: Image.Image, drawn: Draw) -> Image.Image:
+        """The view of ``image`` that was drawn for one of its size."""
+        if drawn.box is not None:
             size = (self.crop_size, self.crop_size)
-            image = image.resize(size, Image.Resampling[self.interpolation.name])
+            image = image.crop(drawn.box).resize(size, Image.Resampling[self.interpolation.name])
         else:
             image = _resize_and_centre(image, self.crop_size, self.crop_size, self.interpolation)
-        if self.color_jitter is not None and rng.random() < self.color_jitter.prob:
-            image = _jitter(image, self.color_jitter, rng)
-        if rng.random() < self.grayscale:
+        for step, factor in drawn.color_jitter:
+            image = _ADJUST[step](image, factor)
+        if drawn.grayscale:
             image = _grey(image)
-        if rng.random() < self.gaussian_blur:
-            image = image.filter(ImageFilter.GaussianBlur(rng.uniform(*BLUR_SIGMA)))
-        if rng.random() < self.solarization:
+        if drawn.blur:
+            image = image.filter(ImageFilter.GaussianBlur(drawn.blur))
+        if drawn.solarization:
             image = F.solarize(image, SOLARIZE_FROM)
-        if rng.random() < self.equalization:
+        if drawn.equalization:
             image = F.equalize(image)
-        if rng.random() < self.horizontal_flip:
+        if drawn.horizontal_flip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         return image
 
@@ -255,20 +291,18 @@ def _random_crop_box(
     return left, top, left + w, top + h
 
 
-def _jitter(image: Image.Image, jitter: ColorJitter, rng: random.Random) -> Image.Image:
+def _jitter_steps(jitter: ColorJitter, rng: random.Random) -> tuple[tuple[str, float], ...]:
     """Brightness, contrast, saturation and hue in random order; a strength of 0 is skipped."""
     ranges = (
-        (_adjust_brightness, *_factors(jitter.brightness)),
-        (_adjust_contrast, *_factors(jitter.contrast)),
-        (_adjust_saturation, *_factors(jitter.saturation)),
-        (_adjust_hue, -jitter.hue, jitter.hue),
+        ("brightness", *_factors(jitter.brightness)),
+        ("contrast", *_factors(jitter.contrast)),
+        ("saturation", *_factors(jitter.saturation)),
+        ("hue", -jitter.hue, jitter.hue),
     )
     # A hue shift of zero is not the identity: the way to HSV and back rounds.
-    steps = [(adjust, rng.uniform(low, high)) for adjust, low, high in ranges if low < high]
+    steps = [(step, rng.uniform(low, high)) for step, low, high in ranges if low < high]
     rng.shuffle(steps)
-    for adjust, factor in steps:
-        image = adjust(image, factor)
-    return image
+    return tuple(steps)
 
 
 # torchvision's adjust_* of Pillow images, to the bit and without what its dispatch and Pillow's
@@ -292,6 +326,14 @@ def _adjust_hue(image: Image.Image, factor: float) -> Image.Image:
     hsv = np.array(image.convert("HSV"))
     hsv[..., 0] += np.int32(255 * factor).astype(np.uint8)  # wraps around
     return Image.fromarray(hsv, "HSV").convert("RGB")
+
+
+_ADJUST = {
+    "brightness": _adjust_brightness,
+    "contrast": _adjust_contrast,
+    "saturation": _adjust_saturation,
+    "hue": _adjust_hue,
+}
 
 
 def _grey(image: Image.Image) -> Image.Image:

@@ -27,7 +27,8 @@ DIFFERENT = {
     "data.num_workers": "as many as there are cores",
     "wandb": "off unless asked for",
     "auto_resume": "runs resume by identity",
-    "dali": "there is no DALI here",
+    "data.format": "image_folder; dali, main's for ImageNet, needs its package",
+    "dali": "DALI runs where training does",
     "knn_eval": "an online kNN stands beside the probe where its bank fits",
     "evaluation": "no key of main's",
 }

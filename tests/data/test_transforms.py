@@ -162,8 +162,8 @@ def test_colour_steps_come_in_every_order(
     orders: set[tuple[str, ...]] = set()
     seen: list[str] = []
     for name in ("brightness", "contrast", "saturation", "hue"):
-        monkeypatch.setattr(
-            transforms, f"_adjust_{name}", lambda x, factor, name=name: seen.append(name) or x
+        monkeypatch.setitem(
+            transforms._ADJUST, name, lambda x, factor, name=name: seen.append(name) or x
         )
     strengths = {"prob": 1.0, "brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1}
     (augment,) = parse(pipeline(color_jitter=strengths))

@@ -1,0 +1,110 @@
+"""`solo-mim prepare`: data sets that nobody can download for the user, in the layout that training
+reads."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+from solo_mim.data import imagenet100
+from solo_mim.data.errors import DataError
+
+DESCRIPTION = """ImageNet-100 out of ImageNet: the 100 classes of CMC's and solo-learn's list.
+
+SOURCE holds, for each half, either class folders (train/<wnid>/, val/<wnid>/) or the official
+archive (ILSVRC2012_img_train.tar; ILSVRC2012_img_val.tar beside ILSVRC2012_devkit_t12.tar.gz).
+Of archives 16 GB are written; class folders are linked. After a kill the same command goes on."""
+EXAMPLES = """examples:
+  solo-mim prepare imagenet100 --from /data/ILSVRC2012
+  solo-mim prepare imagenet100 /scratch/imagenet-100 --from /data/ILSVRC2012 --copy --verify
+  solo-mim prepare imagenet100 --verify         what was prepared before, each image decoded
+"""
+# What a finding means to the person who reads it.
+NAMES = {
+    "missing": "missing",
+    "unreadable": "truncated or unreadable",
+    "foreign": "not of the manifest",
+    "not_jpeg": "no JPEG inside (Pillow reads it, fine to train on)",
+    "cmyk": "CMYK (read as RGB, fine to train on)",
+}
+
+
+def _bar(images: int, what: str) -> tqdm:
+    return tqdm(total=images, desc=what, unit=" images", disable=not sys.stderr.isatty())
+
+
+def summary(manifest: imagenet100.Manifest, target: Path) -> str:
+    """A line for each half: images, bytes, images of a class, and what is odd about them."""
+    lines = [f"ImageNet-100 in {target}, from {manifest['source']}"]
+    for half, classes in manifest["images"].items():
+        counts = [len(files) for files in classes.values()]
+        size = sum(sum(files.values()) for files in classes.values())
+        line = (
+            f"  {half:<5} {sum(counts):>7,} images of {len(counts)} classes, {min(counts)} to "
+            f"{max(counts)} each, {size / 1e9:.2f} GB, {manifest['how'][half]}"
+        )
+        if sum(counts) != imagenet100.IMAGES[half]:
+            line += f" (ImageNet has {imagenet100.IMAGES[half]:,})"
+        lines.append(line)
+    lines.append(f"  images and bytes of each file: {target / imagenet100.MANIFEST}")
+    return "\n".join(lines)
+
+
+def report(findings: imagenet100.Findings) -> str:
+    """Counts, and every file by name."""
+    lines = []
+    for kind, paths in findings._asdict().items():
+        lines.append(f"{NAMES[kind]}: {len(paths)}")
+        lines += [f"  {path}" for path in paths]
+    return "\n".join(lines)
+
+
+def run(arguments: list[str]) -> int:
+    """Prepares, verifies, or both; 1 where files are missing or unreadable."""
+    parser = argparse.ArgumentParser(
+        prog="solo-mim prepare",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("what", choices=["imagenet100"])
+    parser.add_argument(
+        "target",
+        metavar="TARGET",
+        type=Path,
+        nargs="?",
+        default=Path("datasets/imagenet-100"),
+        help="folder to write: %(default)s, which data=imagenet100 reads",
+    )
+    parser.add_argument("--from", dest="source", metavar="SOURCE", type=Path)
+    parser.add_argument("--copy", action="store_true", help="class folders, rather than link them")
+    parser.add_argument("--verify", action="store_true", help="decode every prepared image")
+    given = parser.parse_args(arguments)
+    if given.source is None and not given.verify:
+        parser.error("give --from SOURCE, or --verify for what is there")
+    target: Path = given.target.expanduser()
+    try:
+        if given.source is not None:
+            with _bar(sum(imagenet100.IMAGES.values()), "preparing") as bar:
+                source = given.source.expanduser()
+                manifest = imagenet100.prepare(source, target, given.copy, bar.update)
+            print(summary(manifest, target))
+        if not given.verify:
+            return 0
+        manifest = imagenet100.read_manifest(target)
+        images = sum(len(f) for half in manifest["images"].values() for f in half.values())
+        with _bar(images, "verifying") as bar:
+            findings = imagenet100.verify(target, manifest, bar.update)
+        print(f"{images:,} images decoded\n{report(findings)}")
+        return 1 if findings.missing or findings.unreadable else 0
+    except OSError as error:  # no space, no permission
+        raise DataError(
+            error.strerror or str(error),
+            path=error.filename or target,
+            remedy="The same command goes on from there",
+        ) from error
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("what is there is kept; the same command goes on") from None

@@ -1,0 +1,287 @@
+"""ImageNet-100 out of ImageNet: the 100 classes of the list in the layout that training reads.
+
+Each half comes from an extracted tree (``train/<wnid>/``, ``val/<wnid>/``), whose class folders are
+linked or copied, or from the official archive. A file gets its name once it is whole, and what lies
+there in its full size is passed over: after a kill the same call goes on.
+"""
+
+import json
+import os
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import Image
+from torchvision.datasets.folder import IMG_EXTENSIONS
+from torchvision.datasets.imagenet import ARCHIVE_META, load_meta_file, parse_devkit_archive
+
+from solo_mim.data.errors import DataError
+from solo_mim.data.folders import IMAGENET100
+from solo_mim.data.images import UNREADABLE
+
+IMAGES = {"train": 126_689, "val": 5_000}
+TRAIN_ARCHIVE, VAL_ARCHIVE, DEVKIT = (ARCHIVE_META[key][0] for key in ("train", "val", "devkit"))
+MANIFEST = "manifest.json"
+
+Tick = Callable[[], object]  # called once for each image
+Manifest = dict[str, Any]  # source, how: half -> a word, images: half -> class -> file -> bytes
+
+
+class _Member(NamedTuple):
+    class_name: str
+    file: str
+    size: int  # bytes
+    open: Callable[[], Any]  # a file of bytes
+
+
+class Findings(NamedTuple):
+    """Paths below the prepared folder. The last two can be trained on."""
+
+    missing: list[str]
+    unreadable: list[str]  # truncated, or of another size than was prepared
+    foreign: list[str]  # not of the manifest
+    not_jpeg: list[str]
+    cmyk: list[str]
+
+
+def prepare(source: Path, target: Path, copy: bool, tick: Tick) -> Manifest:
+    """Fills ``target/train`` and ``target/val`` and gives the manifest, also written there.
+
+    Args:
+        source: the folder with archives or trees.
+        copy: class folders of a tree, rather than to link them.
+
+    Raises:
+        DataError: something is not there, broken, or in the way.
+    """
+    if not source.is_dir():
+        raise DataError("there is no such folder", key="--from", path=source)
+    if source.resolve() == target.resolve():
+        raise DataError(
+            "source and target are one folder",
+            path=source,
+            remedy="Name another target; data=imagenet100 also reads the classes out of all 1,000",
+        )
+    manifest: Manifest = {"source": str(source.resolve()), "how": {}, "images": {}}
+    for half in IMAGES:
+        how, found = _prepare_half(half, source, target / half, copy, tick)
+        if absent := [name for name in IMAGENET100 if not found.get(name)]:
+            raise DataError(
+                f"{len(absent)} of the 100 classes have no {half} image: {', '.join(absent)}",
+                path=source,
+                remedy="Get them, and give the same command again",
+            )
+        manifest["how"][half] = how
+        manifest["images"][half] = found
+    unfinished = target / f".{MANIFEST}.partial"
+    unfinished.write_text(json.dumps(manifest, indent=1) + "\n")
+    os.replace(unfinished, target / MANIFEST)
+    return manifest
+
+
+def read_manifest(target: Path) -> Manifest:
+    """Raises DataError where there is none."""
+    try:
+        manifest: Manifest = json.loads((target / MANIFEST).read_text())
+    except (OSError, ValueError) as error:
+        raise DataError(
+            "the manifest cannot be read: nothing was prepared there, or not to its end",
+            path=target / MANIFEST,
+            remedy="Give the command with --from first",
+        ) from error
+    return manifest
+
+
+def verify(target: Path, manifest: Manifest, tick: Tick) -> Findings:
+    """Decodes every image of the manifest."""
+    expected = {
+        f"{half}/{name}/{file}": size
+        for half, classes in manifest["images"].items()
+        for name, files in classes.items()
+        for file, size in files.items()
+    }
+    findings = Findings([], [], [], [], [])
+
+    def judged(path: str) -> str | None:
+        verdict = _judged(target / path, expected[path])
+        tick()
+        return verdict
+
+    with ThreadPoolExecutor(os.cpu_count()) as threads:  # Pillow decodes without Python's lock
+        try:
+            for path, verdict in zip(expected, threads.map(judged, expected), strict=True):
+                if verdict:
+                    getattr(findings, verdict).append(path)
+        except BaseException:
+            threads.shutdown(cancel_futures=True)
+            raise
+    for half, classes in manifest["images"].items():
+        for name in classes:
+            here = _images_in(target / half / name) if (target / half / name).is_dir() else []
+            paths = (f"{half}/{name}/{file.name}" for file in here)
+            findings.foreign.extend(path for path in paths if path not in expected)
+    return findings
+
+
+def _judged(path: Path, size: int) -> str | None:
+    """The field of Findings that a file belongs in, if any."""
+    if not path.is_file():
+        return "missing"
+    try:
+        if path.stat().st_size != size:
+            return "unreadable"
+        with Image.open(path) as image:
+            image.load()
+            if image.format != "JPEG":
+                return "not_jpeg"
+            return "cmyk" if image.mode == "CMYK" else None
+    except UNREADABLE:
+        return "unreadable"
+
+
+def _prepare_half(
+    half: str, source: Path, target: Path, copy: bool, tick: Tick
+) -> tuple[str, dict[str, dict[str, int]]]:
+    """How a half was made and, for each class, its files with their sizes in bytes."""
+    tree = source / half
+    archive = source / {"train": TRAIN_ARCHIVE, "val": VAL_ARCHIVE}[half]
+    if tree.is_dir() and any((tree / name).is_dir() for name in IMAGENET100):
+        members = _in_tree(tree)
+        if not copy:
+            found = _counted(members, tick)
+            for name in found:
+                _link(tree / name, target / name)
+            return "linked", found
+        return "copied", _written(members, target, tick)
+    if not archive.is_file():
+        raise DataError(
+            f"neither class folders {half}/<wnid>/ nor {archive.name} is there",
+            key="--from",
+            path=source,
+            remedy="Name the folder that holds one of them",
+        )
+    try:
+        members = _in_train(archive) if half == "train" else _in_val(archive)
+        return "extracted", _written(members, target, tick)
+    except (tarfile.TarError, EOFError) as error:
+        raise DataError(
+            f"the archive is broken ({error})",
+            path=archive,
+            remedy="Get it again; what was extracted is kept",
+        ) from error
+
+
+def _in_tree(tree: Path) -> Iterator[_Member]:
+    for name in IMAGENET100:
+        for file in _images_in(tree / name) if (tree / name).is_dir() else ():
+            yield _Member(name, file.name, file.stat().st_size, partial(file.open, "rb"))
+
+
+def _in_train(archive: Path) -> Iterator[_Member]:
+    """Of an archive of one archive per class."""
+    with tarfile.open(archive, "r:") as outer:
+        for member in outer:
+            name = Path(member.name).stem
+            if name in IMAGENET100 and member.isfile():
+                with tarfile.open(fileobj=outer.extractfile(member), mode="r:") as inner:
+                    for image in inner:
+                        if image.isfile():
+                            yield _of_archive(name, image, inner)
+
+
+def _in_val(archive: Path) -> Iterator[_Member]:
+    """The images are numbered from 1; the development kit has the class of each."""
+    classes = _validation_classes(archive.parent / DEVKIT)
+    with tarfile.open(archive, "r:") as images:
+        for image in images:
+            if not image.isfile():
+                continue
+            number = Path(image.name).stem.rpartition("_")[2]
+            if not number.isdigit() or not 1 <= int(number) <= len(classes):
+                raise DataError(
+                    f"{image.name!r} is none of the {len(classes)} validation images",
+                    path=archive,
+                    remedy=f"Name the official archive and {DEVKIT}",
+                )
+            if (name := classes[int(number) - 1]) in IMAGENET100:
+                yield _of_archive(name, image, images)
+
+
+def _of_archive(class_name: str, image: tarfile.TarInfo, archive: tarfile.TarFile) -> _Member:
+    opened = partial(archive.extractfile, image)
+    return _Member(class_name, Path(image.name).name, image.size, opened)
+
+
+def _validation_classes(devkit: Path) -> list[str]:
+    if not devkit.is_file():
+        raise DataError(
+            "what class each validation image has is not known",
+            path=devkit,
+            remedy="Put the development kit there, or the images in class folders val/<wnid>/",
+        )
+    with tempfile.TemporaryDirectory() as scratch:  # torchvision writes beside the kit
+        (Path(scratch) / DEVKIT).symlink_to(devkit.resolve())
+        try:
+            parse_devkit_archive(scratch)
+        except RuntimeError as error:  # by its checksum
+            raise DataError(
+                "the development kit is not the official file", path=devkit, remedy="Get it again"
+            ) from error
+        return load_meta_file(scratch)[1]
+
+
+def _images_in(folder: Path) -> list[Path]:
+    return sorted(
+        file
+        for file in folder.iterdir()
+        if file.suffix.lower() in IMG_EXTENSIONS and not file.name.startswith(".")
+    )
+
+
+def _counted(members: Iterator[_Member], tick: Tick) -> dict[str, dict[str, int]]:
+    found: dict[str, dict[str, int]] = {}
+    for member in members:
+        found.setdefault(member.class_name, {})[member.file] = member.size
+        tick()
+    return found
+
+
+def _written(members: Iterator[_Member], target: Path, tick: Tick) -> dict[str, dict[str, int]]:
+    def written() -> Iterator[_Member]:
+        for member in members:
+            _write(member, target / member.class_name)
+            yield member
+
+    return _counted(written(), tick)
+
+
+def _write(member: _Member, folder: Path) -> None:
+    if folder.is_symlink():
+        folder.unlink()  # from an earlier call: writing would go into the source
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / member.file
+    if path.is_file() and path.stat().st_size == member.size:
+        return
+    unfinished = folder / f".{member.file}.partial"
+    with member.open() as source, unfinished.open("wb") as file:
+        shutil.copyfileobj(source, file)
+    if unfinished.stat().st_size != member.size:
+        unfinished.unlink()
+        raise tarfile.ReadError(f"{member.file} ends early")
+    os.replace(unfinished, path)
+
+
+def _link(folder: Path, link: Path) -> None:
+    link.parent.mkdir(parents=True, exist_ok=True)
+    if link.is_symlink():
+        link.unlink()
+    elif link.exists():
+        raise DataError(
+            "a folder is in the way of a link", path=link, remedy="Remove it, or give --copy"
+        )
+    link.symlink_to(folder.resolve(), target_is_directory=True)
