@@ -53,8 +53,8 @@ _KNOWN = {
     "imagenet100": (126_689, 100),
     "imagenet": (1_281_167, 1000),
 }
-# By these counts, of Barlow Twins in solo-learn's README: ResNet-18, 20 epochs of ImageNet-100 in 43
-# minutes on two RTX 2080 Ti with DALI; 5,097 MB on each without.
+# By these counts, of Barlow Twins in solo-learn's README: ResNet-18, 20 epochs of ImageNet-100 in
+# 43 minutes on two RTX 2080 Ti with DALI; 5,097 MB on each without.
 UTILISATION = 0.2
 _OVERHEAD = 1.7
 _BATCHES = (8, 64, 128)  # images to count on: some losses are of no fewer than so many
