@@ -5,7 +5,8 @@
 DATA holds cifar10-jpeg/{train,test}/CLASS/*.jpg and FashionMNIST/raw/*. Stages, in order:
 
 sweep    every arm of ARMS on CIFAR-10 (JPEG): two rates x three values of one parameter of its
-         own, seed 0. Chosen by the offline probe on the 10,000 validation images.
+         own, seed 0. Chosen by the offline probe on the 10,000 validation images. Where the best
+         value lies at an end of the range, the next one beyond it, twice at most.
 final    what was chosen, seeds 1 to 5, on the test images.
 confirm  the same settings and seeds on Fashion-MNIST, where nothing was chosen.
 report   tables, tests and picture of what is finished, to --report.
@@ -24,7 +25,7 @@ import shlex
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,7 @@ from solo_mim.evaluation.significance import holm, mcnemar, paired_difference
 RATES = (1e-3, 3e-3)
 SEEDS = (1, 2, 3, 4, 5)
 SWEEP_SEED = 0
+BEYOND = 2  # values tried past an end of an arm's range, at most
 
 
 @dataclass(frozen=True)
@@ -174,14 +176,30 @@ def sweep() -> list[Run]:
     ]
 
 
+def best_of(runs: list[Run], output: Path) -> Run | None:
+    """The best by probe, once all have finished."""
+    results = {run: run.result(output) for run in runs}
+    return max(results, key=lambda run: probe(results[run])) if all(results.values()) else None
+
+
+def tried(name: str, output: Path) -> list[Run]:
+    """An arm's grid and, as long as the best so far lies at an end of its values, the next beyond
+    that end, in the range's own ratio and at the best one's rate."""
+    runs = [run for run in sweep() if run.arm == name]
+    for _ in range(BEYOND):
+        best = best_of(runs, output)
+        values = sorted({run.value for run in runs})
+        if best is None or best.value not in (values[0], values[-1]):
+            break
+        end, inner = values[:2] if best.value == values[0] else values[:-3:-1]
+        runs.append(replace(best, value=float(f"{end**2 / inner:.3g}")))
+    return runs
+
+
 def chosen(output: Path) -> dict[str, Run]:
-    """The best of each arm's sweep, of those whose sweep has finished."""
-    best = {}
-    for name in ARMS:
-        results = {run: run.result(output) for run in sweep() if run.arm == name}
-        if all(results.values()):
-            best[name] = max(results, key=lambda run: probe(results[run]))
-    return best
+    """The best of what each arm tried, of those that have finished."""
+    found = {name: best_of(tried(name, output), output) for name in ARMS}
+    return {name: best for name, best in found.items() if best}
 
 
 def finals(stage: str, output: Path) -> list[Run]:
@@ -308,9 +326,13 @@ def main() -> None:
     for stage in arguments.stages or stages:
         if stage == "report":
             report(output, arguments.report)
-        else:
-            runs = sweep() if stage == "sweep" else finals(stage, output)
-            train(runs, data, output, arguments.jobs)
+            continue
+        runs = sweep() if stage == "sweep" else finals(stage, output)
+        train(runs, data, output, arguments.jobs)
+        if stage == "sweep":
+            for _ in range(BEYOND):
+                runs = [run for name in ARMS for run in tried(name, output)]
+                train(runs, data, output, arguments.jobs)
 
 
 if __name__ == "__main__":
