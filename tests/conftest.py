@@ -18,10 +18,14 @@ if PARALLEL:
     os.environ["OMP_NUM_THREADS"] = "1"
 
 
+THREADS = 1 if PARALLEL else min(2, os.cpu_count() or 1)
+torch.set_num_threads(THREADS)  # for fixtures of a session or a module too; more only contend
+
+
 @pytest.fixture(autouse=True)
 def _two_threads():
-    """More only contend."""
-    torch.set_num_threads(1 if PARALLEL else min(2, os.cpu_count() or 1))
+    """Whatever a test before it has set."""
+    torch.set_num_threads(THREADS)
 
 
 @pytest.fixture

@@ -224,6 +224,27 @@ def measure_steps(
     return rows
 
 
+def _photographs(crop_size: int) -> list[Any]:
+    """Patches for crops of up to 32 pixels, whole photographs for larger ones: H x W x 3 each."""
+    from solo_mim.data import photo_patches as patches
+
+    if crop_size <= 32:
+        return list(patches.photo_patches()[0].images[::20])
+    return [patches.photograph(name) for name in patches.PHOTOGRAPHS]
+
+
+def _views_row(
+    name: str, crop_size: int, beside: str, views: int, times: dict[str, list]
+) -> dict[str, Any]:
+    """Of seconds for so many views, "ours" and those of what stands `beside`, "host"."""
+    ratio, low, high = median_ratio(times["host"], times["ours"])
+    return {
+        **{"augmentations": name, "crop_size": crop_size, "beside": beside},
+        **{f"{w}_views_per_second": views / statistics.median(s) for w, s in times.items()},
+        **{"faster": ratio, "low": low, "high": high},
+    }
+
+
 def measure_data(crop_size: int, repeats: int) -> list[dict[str, Any]]:
     """One row per augmentation file: views per second of ours and of the host's pipeline.
 
@@ -239,11 +260,7 @@ def measure_data(crop_size: int, repeats: int) -> list[dict[str, Any]]:
     from solo_mim.data.transforms import normalise, parse_augmentations
     from solo_mim.host.pipelines import host_transform
 
-    if crop_size <= 32:
-        arrays = list(patches.photo_patches()[0].images[::20])
-    else:
-        arrays = [patches.photograph(name) for name in patches.PHOTOGRAPHS]
-    images = [Image.fromarray(array) for array in arrays]
+    images = [Image.fromarray(array) for array in _photographs(crop_size)]
     rows = []
     for name in DATA_PIPELINES:
         shipped: Any = OmegaConf.to_container(
@@ -263,17 +280,7 @@ def measure_data(crop_size: int, repeats: int) -> list[dict[str, Any]]:
 
         steps: dict[str, Step] = {"ours": ours, "host": host}
         times = interleaved(steps, repeats, torch.device("cpu"))
-        ratio, low, high = median_ratio(times["host"], times["ours"])
-        rows.append(
-            {
-                **{"augmentations": name, "crop_size": crop_size, "beside": "the host"},
-                **{
-                    f"{who}_views_per_second": len(images) / statistics.median(times[who])
-                    for who in steps
-                },
-                **{"faster": ratio, "low": low, "high": high},
-            }
-        )
+        rows.append(_views_row(name, crop_size, "the host", len(images), times))
     return rows
 
 
@@ -284,25 +291,19 @@ def measure_loaders(crop_size: int, repeats: int, workers: int) -> list[dict[str
     processes, or DALI's threads; by this process and one thread for 0. DALI takes the GPU where
     there is one, and the network that would wait for it is not there.
     """
-    import importlib.util
     import tempfile
 
     from omegaconf import OmegaConf
     from PIL import Image
 
     from solo_mim.commands.configuration import CONFIG_FOLDER
+    from solo_mim.commands.doctor import present
     from solo_mim.data import SSLDataModule
     from solo_mim.data import photo_patches as patches
 
-    try:
-        if importlib.util.find_spec("nvidia.dali") is None:
-            return []
-    except ModuleNotFoundError:  # nothing of NVIDIA's at all
+    if not present("nvidia.dali"):
         return []
-    if crop_size <= 32:
-        arrays = list(patches.photo_patches()[0].images[::20])
-    else:
-        arrays = 4 * [patches.photograph(name) for name in patches.PHOTOGRAPHS]
+    arrays = _photographs(crop_size) * (1 if crop_size <= 32 else 4)
     name = DATA_PIPELINES[0]
     shipped: Any = OmegaConf.load(CONFIG_FOLDER / "augmentations" / f"{name}.yaml")
     pipeline = {**shipped[0], "crop_size": crop_size}
@@ -323,16 +324,8 @@ def measure_loaders(crop_size: int, repeats: int, workers: int) -> list[dict[str
         steps = {"ours": epoch("image_folder"), "host": epoch("dali")}
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         times = interleaved(steps, repeats, device)
-    ratio, low, high = median_ratio(times["host"], times["ours"])
-    views = len(arrays) * pipeline["num_crops"]
-    return [
-        {
-            **{"augmentations": f"{name}, JPEG files", "crop_size": crop_size},
-            "beside": f"DALI, {device.type}",
-            **{f"{who}_views_per_second": views / statistics.median(times[who]) for who in steps},
-            **{"faster": ratio, "low": low, "high": high},
-        }
-    ]
+    views, beside = len(arrays) * pipeline["num_crops"], f"DALI, {device.type}"
+    return [_views_row(f"{name}, JPEG files", crop_size, beside, views, times)]
 
 
 def data_table(rows: list[dict[str, Any]]) -> str:

@@ -15,7 +15,8 @@ OPTIONAL = {
 }
 
 
-def _present(module: str) -> bool:
+def present(module: str) -> bool:
+    """Whether a module is installed; it is not imported."""
     try:
         return importlib.util.find_spec(module) is not None
     except ModuleNotFoundError:  # its parent package is absent
@@ -54,7 +55,7 @@ def run(arguments: list[str]) -> int:
     else:
         print("device    cpu only")
     for module, (extra, purpose) in OPTIONAL.items():
-        state = "yes" if _present(module) else f"no   (pip install '.[{extra}]' in the checkout)"
+        state = "yes" if present(module) else f"no   (pip install '.[{extra}]' in the checkout)"
         print(f"optional  {module:<12}{purpose:<30}{state}")
     print(f"configs   {CONFIG_FOLDER}")
     return 0

@@ -148,6 +148,19 @@ def fit(
         raise KeyboardInterrupt from None  # lightning makes the one of the other
 
 
+def goes_on(departure: str | None, checkpoint: Path | None) -> list[str]:
+    """Lines, where there is something to say, of what a run differs in from an earlier one, and
+    what it resumes from."""
+    lines = [departure] if departure else []
+    return [*lines, f"resuming from {checkpoint}"] if checkpoint else lines
+
+
+def skipped_images(result: dict[str, Any]) -> list[str]:
+    """The closing table's line on unreadable images, where there were any."""
+    count = len(result["corrupt_images"])
+    return [f"  {count} unreadable images skipped: result.json"] if count else []
+
+
 def peak_memory_mib() -> dict[str, float]:
     """Peak resident memory of this process, and allocated on the GPU where there is one, in MiB."""
     peak = {}

@@ -86,11 +86,8 @@ def prepared(cfg: DictConfig) -> tuple[DictConfig, trained.Source]:
     images.crop_size = images.crop_size or _CROP_SIZES.get(cfg.data.dataset, _CROP_SIZE)
     if num_devices(cfg) * cfg.num_nodes > 1:
         raise ConfigError("devices: a classifier is trained on one device; set devices=1")
-    cfg.devices, cfg.strategy, cfg.sync_batchnorm = (
-        1,
-        None,
-        False,
-    )  # of one process they say nothing
+    # Of one process these say nothing.
+    cfg.devices, cfg.strategy, cfg.sync_batchnorm = 1, None, False
     if cfg.auto_augment:
         raise ConfigError("auto_augment=true: there is no RandAugment here; set it to false")
     if cfg.optimizer.layer_decay and not cfg.finetune:
@@ -286,11 +283,8 @@ def _announcement(
         f"{data.num_val_images:,} held-out images of {data.crop_size} px, {data.num_classes} "
         "classes",
         f"results: {folder}",
+        *jobs.goes_on(departure, checkpoint),
     ]
-    if departure:
-        lines.append(departure)
-    if checkpoint:
-        lines.append(f"resuming from {checkpoint}")
     return "\n".join(lines)
 
 
@@ -300,8 +294,7 @@ def summary(result: dict[str, Any]) -> str:
     lines += [jobs.measured_line(row) for row in result["measured"]]
     if probe := result.get("probe"):
         lines.append(f"  C = {probe['C']:g}, chosen by {probe['chosen_on']}")
-    if result["corrupt_images"]:
-        lines.append(f"  {len(result['corrupt_images'])} unreadable images skipped: result.json")
+    lines += jobs.skipped_images(result)
     lines.append(f"  results: {result['folder']}")
     return "\n".join(lines)
 

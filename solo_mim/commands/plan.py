@@ -10,6 +10,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from solo_mim.commands import jobs
 from solo_mim.commands.configuration import PretrainConfig, checked, completed, num_devices
+from solo_mim.data.folders import IMAGENET100, IMAGENET_STATISTICS
+from solo_mim.data.imagenet100 import IMAGES
+from solo_mim.data.transforms import parse_augmentations
 from solo_mim.errors import ConfigError, nearest
 
 GIB = 2**30
@@ -50,7 +53,7 @@ _KNOWN = {
     "cifar100": (50_000, 100),
     "fashion_mnist": (60_000, 10),
     "stl10": (105_000, 10),
-    "imagenet100": (126_689, 100),
+    "imagenet100": (IMAGES["train"], len(IMAGENET100)),
     "imagenet": (1_281_167, 1000),
 }
 # By these counts, of Barlow Twins in solo-learn's README: ResNet-18, 20 epochs of ImageNet-100 in
@@ -114,9 +117,8 @@ def plan(cfg: DictConfig, gpu: str, images: int | None, utilisation: float) -> s
     cfg = checked(cfg)
     count, classes = _images(cfg, images)
     pipelines: Any = OmegaConf.to_container(cfg.augmentations)
-    first = pipelines[0]["crop_size"]
-    sizes = [p["crop_size"] for p in pipelines for _ in range(p["num_crops"])]
-    sizes = sorted(sizes, key=lambda size: size != first)  # methods take the large ones first
+    augmentations = parse_augmentations(pipelines, *IMAGENET_STATISTICS)
+    sizes = [one.crop_size for one in augmentations for _ in range(one.num_crops)]
     step = _counted(cfg, sizes, classes)
     local, processes = cfg.optimizer.batch_size, num_devices(cfg) * cfg.num_nodes
     joint = local * processes

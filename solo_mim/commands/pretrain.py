@@ -208,11 +208,8 @@ def _announcement(
         f"{cfg.backbone.name}, {cfg.max_epochs} epochs, batch {opt.batch_size}{joint}"
         f"{accumulated}, {opt.name}, lr {opt.lr:g} (scaled to the batch), seed {cfg.seed}",
         f"run folder: {folder}",
+        *jobs.goes_on(departure, checkpoint),
     ]
-    if departure:
-        lines.append(departure)
-    if checkpoint:
-        lines.append(f"resuming from {checkpoint}")
     return "\n".join(lines)
 
 
@@ -247,8 +244,7 @@ def summary(result: dict[str, Any]) -> str:
                 f"shuffled pairs {info[reading + '_shuffled']:.2f})"
             )
         lines.append(f"  effective rank of z {info['effective_rank']:.1f}")
-    if result["corrupt_images"]:
-        lines.append(f"  {len(result['corrupt_images'])} unreadable images skipped: result.json")
+    lines += jobs.skipped_images(result)
     speed = f"{result['images_per_second']:,.0f} images/s, " if result["images_per_second"] else ""
     memory = ", ".join(f"{mib:,.0f} MiB ({of})" for of, mib in result["peak_memory_mib"].items())
     lines += [

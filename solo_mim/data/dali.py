@@ -340,9 +340,8 @@ class DaliLoader:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[Any]:
-        self._fetched = iter(
-            self.batches
-        )  # first: it forks, which DALI's threads would not survive
+        # First: it forks, which DALI's threads would not survive.
+        self._fetched = iter(self.batches)
         self._under_way.clear()
         # Kept for the next epoch only where this one came to its end: nothing is left in it then.
         pipeline, self._pipeline = self._pipeline or self._built(), None

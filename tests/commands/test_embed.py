@@ -1,7 +1,6 @@
 """`solo-mim embed`: arrays, pictures and information of a split."""
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +10,6 @@ import torch
 from solo_mim.commands import trained
 from solo_mim.data import SSLDataModule
 from solo_mim.information import effective_rank
-
-
-@pytest.fixture(scope="module")
-def own_run(toy_run, tmp_path_factory):
-    return shutil.copytree(toy_run, tmp_path_factory.mktemp("embed") / toy_run.name)
 
 
 def test_features_z_pictures_and_information_of_the_held_out_images(own_run, solo_mim):

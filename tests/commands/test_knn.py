@@ -1,7 +1,6 @@
 """`solo-mim knn`: what it leaves, what its figures are of, what it refuses."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -10,11 +9,6 @@ from solo_mim.commands import trained
 from solo_mim.data import SSLDataModule
 from solo_mim.evaluation.offline import extract_features
 from solo_mim.host.knn import knn_predictions
-
-
-@pytest.fixture(scope="module")
-def own_run(toy_run, tmp_path_factory):
-    return shutil.copytree(toy_run, tmp_path_factory.mktemp("knn") / toy_run.name)
 
 
 def test_the_result_says_what_was_chosen_on_what_and_is_that_of_the_features(own_run, solo_mim):

@@ -10,11 +10,9 @@ import pandas as pd
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from PIL import Image
 
 from solo_mim.commands import jobs, linear
 from solo_mim.commands.configuration import LinearConfig, checked
-from solo_mim.data.photo_patches import photo_patches
 
 SHORT = ["max_epochs=2", "limit_train_batches=3", "limit_val_batches=1", "optimizer.batch_size=64"]
 CHECKOUT = os.environ.get("SOLO_LEARN_MAIN")
@@ -28,25 +26,6 @@ FILES = [
 
 def result_in(folder):
     return json.loads((folder / "result.json").read_text())
-
-
-@pytest.fixture(scope="module")
-def own_run(toy_run, tmp_path_factory):
-    """A copy of the toy run, so that this module finds its own results in it."""
-    return shutil.copytree(toy_run, tmp_path_factory.mktemp("linear") / toy_run.name)
-
-
-@pytest.fixture(scope="module")
-def image_folders(tmp_path_factory):
-    """Overrides that name training and validation folders: 8 and 4 patches of three photographs."""
-    root = tmp_path_factory.mktemp("images")
-    for half, part, count in zip(photo_patches(), ("train", "val"), (8, 4), strict=True):
-        for label in range(3):
-            folder = root / part / f"photograph{label}"
-            folder.mkdir(parents=True)
-            for number, pixels in enumerate(half.images[half.labels == label][:count]):
-                Image.fromarray(pixels).save(folder / f"{number}.png")
-    return [f"data.{part}_path={root / part}" for part in ("train", "val")]
 
 
 def test_the_protocol_leaves_its_files_and_a_tagged_result(own_run, solo_mim):

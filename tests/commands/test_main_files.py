@@ -7,11 +7,9 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
-from PIL import Image
 
 from solo_mim import host
 from solo_mim.commands.configuration import checked, completed
-from solo_mim.data.photo_patches import photo_patches
 from solo_mim.host.keys import check_method_kwargs, method_keys, numeric_keys
 from solo_mim.methods import METHODS
 
@@ -111,19 +109,6 @@ TRAINED = [
         marks=pytest.mark.slow,
     ),
 ]
-
-
-@pytest.fixture(scope="module")
-def image_folders(tmp_path_factory):
-    """Training and validation folders: patches of three photographs, eight and four of each."""
-    root = tmp_path_factory.mktemp("images")
-    for half, part, count in zip(photo_patches(), ("train", "val"), (8, 4), strict=True):
-        for label in range(3):
-            folder = root / part / f"photograph{label}"
-            folder.mkdir(parents=True)
-            for number, pixels in enumerate(half.images[half.labels == label][:count]):
-                Image.fromarray(pixels).save(folder / f"{number}.png")
-    return [f"data.{part}_path={root / part}" for part in ("train", "val")]
 
 
 @pytest.mark.skipif(not CHECKOUT, reason="SOLO_LEARN_MAIN names no checkout")
