@@ -20,7 +20,7 @@ from solo_mim.losses.explicit_mim import (
     view_entropies,
 )
 from solo_mim.losses.logdet import NonFiniteEmbeddingError, logdet
-from solo_mim.losses.statistics import MEAN_SQUARE_FLOOR
+from solo_mim.losses.statistics import with_unit_mean_square
 
 
 def mutual_information_from_covariances(c1: Tensor, c2: Tensor, c12: Tensor) -> Tensor:
@@ -51,9 +51,12 @@ def mutual_information(z1: Tensor, z2: Tensor, noise: float = 0.0) -> Tensor:
         noise: power of an independent Gaussian noise added to each coordinate, in its own units.
 
     Raises:
-        ValueError: without noise, no more samples than D1 + D2: the joint covariance is singular.
+        ValueError: unequal N; a noise that is no power; none, and no more samples than D1 + D2, so
+            that the joint covariance is singular.
         NonFiniteEmbeddingError, NotPositiveDefiniteError: a covariance is not finite, or singular.
     """
+    _check_noise(noise)
+    _check_paired(z1, z2)
     num_samples, dim = len(z1), z1.shape[1] + z2.shape[1]
     if noise == 0 and num_samples <= dim:
         raise ValueError(
@@ -94,8 +97,7 @@ def view_information(
     check_choice("normalisation", normalisation, NORMALISATIONS)
     views = checked_views(views)
     num_views, (num_samples, dim) = len(views), views[0].shape
-    if noise < 0:
-        raise ValueError(f"noise is a power, 0 or more, got {noise}")
+    _check_noise(noise)
     if noise == 0 and dim > _degrees_of_freedom(num_samples, num_views, reading):
         raise ValueError(
             f"{num_samples} samples of {num_views} views leave a covariance of {dim} coordinates "
@@ -219,8 +221,10 @@ def canonical_correlations(z1: Tensor, z2: Tensor) -> Tensor:
     noise. Where D1 + D2 > N - 1 some are 1 whatever the data.
 
     Raises:
+        ValueError: unequal N.
         NonFiniteEmbeddingError: NaN or inf in the samples.
     """
+    _check_paired(z1, z2)
     return torch.linalg.svdvals(_principal_scores(z1).mT @ _principal_scores(z2)).clamp(max=1)
 
 
@@ -249,7 +253,7 @@ def total_spectrum(views: Sequence[Tensor] | Tensor) -> Tensor:
         NonFiniteEmbeddingError: NaN or inf in the views.
     """
     z = _centred(torch.cat(list(checked_views(views))))
-    z = z / z.square().mean(0).clamp_min(MEAN_SQUARE_FLOOR).sqrt()
+    z = with_unit_mean_square(z, 0, len(z))
     return torch.linalg.eigvalsh(z.mT @ z / len(z)).clamp_min(0).flip(0)
 
 
@@ -257,6 +261,16 @@ def _degrees_of_freedom(num_samples: int, num_views: int, reading: str) -> int:
     """Highest possible rank of the covariance that runs out of samples first."""
     within = num_samples * (num_views - 1)
     return within if reading == "infomax" else min(within, num_samples - 1)
+
+
+def _check_noise(noise: float) -> None:
+    if not 0 <= noise < math.inf:
+        raise ValueError(f"noise is a power, 0 or more and finite, got {noise}")
+
+
+def _check_paired(z1: Tensor, z2: Tensor) -> None:
+    if len(z1) != len(z2):
+        raise ValueError(f"samples come in pairs, got {len(z1)} and {len(z2)} of them")
 
 
 def _samples(z: Tensor) -> Tensor:

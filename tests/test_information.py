@@ -343,3 +343,17 @@ def test_spectrum_is_that_of_the_correlation_matrix_of_all_views():
     assert total_spectrum(views).mean().item() == pytest.approx(1)
     constant = torch.cat((views, torch.ones(2, 50, 1)), 2)
     assert total_spectrum(constant)[-1].item() == 0
+
+
+@pytest.mark.parametrize("noise", [-0.2, float("nan"), float("inf")])
+def test_a_noise_that_is_no_power_is_refused(noise):
+    z = torch.randn(40, 3)
+    for measure in (mutual_information, lambda a, b, noise: view_information((a, b), noise=noise)):
+        with pytest.raises(ValueError, match="noise is a power"):
+            measure(z, z.flip(0), noise=noise)
+
+
+@pytest.mark.parametrize("measure", [mutual_information, canonical_correlations])
+def test_samples_that_are_no_pairs_are_refused(measure):
+    with pytest.raises(ValueError, match="samples come in pairs, got 40 and 39"):
+        measure(torch.randn(40, 3), torch.randn(39, 2))

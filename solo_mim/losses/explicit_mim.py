@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from solo_mim.losses.logdet import check_deferred, logdet
-from solo_mim.losses.statistics import view_covariances
+from solo_mim.losses.statistics import several_processes, view_covariances
 
 READINGS = ("infomax", "two_view")
 OBJECTIVES = (*READINGS, "first_order")
@@ -97,7 +97,7 @@ def explicit_mim_loss_func(
         within_noise,
         (between_noise or within_noise) if reading == "two_view" else None,
         normalisation,
-        _several_processes(process_group),
+        several_processes(process_group),
         statuses,
         linear_within=reading == "first_order",
     )
@@ -262,11 +262,3 @@ def _check_options(
         raise ValueError("between_noise is for reading two_view alone: leave it None for others")
     if not 0 < between_noise < math.inf:
         raise ValueError(f"between_noise must be positive and finite, got {between_noise}")
-
-
-def _several_processes(group: dist.ProcessGroup | None) -> dist.ProcessGroup | None:
-    """The group to compute over, or None where this process is alone."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return None
-    group = group or dist.group.WORLD
-    return group if dist.get_world_size(group) > 1 else None

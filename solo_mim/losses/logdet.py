@@ -101,14 +101,18 @@ class _DeferredCheck:
         self.step = 0
         self.pending: tuple[int, tuple[str, ...], Tensor, torch.cuda.Event] | None = None
 
-    def __call__(self, statuses: dict[str, Tensor]) -> None:
-        self.step += 1
+    def settle(self, noticed: str) -> None:
+        """Raises for the statuses on their way, if there are any."""
         pending, self.pending = self.pending, None
         if pending is not None:
             step, names, flags, arrived = pending
             arrived.synchronize()
             for name, status in zip(names, flags.tolist(), strict=True):
-                _raise_if_failed(status, name, f" at call {step}, noticed one call later")
+                _raise_if_failed(status, name, f" at call {step}, noticed {noticed}")
+
+    def __call__(self, statuses: dict[str, Tensor]) -> None:
+        self.step += 1
+        self.settle("one call later")
         flags = torch.stack(tuple(statuses.values()))
         # The copy lands in pinned memory and waits for nobody.
         host = flags.to("cpu", non_blocking=True)
@@ -130,6 +134,17 @@ def check_deferred(statuses: dict[str, Tensor]) -> None:
         _checks[device](statuses)
 
 
+def settle_deferred() -> None:
+    """Raise for statuses that no further call has read; afterwards calls are counted anew.
+
+    For the end of a training run: its last step must not fail in the next run of the process.
+    """
+    checks = list(_checks.values())
+    _checks.clear()
+    for check in checks:
+        check.settle("at the end")
+
+
 def _raise_if_failed(status: int, name: str, when: str = "") -> None:
     if status == _NON_FINITE:
         raise NonFiniteEmbeddingError(
@@ -139,5 +154,5 @@ def _raise_if_failed(status: int, name: str, when: str = "") -> None:
     if status > 0:
         raise NotPositiveDefiniteError(
             f"{name} plus its floor is not positive definite{when} (leading minor of order "
-            f"{status}): raise the floor (1e-4 is safe in float32) or compute in double precision."
+            f"{status}): raise the floor (1e-4 is safe in float32), or compute float32 in double."
         )

@@ -8,14 +8,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from solo_mim.losses.explicit_mim import NORMALISATIONS, check_choice, checked_views
 from solo_mim.losses.logdet import logdet
-from solo_mim.losses.statistics import sum_over_processes
-
-NORMALISATIONS = ("l2", "standardise")
+from solo_mim.losses.statistics import gathered, with_unit_mean_square
 
 
 class CorInfoMaxTerms(NamedTuple):
@@ -56,10 +54,7 @@ class CorInfoMaxLoss(nn.Module):
         normalisation: str = "l2",
     ):
         super().__init__()
-        if normalisation not in NORMALISATIONS:
-            raise ValueError(
-                f"normalisation must be one of {', '.join(NORMALISATIONS)}, not {normalisation!r}"
-            )
+        check_choice("normalisation", normalisation, NORMALISATIONS)
         if not 0 <= forgetting < 1 or eps < 0 or alpha < 0:
             raise ValueError("forgetting must be in [0, 1), eps and alpha not negative")
         self.alpha, self.eps, self.forgetting = alpha, eps, forgetting
@@ -74,11 +69,11 @@ class CorInfoMaxLoss(nn.Module):
             NotPositiveDefiniteError, NonFiniteEmbeddingError: a determinant fails.
         """
         with torch.autocast(z1.device.type, enabled=False):
-            views = [z.double() for z in (_joined(z1), _joined(z2))]
+            views = [z.double() for z in (gathered(z1), gathered(z2))]
             if self.normalisation == "l2":
                 views = [F.normalize(z) for z in views]
             else:
-                views = [_standardised(z) for z in views]
+                views = [with_unit_mean_square(z - z.mean(0), 0, len(z)) for z in views]
             samples, dim = views[0].shape
             keep, entropy = self.forgetting, views[0].new_zeros(())
             means, covariances = [], []
@@ -86,7 +81,8 @@ class CorInfoMaxLoss(nn.Module):
                 mean = keep * mean + (1 - keep) * view.mean(0)
                 centred = view - mean
                 covariance = keep * covariance + (1 - keep) * centred.T @ centred / samples
-                entropy = entropy + logdet(covariance, self.eps, name="CorInfoMax") / dim
+                value = logdet(covariance, self.eps, name="the CorInfoMax covariance")
+                entropy = entropy + value / dim
                 means.append(mean.detach())
                 covariances.append(covariance.detach())
             if self.training:
@@ -110,10 +106,17 @@ def mec_loss_func(
         inverse_lambda: the paper's 1 / lambda = N eps_d; the series converges where it is above the
             largest singular value of P T^T, at most N.
         order: of the series.
+
+    Raises:
+        ValueError: inverse_lambda not positive, or no order.
     """
+    if not inverse_lambda > 0 or order < 1:
+        raise ValueError(
+            f"inverse_lambda must be positive and order 1 or more, got {inverse_lambda} and {order}"
+        )
     with torch.autocast(predictions[0].device.type, enabled=False):
-        p1, p2 = (F.normalize(_joined(p).float()) for p in predictions)
-        t1, t2 = (F.normalize(_joined(t.detach()).float()) for t in targets)
+        p1, p2 = (F.normalize(gathered(p).float()) for p in predictions)
+        t1, t2 = (F.normalize(gathered(t.detach()).float()) for t in targets)
         series = predictions[0].new_zeros((), dtype=torch.float32)
         for p, t in ((p1, t2), (p2, t1)):
             matrix = p @ t.T / inverse_lambda
@@ -139,9 +142,13 @@ def frossl_loss_func(views: Sequence[Tensor], invariance_weight: float = 1.0) ->
     summed over views; the invariance is `V / N` times the squared distances of the views to their
     mean, for two views `||Z1 - Z2||_F^2 / N`. Both on coordinates that are centred and scaled to
     norm one over the batch, each view by itself.
+
+    Raises:
+        TypeError, ValueError: as `explicit_mim_loss_func` does of views.
     """
+    views = checked_views(views)
     with torch.autocast(views[0].device.type, enabled=False):
-        joined = [_joined(view).float() for view in views]
+        joined = [gathered(view).float() for view in views]
         samples, dim = joined[0].shape
         unit = torch.stack([F.normalize(z - z.mean(0), dim=0) for z in joined])
         entropy = unit.new_zeros(())
@@ -151,20 +158,3 @@ def frossl_loss_func(views: Sequence[Tensor], invariance_weight: float = 1.0) ->
         spread = (unit - unit.mean(0)).square().sum()
         invariance = len(views) * spread / samples
         return FroSSLTerms(invariance_weight * invariance - entropy, invariance, entropy)
-
-
-def _standardised(z: Tensor) -> Tensor:
-    centred = z - z.mean(0)
-    return centred / centred.square().mean(0).clamp_min(1e-5).sqrt()
-
-
-def _joined(z: Tensor) -> Tensor:
-    """The samples of all processes, in rank order; equal shares. Differentiable."""
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return z
-    rank, world = dist.get_rank(), dist.get_world_size()
-    rows = z.new_zeros((world, *z.shape))
-    rows[rank] = z
-    group = dist.group.WORLD
-    assert group is not None
-    return sum_over_processes(rows, group).flatten(0, 1)

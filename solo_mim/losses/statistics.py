@@ -58,7 +58,7 @@ def view_covariances(
     """
     num_views, (num_local, dim) = len(views), views[0].shape
     if normalisation == "l2":
-        views = [_with_unit_mean_square(view, 1, dim) for view in views]
+        views = [with_unit_mean_square(view, 1, dim) for view in views]
     (between_rows, _), *contrasts = helmert_contrasts(views)
     counts, mean = _counts_and_mean(between_rows.detach(), group)
     between_rows = between_rows - mean  # a constant: in all that follows its gradient is zero
@@ -95,7 +95,7 @@ def view_covariances(
     num_samples = len(between_rows)
     joined = torch.cat((_without_mean(between_rows), *within_rows))
     if normalisation == "standardise":
-        joined = _with_unit_mean_square(joined, 0, num_views * num_samples)
+        joined = with_unit_mean_square(joined, 0, num_views * num_samples)
     gram = self_product(joined.mT, 1 / num_samples)
     return ViewCovariances(
         total=gram / num_views,
@@ -141,6 +141,23 @@ def sum_over_processes(tensor: Tensor, group: dist.ProcessGroup) -> Tensor:
     gradient of one process with all samples. A bare `all_reduce` loses the others' part.
     """
     return _SumOverProcesses.apply(tensor, group)
+
+
+def several_processes(group: dist.ProcessGroup | None = None) -> dist.ProcessGroup | None:
+    """The group to compute over, all processes unless given; None where this process is alone."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return None
+    group = group or dist.group.WORLD
+    return group if dist.get_world_size(group) > 1 else None
+
+
+def gathered(z: Tensor) -> Tensor:
+    """N x D samples of all processes, in rank order, from this one's share; differentiable."""
+    group = several_processes()
+    if group is None:
+        return z
+    (rows,) = _gather_samples([z], _counts_and_mean(z.detach(), group)[0], group)
+    return rows
 
 
 class _SelfProduct(torch.autograd.Function):
@@ -205,6 +222,7 @@ def _gather_samples(
     return sum_over_processes(pad(torch.stack(blocks), place), group).unbind()
 
 
-def _with_unit_mean_square(z: Tensor, dim: int, divisor: int) -> Tensor:
+def with_unit_mean_square(z: Tensor, dim: int, divisor: int) -> Tensor:
+    """z divided by the root of its mean square along `dim`, which is at least MEAN_SQUARE_FLOOR."""
     root = torch.linalg.vector_norm(z, dim=dim, keepdim=True) / math.sqrt(divisor)
     return z * root.clamp_min(math.sqrt(MEAN_SQUARE_FLOOR)).reciprocal()

@@ -40,8 +40,9 @@ def origins() -> dict[str, list[str]]:
     """Name of each method -> the packages, with their versions, that offer it; one of them each,
     where names do not clash."""
     found = {
-        name: [f"solo-learn {host.host_version()}" if name in host.METHODS else "solo-mim"]
-        for name in METHODS
+        name: [f"solo-learn {host.host_version()}" if method is theirs else "solo-mim"]
+        for name, method in METHODS.items()
+        for theirs in [host.METHODS.get(name)]
     }
     for name, claims in plugins().items():
         found.setdefault(name, []).extend(map(_package, claims))

@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_warn
 from omegaconf import DictConfig
-from torch import Tensor, nn
+from torch import Tensor
 
 from solo_mim.errors import ConfigError, nearest
 from solo_mim.host import BaseMethod
-from solo_mim.losses import ExplicitMIMLoss, explicit_mim_loss_func, rewards_collapse
+from solo_mim.losses import (
+    ExplicitMIMError,
+    ExplicitMIMLoss,
+    explicit_mim_loss_func,
+    rewards_collapse,
+)
+from solo_mim.losses.logdet import settle_deferred
+from solo_mim.methods.projecting import Projecting, projector
 
+# The loss's options that `method_kwargs` sets.
 DEFAULTS: dict[str, Any] = {
-    "reading": "infomax",
-    "within_noise": 1.0,
-    "total_noise": 0.01,
-    "between_noise": None,
-    "normalisation": "standardise",
+    name: parameter.default
+    for name, parameter in inspect.signature(ExplicitMIMLoss).parameters.items()
+    if name not in ("double_precision", "process_group")
 }
 
 
-class ExplicitMIM(BaseMethod):
+class ExplicitMIM(Projecting, BaseMethod):
     """Implements the Theorem-1 objective of explicit MIM (https://arxiv.org/abs/2409.04747).
 
     The estimator is this project's; see `solo_mim.losses.explicit_mim_loss_func`.
@@ -47,20 +55,10 @@ class ExplicitMIM(BaseMethod):
 
         proj_hidden_dim: int = cfg.method_kwargs.proj_hidden_dim
         proj_output_dim: int = cfg.method_kwargs.proj_output_dim
+        self.projector = projector(self.features_dim, proj_hidden_dim, proj_output_dim)
 
-        # projector
-        self.projector = nn.Sequential(
-            nn.Linear(self.features_dim, proj_hidden_dim),
-            nn.BatchNorm1d(proj_hidden_dim),
-            nn.ReLU(),
-            nn.Linear(proj_hidden_dim, proj_hidden_dim),
-            nn.BatchNorm1d(proj_hidden_dim),
-            nn.ReLU(),
-            nn.Linear(proj_hidden_dim, proj_output_dim),
-        )
-
-    @staticmethod
-    def add_and_assert_specific_cfg(cfg: DictConfig) -> DictConfig:
+    @classmethod
+    def add_and_assert_specific_cfg(cls, cfg: DictConfig) -> DictConfig:
         """Adds method specific default values/checks for config.
 
         Args:
@@ -72,7 +70,7 @@ class ExplicitMIM(BaseMethod):
         Raises:
             ConfigError: a required key is missing or a value is impossible; names the key.
         """
-        cfg = super(ExplicitMIM, ExplicitMIM).add_and_assert_specific_cfg(cfg)
+        cfg = super().add_and_assert_specific_cfg(cfg)
         kwargs = cfg.method_kwargs
         if kwargs.get("proj_hidden_dim") is None:
             raise ConfigError("method=explicit_mim needs method_kwargs.proj_hidden_dim")
@@ -89,25 +87,7 @@ class ExplicitMIM(BaseMethod):
             ExplicitMIMLoss(**{key: kwargs[key] for key in DEFAULTS})
         except (ValueError, TypeError) as error:
             raise ConfigError(f"method_kwargs: {error}") from error
-        if cfg.data.get("num_small_crops"):
-            raise ConfigError(
-                "method=explicit_mim takes crops of one size: small ones are not exchangeable with "
-                "large ones, which its covariances assume; give every augmentation one crop_size"
-            )
-        if cfg.data.get("num_large_crops", 2) < 2:
-            raise ConfigError(
-                "method=explicit_mim needs two views of an image or more; "
-                "raise augmentations[].num_crops"
-            )
         return cfg
-
-    @property
-    def learnable_params(self) -> list[dict[str, Any]]:
-        """The parent's parameter groups and the projector's."""
-        return [
-            *super().learnable_params,
-            {"name": "projector", "params": self.projector.parameters()},
-        ]
 
     @property
     def collapse_remedy(self) -> str:
@@ -121,6 +101,8 @@ class ExplicitMIM(BaseMethod):
         """Warns where the batch is too small for covariances of this dimension, and of floors that
         reward collapse."""
         super().on_train_start()
+        with contextlib.suppress(ExplicitMIMError):  # of a run that was broken off
+            settle_deferred()
         kwargs = self.loss_kwargs
         floors = kwargs["total_noise"], kwargs["within_noise"], kwargs["between_noise"]
         if kwargs["reading"] == "two_view" and rewards_collapse(
@@ -140,17 +122,10 @@ class ExplicitMIM(BaseMethod):
                 "less, or raise optimizer.batch_size"
             )
 
-    def forward(self, X: Tensor) -> dict[str, Any]:
-        """Performs the forward pass of the backbone and the projector.
-
-        Args:
-            X: a batch of images, N x C x H x W.
-
-        Returns:
-            The parent's outputs and the projected features `z`, N x proj_output_dim.
-        """
-        out = super().forward(X)
-        return {**out, "z": self.projector(out["feats"])}
+    def on_train_end(self) -> None:
+        """Of the last step too, a determinant that failed on CUDA is an error of this run."""
+        super().on_train_end()
+        settle_deferred()
 
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
         """The host's step (online probe, online kNN) and the explicit MIM loss over all views.
@@ -163,24 +138,12 @@ class ExplicitMIM(BaseMethod):
             Sum of explicit MIM loss and probe loss.
         """
         out = super().training_step(batch, batch_idx)
-        class_loss = out["loss"]
-
-        # ------- explicit mim loss -------
         terms = explicit_mim_loss_func(out["z"], **self.loss_kwargs)
-
-        metrics = {
-            f"train_explicit_mim_{name}": value
-            for name, value in terms._asdict().items()
-            if value is not None
-        }
-        self.log_dict(metrics, on_epoch=True, sync_dist=True)
-
-        return terms.loss + class_loss
+        return self._logged("explicit_mim", terms) + out["loss"]
 
 
 def _processes(cfg: DictConfig) -> int:
-    """Among which a batch is shared, as far as the configuration says: "auto" counts as one."""
+    """Among which a batch is shared, of a completed configuration: a number or a list."""
     devices = cfg.get("devices", 1)
-    if isinstance(devices, Sequence) and not isinstance(devices, str):
-        devices = len(devices)
-    return (devices if isinstance(devices, int) and devices > 0 else 1) * cfg.get("num_nodes", 1)
+    count = devices if isinstance(devices, int) else len(devices)
+    return max(1, count) * cfg.get("num_nodes", 1)

@@ -11,55 +11,11 @@ from torch import Tensor, nn
 
 from solo_mim.errors import ConfigError
 from solo_mim.host import BaseMethod, BaseMomentumMethod
-from solo_mim.host.checks import refuse_impossible_views
 from solo_mim.losses.rivals import CorInfoMaxLoss, frossl_loss_func, mec_loss_func
+from solo_mim.methods.projecting import Projecting, projector
 
 
-def _projector(features: int, hidden: int, output: int) -> nn.Sequential:
-    """The three layers of Barlow Twins and VICReg in solo-learn."""
-    return nn.Sequential(
-        nn.Linear(features, hidden),
-        nn.BatchNorm1d(hidden),
-        nn.ReLU(),
-        nn.Linear(hidden, hidden),
-        nn.BatchNorm1d(hidden),
-        nn.ReLU(),
-        nn.Linear(hidden, output),
-    )
-
-
-class _Projecting:
-    """Mixed in before a base class: a projector whose output is `z`."""
-
-    projector: nn.Module
-
-    @classmethod
-    def add_and_assert_specific_cfg(cls, cfg: DictConfig) -> DictConfig:
-        """Fills the base class's defaults in place; refuses views that the loss does not read."""
-        refuse_impossible_views(cfg, cfg.method, any_number=("frossl",), multi_crop=())
-        return super().add_and_assert_specific_cfg(cfg)  # type: ignore[misc]
-
-    @property
-    def learnable_params(self) -> list[dict[str, Any]]:
-        """The parent's parameter groups and the projector's."""
-        return [
-            *super().learnable_params,  # type: ignore[misc]
-            {"name": "projector", "params": self.projector.parameters()},
-        ]
-
-    def forward(self, X: Tensor) -> dict[str, Any]:
-        """The parent's outputs and the projected features `z`, N x proj_output_dim."""
-        out = super().forward(X)  # type: ignore[misc]
-        return {**out, "z": self.projector(out["feats"])}
-
-    def _logged(self, name: str, terms: Any) -> Tensor:
-        """The `loss` of named terms, all of them logged."""
-        metrics = {f"train_{name}_{term}": value for term, value in terms._asdict().items()}
-        self.log_dict(metrics, on_epoch=True, sync_dist=True)  # type: ignore[attr-defined]
-        return terms.loss
-
-
-class CorInfoMax(_Projecting, BaseMethod):
+class CorInfoMax(Projecting, BaseMethod):
     """Implements CorInfoMax (https://arxiv.org/abs/2209.07999), `solo_mim.losses.CorInfoMaxLoss`.
 
     method_kwargs:
@@ -74,7 +30,7 @@ class CorInfoMax(_Projecting, BaseMethod):
     def __init__(self, cfg: DictConfig):
         super().__init__(cfg)
         proj_output_dim: int = cfg.method_kwargs.proj_output_dim
-        self.projector = _projector(
+        self.projector = projector(
             self.features_dim, cfg.method_kwargs.proj_hidden_dim, proj_output_dim
         )
         try:
@@ -94,7 +50,7 @@ class CorInfoMax(_Projecting, BaseMethod):
         return self._logged("corinfomax", self.loss(*out["z"])) + out["loss"]
 
 
-class FroSSL(_Projecting, BaseMethod):
+class FroSSL(Projecting, BaseMethod):
     """Implements FroSSL (https://arxiv.org/abs/2310.02903), `solo_mim.losses.frossl_loss_func`.
 
     method_kwargs:
@@ -106,7 +62,9 @@ class FroSSL(_Projecting, BaseMethod):
     def __init__(self, cfg: DictConfig):
         super().__init__(cfg)
         self.invariance_weight: float = cfg.method_kwargs.get("invariance_weight", 1.0)
-        self.projector = _projector(
+        if self.invariance_weight < 0:
+            raise ConfigError("method_kwargs.invariance_weight must not be negative")
+        self.projector = projector(
             self.features_dim, cfg.method_kwargs.proj_hidden_dim, cfg.method_kwargs.proj_output_dim
         )
 
@@ -117,7 +75,7 @@ class FroSSL(_Projecting, BaseMethod):
         return self._logged("frossl", terms) + out["loss"]
 
 
-class MEC(_Projecting, BaseMomentumMethod):
+class MEC(Projecting, BaseMomentumMethod):
     """Implements MEC (https://arxiv.org/abs/2210.11464), `solo_mim.losses.mec_loss_func`.
 
     method_kwargs:
@@ -139,12 +97,17 @@ class MEC(_Projecting, BaseMomentumMethod):
         self.eps: float = cfg.method_kwargs.get("eps", 64.0)
         self.warmup_share: float = cfg.method_kwargs.get("warmup_share", 0.1)
         self.order: int = cfg.method_kwargs.get("order", 4)
+        if not self.eps > 0 or self.order < 1 or not 0 <= self.warmup_share <= 1:
+            raise ConfigError(
+                "method_kwargs: MEC needs eps above 0, an order of 1 or more, and a warmup_share "
+                "from 0 to 1"
+            )
 
-        def projector() -> nn.Sequential:
-            layers = _projector(self.features_dim, proj_hidden_dim, proj_output_dim)
+        def normalised() -> nn.Sequential:
+            layers = projector(self.features_dim, proj_hidden_dim, proj_output_dim)
             return layers.append(nn.BatchNorm1d(proj_output_dim, affine=False))
 
-        self.projector, self.momentum_projector = projector(), projector()
+        self.projector, self.momentum_projector = normalised(), normalised()
         for online, momentum in zip(
             self.projector.parameters(), self.momentum_projector.parameters(), strict=True
         ):

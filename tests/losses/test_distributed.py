@@ -15,7 +15,13 @@ import torch.distributed as dist
 from torch import nn
 
 from solo_mim.information import view_information
-from solo_mim.losses import NonFiniteEmbeddingError, explicit_mim_loss_func
+from solo_mim.losses import (
+    CorInfoMaxLoss,
+    NonFiniteEmbeddingError,
+    explicit_mim_loss_func,
+    frossl_loss_func,
+    mec_loss_func,
+)
 
 INPUTS = 7
 # Samples of each rank, and D, with 2 and with 3 processes. N over all ranks, D x D moments travel
@@ -29,6 +35,7 @@ OPTIONS = {
     for reading in ("infomax", "two_view")
     for normalisation in ("standardise", "l2")
 }
+OPTIONS["first_order"] = {"reading": "first_order"}
 CASES = [
     (processes, share, option, num_views)
     for processes, shares in SHARES.items()
@@ -67,6 +74,23 @@ def terms_and_gradient(network: nn.Module, batch: torch.Tensor, **options) -> di
     }
 
 
+def rivals(z1: torch.Tensor, z2: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {
+        "corinfomax": CorInfoMaxLoss(z1.shape[1])(z1, z2).loss,
+        "frossl": frossl_loss_func((z1, z2)).loss,
+        "mec": mec_loss_func((z1, z2), (z2, z1), 40.0),
+    }
+
+
+def rivals_and_gradients(network: nn.Module, batch: torch.Tensor) -> dict[str, list[torch.Tensor]]:
+    z1, z2 = network(batch.flatten(0, 1)).unflatten(0, batch.shape[:2])
+    found = {}
+    for name, loss in rivals(z1, z2).items():
+        gradient = torch.autograd.grad(loss, list(network.parameters()), retain_graph=True)
+        found[name] = [loss.detach(), *gradient]
+    return found
+
+
 def run_rank(rank: int, folder: Path) -> None:
     dist.init_process_group(
         "gloo", init_method=(folder / "rendezvous").as_uri(), rank=rank, world_size=3
@@ -89,6 +113,13 @@ def run_rank(rank: int, folder: Path) -> None:
                         dist.all_reduce(gradient, group=group)
                         gradient /= processes
                     results[processes, share, option, num_views] = result
+
+    network, batch = network_of(6), batch_of(2, 15)
+    results["rivals"] = rivals_and_gradients(network, batch[:, (0, 4, 9)[rank] : (4, 9, 15)[rank]])
+    for _, *gradients in results["rivals"].values():
+        for gradient in gradients:
+            dist.all_reduce(gradient)
+            gradient /= 3
 
     # A NaN on one rank is an error on all of them, and no rank is left waiting.
     z = torch.randn(2, 4, 3)
@@ -147,6 +178,14 @@ def test_value_and_averaged_gradient_equal_one_process(ranks, processes, share, 
                 torch.testing.assert_close(
                     ours, theirs, rtol=1e-9, atol=1e-12, msg=lambda m, r=rank: f"rank {r}: {m}"
                 )
+
+
+@pytest.mark.parametrize("name", ["corinfomax", "frossl", "mec"])
+def test_rivals_are_of_the_samples_of_all_processes(ranks, name):
+    expected = rivals_and_gradients(network_of(6), batch_of(2, 15))[name]
+    for results in ranks:
+        for ours, theirs in zip(results["rivals"][name], expected, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
 def test_error_on_one_rank_is_raised_on_all(ranks):

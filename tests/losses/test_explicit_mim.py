@@ -411,15 +411,9 @@ def test_first_order_bounds_the_within_term_and_meets_it_where_views_agree():
     assert 0 <= gap(0.01) < 1e-6
 
 
-def test_second_derivative_is_refused():
-    z = views_of(2, 6, 3).requires_grad_()
-    with pytest.raises(RuntimeError, match="differentiable once"):
-        torch.autograd.grad(explicit_mim_loss_func(z).loss, z, create_graph=True)
-
-
 def test_docstring_example_holds():
-    assert doctest.testmod(explicit_mim).attempted >= 4
-    assert doctest.testmod(explicit_mim).failed == 0
+    result = doctest.testmod(explicit_mim)
+    assert (result.failed, result.attempted >= 4) == (0, True)
 
 
 def test_import_loads_torch_alone():

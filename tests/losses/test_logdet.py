@@ -11,7 +11,7 @@ from solo_mim.losses import (
     NonFiniteEmbeddingError,
     NotPositiveDefiniteError,
 )
-from solo_mim.losses.logdet import _DeferredCheck, logdet
+from solo_mim.losses.logdet import _DeferredCheck, check_deferred, logdet, settle_deferred
 
 
 def spd(dim: int, seed: int = 0) -> torch.Tensor:
@@ -71,10 +71,27 @@ def test_second_derivative_is_refused():
         torch.autograd.grad(logdet(matrix), matrix, create_graph=True)
 
 
-def test_deferred_status_is_read_at_the_next_call_and_names_the_failed_one(monkeypatch):
+@pytest.fixture
+def stream(monkeypatch):
+    """Stands in for CUDA's: what is copied has arrived."""
     event = SimpleNamespace(synchronize=lambda: None)
     stream = SimpleNamespace(record_event=lambda: event)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+
+
+@pytest.mark.usefixtures("stream")
+def test_status_of_the_last_call_is_read_at_the_end_and_not_in_the_next_run():
+    check_deferred({"the total covariance": torch.tensor(0)})
+    settle_deferred()
+    check_deferred({"the total covariance": torch.tensor(-1)})
+    with pytest.raises(NonFiniteEmbeddingError, match=r"at call 1, noticed at the end"):
+        settle_deferred()
+    check_deferred({"the total covariance": torch.tensor(0)})
+    settle_deferred()
+
+
+@pytest.mark.usefixtures("stream")
+def test_deferred_status_is_read_at_the_next_call_and_names_the_failed_one():
     check = _DeferredCheck()
     fine = {"the total covariance": torch.tensor(0), "the within covariance": torch.tensor(0)}
     check(fine)

@@ -119,11 +119,13 @@ def test_aligned_views_beat_strangers_and_spread_beats_collapse(name):
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_half_precision_inside_autocast_equals_single_outside(name):
-    views = [view.float().requires_grad_() for view in _views()]
-    expected = LOSSES[name](views)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_autocast_does_not_reach_it(name, dtype):
+    views = [view.to(dtype).requires_grad_() for view in _views()]
+    expected = LOSSES[name]([view.detach().float() for view in views])
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = LOSSES[name](views)
+    assert found.dtype == expected.dtype
     torch.testing.assert_close(found, expected)
     found.backward()
     assert all(torch.isfinite(view.grad).all() for view in views)
@@ -150,3 +152,14 @@ def test_corinfomax_names_a_nan():
     views[0][3, 2] = float("nan")
     with pytest.raises(NonFiniteEmbeddingError):
         CorInfoMaxLoss(6)(*views)
+
+
+@pytest.mark.parametrize(("inverse_lambda", "order"), [(0.0, 4), (-3.0, 4), (40.0, 0)])
+def test_mec_refuses_impossible_options(inverse_lambda, order):
+    with pytest.raises(ValueError, match="inverse_lambda must be positive and order 1 or more"):
+        mec_loss_func(_views(), _views(seed=1), inverse_lambda, order)
+
+
+def test_frossl_refuses_one_view():
+    with pytest.raises(ValueError, match="2 or more views"):
+        frossl_loss_func(_views()[:1])
