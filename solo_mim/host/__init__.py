@@ -12,13 +12,13 @@ Which of them is found on the import path decides. Checkpoint keys are main's in
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import importlib.util
+import subprocess
 from pathlib import Path
 
 from solo_mim.errors import MissingHostError
-
-INSTALL_COMMAND = 'pip install --no-deps "solo-learn==1.0.2"'
 
 
 def _find_host() -> Path:
@@ -26,7 +26,7 @@ def _find_host() -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise MissingHostError(
             "solo-learn is not installed (no module `solo`). Install it without its outdated pins: "
-            + INSTALL_COMMAND
+            'pip install --no-deps "solo-learn==1.0.2"'
         )
     return Path(next(iter(spec.submodule_search_locations)))
 
@@ -36,10 +36,30 @@ LOCATION = _find_host()
 GENERATION = "current" if (LOCATION / "backbones").is_dir() else "released"
 
 
+def commit_of(folder: Path) -> str | None:
+    """Commit of a checkout, `+` appended when it has changes; None of a folder that is none."""
+    if not (folder / ".git").exists():
+        return None
+    found = []
+    for command in (["rev-parse", "HEAD"], ["status", "--porcelain"]):
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(folder), *command], capture_output=True, text=True, check=True
+            )
+        except (OSError, subprocess.CalledProcessError):
+            return None
+        found.append(done.stdout.strip())
+    revision, changes = found
+    return revision + ("+" if changes else "")
+
+
+@functools.cache
 def host_version() -> str:
-    """`solo-learn` version as installed; a checkout that is only on the path says so."""
+    """solo-learn's version; of main, whose number stands still, `main` and the commit."""
+    if GENERATION == "current":
+        return " ".join(filter(None, ["main", (commit_of(LOCATION.parent) or "")[:7]]))
     try:
-        return importlib.metadata.version("solo-learn") if GENERATION == "released" else "main"
+        return importlib.metadata.version("solo-learn")
     except importlib.metadata.PackageNotFoundError:
         return "unknown"
 
@@ -66,12 +86,12 @@ else:
 __all__ = [
     "BACKBONES",
     "GENERATION",
-    "INSTALL_COMMAND",
     "LOCATION",
     "LOSSES",
     "METHODS",
     "BaseMethod",
     "BaseMomentumMethod",
     "build_backbone",
+    "commit_of",
     "host_version",
 ]

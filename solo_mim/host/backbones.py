@@ -31,7 +31,7 @@ class SmallCNN(nn.Sequential):
     """Four 3 x 3 convolutions with batch norm and ReLU, global average pooling: 1.6 M parameters.
 
     For comparisons that a CPU can run: each layer halves the resolution and doubles the width. Maps
-    N x 3 x H x W, H and W at least 16, to N x 512.
+    N x 3 x H x W to N x 512, the last of `widths`.
     """
 
     def __init__(self, widths: tuple[int, ...] = (64, 128, 256, 512)):
@@ -66,7 +66,7 @@ def _is_vit(name: str) -> bool:
     return name.startswith("vit_")
 
 
-def known_backbone(name: str, known: Collection[str]) -> None:
+def refuse_unknown_backbone(name: str, known: Collection[str]) -> None:
     """Raises ConfigError of a name that is not among those known."""
     if name not in known:
         raise ConfigError(f"backbone.name: unknown backbone '{name}'{nearest(name, known)}")

@@ -19,7 +19,7 @@ from solo_mim.host.backbones import (
     OUR_BACKBONES,
     backbone_factory,
     fill_backbone_kwargs,
-    known_backbone,
+    refuse_unknown_backbone,
 )
 from solo_mim.host.checks import refuse_impossible_batch, refuse_impossible_views
 from solo_mim.host.keys import check_method_kwargs, method_keys, numeric_keys
@@ -48,7 +48,7 @@ def build_backbone(cfg: DictConfig, method: str | None) -> nn.Module:
         ConfigError: unknown backbone, stem, or argument of it.
     """
     name = cfg.backbone.name
-    known_backbone(name, BACKBONES)
+    refuse_unknown_backbone(name, BACKBONES)
     fill_backbone_kwargs(cfg)
     factory = backbone_factory(cfg, host_base.BaseMethod._BACKBONES.get(name))
     return factory(method, **cfg.backbone.kwargs)
@@ -62,7 +62,7 @@ class Adapter(Lifecycle):
 
     def __init__(self, cfg: DictConfig):
         name = cfg.backbone.name
-        known_backbone(name, BACKBONES)
+        refuse_unknown_backbone(name, BACKBONES)
         check_method_kwargs(cfg, method_keys(type(self)), numeric_keys(type(self)))
         fill_backbone_kwargs(cfg)
         # The host looks a backbone up by name, and where the name starts with "resnet" it does the
@@ -126,7 +126,7 @@ def _complete(cfg: DictConfig, *, method: str, cls: Any) -> DictConfig:
 
 
 def _bind(method: str, cls: Any) -> type:
-    """`cls` with the adapter before it, bound in this module's globals so that it pickles."""
+    """`cls` with the adapter before it, in this module's globals so that the class pickles."""
     namespace = {
         "__module__": __name__,
         "__doc__": cls.__doc__,

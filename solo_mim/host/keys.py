@@ -53,20 +53,20 @@ def check_method_kwargs(
 
     Args:
         cfg: main's schema; read are `method` and `method_kwargs`.
-        keys: known key -> required, of `method_keys`; with None nothing is checked.
+        keys: known key -> required, of `method_keys`; with None only types are checked.
         numeric: keys whose value has to be a number or a truth value, and "int" where it has to be
             whole. The host's annotations say no more: DINO's `clip_grad: bool` is a norm.
 
     Raises:
         ConfigError: naming the key, and the nearest known one.
     """
-    if keys is None:
-        return
     given: Any = OmegaConf.to_container(cfg.get(SECTION) or OmegaConf.create())
+    known = given if keys is None else keys
     for key in given:
-        if key not in keys:
-            raise ConfigError(f"unknown key '{SECTION}.{key}'{nearest(key, keys)}")
-    missing = [key for key, needed in keys.items() if needed and given.get(key) in (None, "???")]
+        if key not in known:
+            raise ConfigError(f"unknown key '{SECTION}.{key}'{nearest(key, known)}")
+    needed_keys = [] if keys is None else [key for key, needed in keys.items() if needed]
+    missing = [key for key in needed_keys if given.get(key) in (None, "???")]
     if missing:
         named = ", ".join(f"{SECTION}.{key}" for key in missing)
         raise ConfigError(f"method={cfg.method} needs {named}")
@@ -89,12 +89,12 @@ def _reads(cls: type) -> _Reads:
             if not inspect.isfunction(member):
                 continue
             try:
-                source = inspect.getsource(member)
-            except OSError:  # typed at a prompt
+                tree = ast.parse(textwrap.dedent(inspect.getsource(member)))
+            except (OSError, SyntaxError):  # typed at a prompt; with text at the margin
                 reads.whole = True
                 continue
             reads.aliases = set()
-            reads.visit(ast.parse(textwrap.dedent(source)))
+            reads.visit(tree)
     return reads
 
 
@@ -124,10 +124,20 @@ class _Reads(ast.NodeVisitor):
 
     def visit_AnnAssign(self, node: ast.AnnAssign) -> None:
         annotation = node.annotation.id if isinstance(node.annotation, ast.Name) else ""
-        read = node.value if isinstance(node.value, ast.Attribute) else None
-        if read and self._is_section(read.value) and annotation in ("int", "float", "bool"):
-            self.numeric[read.attr] = annotation
+        if annotation in ("int", "float", "bool") and (key := self._read(node.value)):
+            self.numeric[key] = annotation
         self.generic_visit(node)
+
+    def _read(self, node: ast.expr | None) -> str | None:
+        """The key of `cfg.method_kwargs.x` and of `cfg.method_kwargs.get("x", ...)`."""
+        if isinstance(node, ast.Attribute) and self._is_section(node.value):
+            return node.attr
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            first = node.args[0] if node.args else None
+            of_section = node.func.attr == "get" and self._is_section(node.func.value)
+            if of_section and isinstance(first, ast.Constant):
+                return str(first.value)
+        return None
 
     def visit_Call(self, node: ast.Call) -> None:
         name = getattr(node.func, "attr", getattr(node.func, "id", ""))

@@ -10,6 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric
 
+TEMPERATURE = 0.07
+EPSILON = 1e-5
+MAX_DISTANCE_MATRIX_SIZE = int(5e6)
+
 
 class OnlineKNN(Metric):
     """Weighted kNN over the features seen in an epoch, the protocol of solo-learn's online
@@ -39,9 +43,9 @@ class OnlineKNN(Metric):
         self,
         k: int = 20,
         distance_fx: str = "euclidean",
-        T: float = 0.07,
-        max_distance_matrix_size: int = int(5e6),
-        epsilon: float = 1e-5,
+        T: float = TEMPERATURE,
+        max_distance_matrix_size: int = MAX_DISTANCE_MATRIX_SIZE,
+        epsilon: float = EPSILON,
     ):
         super().__init__(compute_with_cache=False)  # compute empties the bank
         if distance_fx not in ("euclidean", "cosine"):
@@ -111,9 +115,9 @@ def knn_predictions(
     test: Tensor,
     k: int = 20,
     distance_fx: str = "euclidean",
-    T: float = 0.07,
-    max_distance_matrix_size: int = int(5e6),
-    epsilon: float = 1e-5,
+    T: float = TEMPERATURE,
+    max_distance_matrix_size: int = MAX_DISTANCE_MATRIX_SIZE,
+    epsilon: float = EPSILON,
 ) -> Tensor:
     """The classes of N test features by falling weight of their neighbours: N x 5, or x fewer
     classes.
@@ -168,7 +172,7 @@ def nearest_neighbours(
 
 
 def vote_weights(
-    closeness: Tensor, distance_fx: str, T: float = 0.07, epsilon: float = 1e-5
+    closeness: Tensor, distance_fx: str, T: float = TEMPERATURE, epsilon: float = EPSILON
 ) -> Tensor:
     """Weights of neighbours by the closeness that `nearest_neighbours` gives."""
     return (closeness / T).exp() if distance_fx == "cosine" else 1 / (epsilon - closeness)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ import torch.nn.functional as F
 from lightning.pytorch import Trainer, seed_everything
 from omegaconf import DictConfig
 
+from solo_mim.errors import ConfigError
 from solo_mim.host.checks import refuse_impossible_batch
 from solo_mim.host.knn import OnlineKNN
 
@@ -18,6 +21,7 @@ _LATE_BUFFERS = ("queue", "local_memory_index", "local_memory_embeddings")
 # All4One computes it in the first step, and again where it is not there.
 _CACHE = "pos_enc.penc.penc.cached_penc"
 LATE_STATE = (*_LATE_BUFFERS, _CACHE)
+_OF_PROCESSES = "solo_mim_late_buffers"  # in a checkpoint: name -> processes x buffer
 
 
 class SeededEpochs:
@@ -52,17 +56,25 @@ class Lifecycle(SeededEpochs):
     knn: OnlineKNN
     momentum_updater: Any  # of methods with a momentum network
     last_step: int
+    _late: frozenset[str] = frozenset()  # names of the late buffers that this method has
+    _restored: Mapping[str, torch.Tensor] = MappingProxyType({})  # of a checkpoint
 
     def on_train_start(self) -> None:
         refuse_impossible_batch(self.cfg, self.cfg.method, self.trainer.world_size)
-        restored: dict[str, torch.Tensor] = {
-            name: buffer.clone()
-            for name, buffer in self._buffers.items()  # type: ignore[attr-defined]
-            if name in _LATE_BUFFERS
-        }
+        buffers: dict[str, torch.Tensor] = self._buffers  # type: ignore[attr-defined]
+        restored = {name: buffers[name].clone() for name in self._late}
+        restored.update(self._restored)
+        before = set(buffers)
         super().on_train_start()  # type: ignore[misc]
-        for name, buffer in restored.items():
-            getattr(self, name).copy_(buffer)
+        self._late |= set(_LATE_BUFFERS) & set(buffers) - before
+        for name, value in restored.items():
+            if value.shape != buffers[name].shape:
+                raise ConfigError(
+                    f"method={self.cfg.method} has a {name} of {tuple(buffers[name].shape)} here, "
+                    f"{tuple(value.shape)} in the checkpoint: resume with its batch and images"
+                )
+            buffers[name].copy_(value)
+        self._restored = {}
         if hasattr(self, "momentum_updater"):
             # The host starts from step 0: with accumulated gradients the first batch after resuming
             # would move the momentum network without an optimiser step.
@@ -89,24 +101,52 @@ class Lifecycle(SeededEpochs):
 
         The host's loss of a batch without a label is NaN, and it counts unlabelled images as wrong.
         """
-        out = super()._base_shared_step(X, targets)  # type: ignore[misc]
-        labelled = targets >= 0
-        if not labelled.all():
-            logits = out["logits"]
-            count = labelled.sum().clamp_min(1)
-            loss = F.cross_entropy(logits, targets, ignore_index=-1, reduction="sum")
-            out["loss"] = loss / count
-            for key, k in (("acc1", 1), ("acc5", min(5, logits.shape[1]))):
-                hits = (logits.topk(k).indices == targets[:, None]).any(1) & labelled
-                out[key] = 100 * hits.sum() / count
-        return out
+        return _of_labelled(super()._base_shared_step(X, targets), targets)  # type: ignore[misc]
+
+    def _shared_step_momentum(self, X: torch.Tensor, targets: torch.Tensor) -> dict[str, Any]:
+        """The same of the momentum probe, where there is one."""
+        return _of_labelled(super()._shared_step_momentum(X, targets), targets)  # type: ignore[misc]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Each process has late buffers of its own: all of them go into the file."""
+        super().on_save_checkpoint(checkpoint)  # type: ignore[misc]
+        if self.trainer.world_size > 1:
+            checkpoint[_OF_PROCESSES] = {
+                name: self.all_gather(getattr(self, name)).cpu()  # type: ignore[attr-defined]
+                for name in sorted(self._late)
+            }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Raises ConfigError where a file's late buffers are of another number of processes."""
         super().on_load_checkpoint(checkpoint)  # type: ignore[misc]
-        checkpoint["state_dict"].pop(_CACHE, None)
+        state = checkpoint["state_dict"]
+        state.pop(_CACHE, None)
+        of_processes = checkpoint.get(_OF_PROCESSES, {})
         for name in _LATE_BUFFERS:
-            value = checkpoint["state_dict"].get(name)
-            if value is not None and not hasattr(self, name):
-                self.register_buffer(  # type: ignore[attr-defined]
-                    name, torch.empty_like(value, device=self.device)
+            value = state.get(name)
+            if value is None or (hasattr(self, name) and name not in self._late):
+                continue
+            shares = of_processes.get(name, value[None])
+            if len(shares) != self.trainer.world_size:
+                raise ConfigError(
+                    f"devices: of method={self.cfg.method} each process has a {name} of its own; "
+                    f"the checkpoint has {len(shares)} of them and resumes on as many processes"
                 )
+            self._restored = {**self._restored, name: shares[self.trainer.global_rank]}
+            # Set when training starts: DDP gives all processes the first one's of what it finds.
+            if not hasattr(self, name):
+                del state[name]
+
+
+def _of_labelled(out: dict[str, Any], targets: torch.Tensor) -> dict[str, Any]:
+    """A step's outputs with the probe's loss and accuracies, if it has one, of labelled images."""
+    labelled = targets >= 0
+    if "logits" in out and not labelled.all():
+        logits = out["logits"]
+        count = labelled.sum().clamp_min(1)
+        loss = F.cross_entropy(logits, targets, ignore_index=-1, reduction="sum")
+        out["loss"] = loss / count
+        for key, k in (("acc1", 1), ("acc5", min(5, logits.shape[1]))):
+            hits = (logits.topk(k).indices == targets[:, None]).any(1) & labelled
+            out[key] = 100 * hits.sum() / count
+    return out

@@ -40,6 +40,8 @@ class LARS(torch.optim.SGD):
         exclude_bias_n_norm: bool = False,
         eps: float = 1e-8,
     ):
+        if not eta > 0:
+            raise ValueError(f"LARS needs eta > 0, not {eta}")
         super().__init__(params, lr=lr, momentum=momentum, weight_decay=weight_decay)
         # In the groups, as main has them: there its LARS finds them in a checkpoint of ours.
         own = {
@@ -136,7 +138,7 @@ def warmup_cosine(
 
 
 def schedule(
-    optimizer: torch.optim.Optimizer, cfg: DictConfig, model: Any
+    optimizer: torch.optim.Optimizer, cfg: DictConfig, model: Any, scale: float = 1
 ) -> dict[str, Any] | None:
     """What `cfg.scheduler` asks for as lightning takes it; None of `none`.
 
@@ -144,6 +146,7 @@ def schedule(
         optimizer: with each group's own rate.
         cfg: read are `scheduler` and `max_epochs`.
         model: a LightningModule, whose trainer is asked for the number of steps.
+        scale: of the rates that the schedule itself has.
     """
     settings = cfg.scheduler
     if settings.name == "none":
@@ -157,8 +160,8 @@ def schedule(
         optimizer,
         warmup_steps=settings.warmup_epochs * steps / cfg.max_epochs,
         max_steps=steps,
-        warmup_start_lr=settings.warmup_start_lr,
-        min_lr=settings.min_lr,
+        warmup_start_lr=settings.warmup_start_lr * scale,
+        min_lr=settings.min_lr * scale,
     )
     return {"scheduler": scheduler, "interval": settings.interval, "frequency": 1}
 

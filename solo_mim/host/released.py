@@ -30,7 +30,7 @@ from solo_mim.host.backbones import (
     OUR_BACKBONES,
     backbone_factory,
     fill_backbone_kwargs,
-    known_backbone,
+    refuse_unknown_backbone,
 )
 from solo_mim.host.checks import refuse_impossible_batch, refuse_impossible_views
 from solo_mim.host.keys import check_method_kwargs, method_keys, numeric_keys
@@ -176,7 +176,7 @@ def build_backbone(cfg: DictConfig, method: str | None) -> nn.Module:
     Raises:
         ConfigError: unknown backbone, stem, or argument of it.
     """
-    known_backbone(cfg.backbone.name, BACKBONES)
+    refuse_unknown_backbone(cfg.backbone.name, BACKBONES)
     fill_backbone_kwargs(cfg)
     host_factory = getattr(host_backbones, cfg.backbone.name, None)
     return backbone_factory(cfg, host_factory)(**cfg.backbone.kwargs)
@@ -194,22 +194,16 @@ class Adapter(Lifecycle):
     lr: float
     weight_decay: float
     extra_optimizer_args: dict[str, Any]
-    max_epochs: int
-    warmup_epochs: float
-    warmup_start_lr: float
-    min_lr: float
-    lr_decay_steps: list[int]
 
     def __init__(self, cfg: DictConfig):
         cfg = self.add_and_assert_specific_cfg(cfg)
         name = cfg.backbone.name
-        known_backbone(name, BACKBONES)
+        refuse_unknown_backbone(name, BACKBONES)
         fill_backbone_kwargs(cfg)
         with _backbone_in_slot(cfg):
             super().__init__(**self._constructor_arguments(cfg))
         self.cfg = cfg
         self.backbone_name: str = name
-        self.scheduler_interval: str = cfg.scheduler.interval
         self.exclude_bias_n_norm_wd: bool = cfg.optimizer.exclude_bias_n_norm_wd
         self.no_channel_last: bool = cfg.performance.disable_channel_last
         self.validation_step_outputs: list[Any] = []
@@ -295,7 +289,8 @@ class Adapter(Lifecycle):
         optimizer = OPTIMIZERS[self.cfg.optimizer.name](
             groups, lr=self.lr, weight_decay=self.weight_decay, **self.extra_optimizer_args
         )
-        entry = schedule(optimizer, self.cfg, self)
+        # main, as 1.0.2, multiplies every rate by the batches that are accumulated.
+        entry = schedule(optimizer, self.cfg, self, self.cfg.accumulate_grad_batches or 1)
         if entry is None:
             return optimizer
         if static_groups:
@@ -305,7 +300,7 @@ class Adapter(Lifecycle):
     # lightning 2 refuses `validation_epoch_end`: subclasses shadow it with None, and it runs from
     # here.
 
-    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
+    def validation_step(self, batch: Any, batch_idx: int) -> Any:
         """The host's, its output kept for the end of the epoch."""
         outputs = super().validation_step(batch, batch_idx)  # type: ignore[misc]
         self.validation_step_outputs.append(outputs)
@@ -427,7 +422,7 @@ def _complete_baseline(cfg: DictConfig, *, method: str, cls: type) -> DictConfig
 
 
 def _bind(method: str, cls: type) -> type:
-    """`cls` behind the adapter, bound in this module's globals so that it pickles."""
+    """`cls` behind the adapter, bound in this module's globals so that the class pickles."""
     namespace = {
         "__module__": __name__,
         "__doc__": cls.__init__.__doc__,  # type: ignore[misc]

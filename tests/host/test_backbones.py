@@ -44,7 +44,7 @@ def test_backbones_train_at_32_pixels(name, method, make_model, fit):
 
 
 @pytest.mark.parametrize("name", sorted({"resnet18", "resnet50", "vit_tiny", "vit_small"}))
-@pytest.mark.parametrize(("stem", "stride"), [("small", 1), ("imagenet", 2)])
+@pytest.mark.parametrize(("stem", "stride"), [("small", 1), ("imagenet", 2), ("auto", 1)])
 @pytest.mark.parametrize("dataset", ["cifar10", "custom"])
 def test_stem_decides_whatever_the_data_set_is_called(name, stem, stride, dataset, compose_cfg):
     cfg = _cfg(compose_cfg, name, 32, f"backbone.stem={stem}", f"data.dataset={dataset}")
@@ -53,9 +53,9 @@ def test_stem_decides_whatever_the_data_set_is_called(name, stem, stride, datase
     for backbone in (model.backbone, model.momentum_backbone):
         if name.startswith("resnet"):
             assert backbone.conv1.stride == (stride, stride)
-            assert isinstance(backbone.maxpool, torch.nn.Identity) == (stem == "small")
+            assert isinstance(backbone.maxpool, torch.nn.Identity) == (stride == 1)
         else:
-            assert backbone.patch_embed.patch_size == ((4, 4) if stem == "small" else (16, 16))
+            assert backbone.patch_embed.patch_size == ((4, 4) if stride == 1 else (16, 16))
 
 
 def _with_predictor(cfg):

@@ -226,8 +226,16 @@ def test_dino_clips_unscaled_gradients(precision_scale, make_model):
 
 
 def test_trainer_clips_dino_too(make_model, fit):
-    model = make_model("dino", epochs=1)
+    model = make_model("dino", "optimizer.name=sgd", "optimizer.weight_decay=0", epochs=1)
+    before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     fit(model, gradient_clip_val=1e-12, limit_val_batches=0)
+    moved = {name: p for name, p in model.named_parameters() if name in before}
+    assert all((p - before[name]).abs().max() < 1e-9 for name, p in moved.items())
+
+
+def test_deepclusterv2_refuses_an_epoch_that_is_cut(make_model, fit):
+    with pytest.raises(ConfigError, match="whole epoch"):
+        fit(make_model("deepclusterv2"), limit_train_batches=2)
 
 
 def test_whitening_has_unit_covariance_and_a_triangular_map():

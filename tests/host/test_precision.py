@@ -30,17 +30,14 @@ def _trained(make_model, fit, precision, **kwargs):
     return model
 
 
-@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
-def test_loss_of_a_16_bit_network_is_float32_and_near_that_of_32_bits(
-    precision, make_model, fit, seen
-):
+def test_loss_of_a_16_bit_network_is_float32_and_near_that_of_32_bits(make_model, fit, seen):
     _trained(make_model, fit, "32-true")
     full = [float(loss.detach()) for *_, loss in seen]
     assert {(z, autocast) for z, autocast, _ in seen} == {(torch.float32, False)}
     seen.clear()
-    model = _trained(make_model, fit, precision)
+    model = _trained(make_model, fit, "bf16-mixed")  # on CPUs lightning takes it for 16-mixed too
     assert {autocast for _, autocast, _ in seen} == {True}
-    assert {z for z, *_ in seen} <= {torch.bfloat16, torch.float16}
+    assert {z for z, *_ in seen} == {torch.bfloat16}
     assert {loss.dtype for *_, loss in seen} == {torch.float32}
     mixed = [float(loss.detach()) for *_, loss in seen]
     assert mixed[0] == pytest.approx(full[0], abs=5e-3)

@@ -14,6 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from solo_mim.errors import ConfigError
+
 STEPS, EPOCHS, BATCH = 20, 5, 24  # of four steps each
 NORMS = ("joined", "none")
 
@@ -99,6 +101,71 @@ def run(folder, norm):
         torch.save(state, Path(folder) / f"{norm}-{world}.pt")
 
 
+def resume(folder):
+    """Trains SwAV on this process's share, saves, and notes the queue that a second model begins
+    with."""
+    import lightning.pytorch as pl
+    from hydra import compose, initialize_config_dir
+    from torch.utils.data import DataLoader, DistributedSampler
+    from toys import NUM_CLASSES, TwoViews, small_cfg
+
+    from solo_mim.commands.configuration import CONFIG_FOLDER, checked, completed
+    from solo_mim.methods import METHODS
+
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    world, rank = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+        cfg = small_cfg(checked(compose("pretrain")), "swav", f"devices={world}")
+    cfg.knn_eval.enabled = False
+    images, checkpoint = TwoViews(64), folder / "swav.ckpt"
+    found = []
+
+    class Note(pl.Callback):
+        def on_train_batch_start(self, trainer, model, batch, batch_idx):
+            if batch_idx == 0:
+                found.append(model.queue.clone())
+
+    for start in (None, checkpoint):
+        model = METHODS["swav"](completed(cfg, NUM_CLASSES, 2, 0))
+        trainer = pl.Trainer(
+            max_epochs=2 if start is None else 3,
+            accelerator="cpu",
+            devices=world,
+            strategy="ddp_find_unused_parameters_true" if world > 1 else "auto",
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            limit_val_batches=0,
+            default_root_dir=folder,
+            callbacks=[Note()],
+        )
+        sampler = DistributedSampler(images, world, rank, shuffle=False)
+        loader = DataLoader(images, batch_size=16, sampler=sampler)
+        trainer.fit(model, loader, ckpt_path=start, weights_only=True)
+        if start is None:
+            trainer.save_checkpoint(checkpoint)
+            left = model.queue.clone()
+    assert dist.is_initialized()
+    result = {"left": left, "found": found[-1], "knn": neighbours(rank, world)}
+    torch.save(result, folder / f"{rank}.pt")
+
+
+def neighbours(rank=0, world=1):
+    """Online kNN accuracies of this process's share of 61 features, about which 31 are asked."""
+    from solo_mim.host.knn import OnlineKNN
+
+    generator = torch.Generator().manual_seed(0)
+    targets = torch.arange(92) % 7
+    features = torch.randn(92, 5, generator=generator) + targets[:, None] / 4
+    knn = OnlineKNN(k=9)
+    bank, asked = (slice(start + rank, end, world) for start, end in ((0, 61), (61, 92)))
+    knn(train_features=features[bank], train_targets=targets[bank])
+    knn(test_features=features[asked], test_targets=targets[asked])
+    return knn.compute()
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """Parameters after 20 steps by batch norm, over all processes or none at all, and by their
@@ -133,6 +200,41 @@ def test_twenty_steps_equal_those_of_one_process_with_the_joined_batch(trained, 
             torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5)
 
 
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    """The folder of `resume` on two of them, and what each has left."""
+    folder = tmp_path_factory.mktemp("resumed")
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+            *("--nproc-per-node=2", __file__, folder, "resume"),
+        ],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return folder, [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+def test_each_process_resumes_with_its_own_queue(two_processes, make_model, fit):
+    folder, results = two_processes
+    for result in results:
+        assert torch.equal(result["left"], result["found"])
+    assert not torch.equal(results[0]["left"], results[1]["left"])
+    with pytest.raises(ConfigError, match=r"devices: .*method=swav.* has 2 of them"):
+        fit(make_model("swav", epochs=3), ckpt_path=folder / "swav.ckpt")
+
+
+def test_online_knn_pools_the_features_of_all_processes(two_processes):
+    for result in two_processes[1]:
+        assert result["knn"] == pytest.approx(neighbours())
+
+
 if __name__ == "__main__":
+    if sys.argv[2:] == ["resume"]:
+        resume(Path(sys.argv[1]))
+        sys.exit()
     for each in NORMS:
         run(sys.argv[1], each)
