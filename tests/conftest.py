@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -68,3 +69,21 @@ def solo_learn_main() -> Path:
     if not (Path(folder) / "solo" / "backbones").is_dir():
         pytest.fail(f"SOLO_LEARN_MAIN={folder} is no checkout of solo-learn main")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def real_images() -> Path:
+    """The folder with the archives of real images; the test is skipped where there is none."""
+    folder = os.environ.get("SOLO_MIM_TEST_DATA")
+    if not folder:
+        pytest.skip("SOLO_MIM_TEST_DATA names no folder of real images")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def hundred_photographs(real_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `train/<class>/`: one photograph of each class of ImageNet-100."""
+    root = tmp_path_factory.mktemp("hundred")
+    with tarfile.open(real_images / "imagenet100-one-image-per-class.tar.gz") as archive:
+        archive.extractall(root, filter="data")
+    return root

@@ -1,14 +1,13 @@
 """scripts/imagenet100/reproduce.py: what it starts and goes on with, and the whole chain."""
 
 import importlib.util
-import os
 import subprocess
 import sys
-import tarfile
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from omegaconf import OmegaConf
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "imagenet100" / "reproduce.py"
 
@@ -60,6 +59,26 @@ def test_what_the_commands_are_given_is_a_configuration(started, compose_cfg):
             assert cfg.optimizer.batch_size * 2 == 256
 
 
+def test_classifiers_have_the_rates_and_steps_of_solo_learns_files(started, solo_learn_main):
+    folder = solo_learn_main / "scripts" / "linear" / "imagenet-100"
+    files = {"barlow_twins": "barlow", "explicit_mim": "vicreg"}
+    _, commands = started()
+    compared = 0
+    for words in commands:
+        if words[0] != "linear":
+            continue
+        method = Path(words[1]).name.partition("-")[0]
+        theirs = OmegaConf.load(folder / f"{files.get(method, method)}.yaml")
+        given = dict(word.partition("=")[::2] for word in words[2:])
+        assert float(given["optimizer.lr"]) == theirs.optimizer.lr, method
+        assert given["scheduler.name"] == theirs.scheduler.name == "step"
+        assert given["scheduler.lr_decay_steps"] == "[60,80]"
+        assert list(theirs.scheduler.lr_decay_steps) == [60, 80]
+        assert (theirs.precision, given["precision"]) == (16, "16-mixed")
+        compared += 1
+    assert compared == 7
+
+
 def test_a_method_that_fails_stops_no_other(started, capsys):
     code, commands = started("--methods", "byol", "vicreg", failing="method=byol")
     assert code == 1
@@ -78,19 +97,12 @@ def test_single_stages_go_on_from_what_is_there(started):
 
 
 @pytest.mark.slow
-def test_the_whole_chain_runs_on_photographs_with_dali_on_the_cpu(tmp_path):
+def test_the_whole_chain_runs_on_photographs_with_dali_on_the_cpu(hundred_photographs, tmp_path):
     pytest.importorskip("nvidia.dali", reason="nvidia-dali is not installed")
-    if "SOLO_MIM_TEST_DATA" not in os.environ:
-        pytest.skip("SOLO_MIM_TEST_DATA names no folder of real images")
-    archive = Path(os.environ["SOLO_MIM_TEST_DATA"]) / "imagenet100-one-image-per-class.tar.gz"
     source = tmp_path / "imagenet"
-    with tarfile.open(archive) as file:
-        file.extractall(source, filter="data")
-    (train,) = source.rglob("train")
-    if train.parent != source:
-        train.rename(source / "train")
-    # Validated on what it is trained on: nothing is measured here.
-    (source / "val").symlink_to(source / "train")
+    source.mkdir()
+    for split in ("train", "val"):  # validated on what it is trained on: nothing is measured here
+        (source / split).symlink_to(hundred_photographs / "train")
     command = [sys.executable, SCRIPT, "--imagenet", source, "--data", tmp_path / "data"]
     command += ["--output", tmp_path / "runs", "--gpus", "0", "--toy"]
     done = subprocess.run(command, capture_output=True, text=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +11,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from solo_mim.commands import jobs
 from solo_mim.commands.configuration import PretrainConfig, checked, completed, num_devices
+from solo_mim.data.datasets import held_out_of, share_of
 from solo_mim.data.folders import IMAGENET100, IMAGENET_STATISTICS
 from solo_mim.data.imagenet100 import IMAGES
+from solo_mim.data.photo_patches import PHOTOGRAPHS, TRAIN_PATCHES
 from solo_mim.data.transforms import parse_augmentations
 from solo_mim.errors import ConfigError, nearest
 
@@ -46,15 +49,16 @@ GPUS = {
     "H100": Gpu(989, 494, 80),
     "H200": Gpu(989, 494, 141),
 }
-# Training images and classes of the data sets whose files need not be here.
+# Training images, those of them with a label, and classes, of the data sets whose files need not be
+# here.
 _KNOWN = {
-    "photo_patches": (5_100, 17),
-    "cifar10": (50_000, 10),
-    "cifar100": (50_000, 100),
-    "fashion_mnist": (60_000, 10),
-    "stl10": (105_000, 10),
-    "imagenet100": (IMAGES["train"], len(IMAGENET100)),
-    "imagenet": (1_281_167, 1000),
+    "photo_patches": (TRAIN_PATCHES * len(PHOTOGRAPHS),) * 2 + (len(PHOTOGRAPHS),),
+    "cifar10": (50_000, 50_000, 10),
+    "cifar100": (50_000, 50_000, 100),
+    "fashion_mnist": (60_000, 60_000, 10),
+    "stl10": (105_000, 5_000, 10),
+    "imagenet100": (IMAGES["train"], IMAGES["train"], len(IMAGENET100)),
+    "imagenet": (1_281_167, 1_281_167, 1000),
 }
 # By these counts, of Barlow Twins in solo-learn's README: ResNet-18, 20 epochs of ImageNet-100 in
 # 43 minutes on two RTX 2080 Ti with DALI; 5,097 MB on each without.
@@ -67,17 +71,16 @@ _DIMENSIONS, _PROCESSES = (128, 2048), (1, 2, 4, 8)
 def _images(cfg: DictConfig, given: int | None) -> tuple[int, int]:
     """Training images, and classes."""
     data = cfg.data
-    known, classes = _KNOWN.get(data.dataset, (given, data.get("num_classes") or 2))
-    if given is None and known is not None:
-        share = data.fraction if data.get("fraction", -1) not in (None, -1) else 1
-        known = round(known * share)
-        held_out = data.get("validation_split") or 0
-        given = round(known * (1 - held_out)) if isinstance(held_out, float) else known - held_out
-    if given is None:
+    known, labelled, classes = _KNOWN.get(data.dataset, (None, 0, 2))
+    if given is not None:
+        return given, classes
+    if known is None:
         raise ConfigError(
             f"data.dataset={data.dataset}: how many images there are is not known; add --images N"
         )
-    return given, classes
+    share = share_of(data.fraction)
+    held_out = held_out_of(data.validation_split, int(labelled * share))
+    return int(known * share) - held_out, classes
 
 
 def _counted(cfg: DictConfig, sizes: list[int], classes: int) -> Any:
@@ -112,7 +115,7 @@ def plan(cfg: DictConfig, gpu: str, images: int | None, utilisation: float) -> s
         utilisation: share of the GPU's peak that training reaches.
 
     Raises:
-        ConfigError: a key, value or path is wrong, or the method's steps cannot be counted.
+        ConfigError: a key or value is wrong, or the method's steps cannot be counted.
     """
     cfg = checked(cfg)
     count, classes = _images(cfg, images)
@@ -121,21 +124,21 @@ def plan(cfg: DictConfig, gpu: str, images: int | None, utilisation: float) -> s
     sizes = [one.crop_size for one in augmentations for _ in range(one.num_crops)]
     step = _counted(cfg, sizes, classes)
     local, processes = cfg.optimizer.batch_size, num_devices(cfg) * cfg.num_nodes
-    joint = local * processes
-    steps = count // joint
+    batch = local * processes
+    steps = count // batch
     if not steps:
-        raise ConfigError(f"optimizer.batch_size: {joint} exceeds the {count} training images")
+        raise ConfigError(f"optimizer.batch_size: {batch} exceeds the {count} training images")
     flops = step.flops * local + step.fixed_flops
     is_half = "16" in str(cfg.precision)
     peak = GPUS[gpu].half if is_half else GPUS[gpu].single
     activations = step.activations * local * (0.5 if is_half else 1) + step.fixed_activations
-    resident = 4 * (step.parameters + step.trained) + step.optimizer_bytes
+    weights = 4 * step.parameters + step.buffer_bytes
+    resident = weights + 4 * step.trained + step.optimizer_bytes
     needed = _OVERHEAD * (resident + activations) / GIB
     gradients = 4 * step.trained * 2 * (processes - 1) / processes
     seconds = cfg.max_epochs * steps * flops / (peak * 1e12 * utilisation)
     fits = "fits" if needed < GPUS[gpu].memory else "DOES NOT FIT: lower the batch"
-    checkpoint = 4 * step.parameters + step.optimizer_bytes
-    kept = cfg.max_epochs if cfg.checkpoint.keep_prev else 1
+    checkpoint = weights + step.optimizer_bytes
     kept_in = "half of those in 32 bits" if is_half else "those in 32 bits"
     lines = [
         f"{cfg.method}, {cfg.backbone.name}, {cfg.data.dataset}: {len(sizes)} views of "
@@ -145,12 +148,12 @@ def plan(cfg: DictConfig, gpu: str, images: int | None, utilisation: float) -> s
         "computed, of a step on one GPU where not said otherwise",
         f"  parameters             {step.parameters / 1e6:.2f} M, of which trained "
         f"{step.trained / 1e6:.2f} M",
-        f"  joint batch            {local} x {processes} = {joint} images: {steps:,} steps an "
+        f"  global batch           {local} x {processes} = {batch} images: {steps:,} steps an "
         f"epoch, {cfg.max_epochs * steps:,} in all",
         f"  operations             {flops / 1e12:.3f} x 10^12, forward and backward",
-        f"  weights, optimiser     {resident / GIB:.2f} GiB",
+        f"  weights, optimiser     {resident / GIB:.2f} GiB, with buffers and gradients",
         f"  gradients sent         {gradients / 1e6:.0f} MB, over a ring",
-        f"  checkpoints            {kept * checkpoint / 1e6:,.0f} MB on disk",
+        f"  checkpoints            {_kept(cfg) * checkpoint / 1e6:,.0f} MB on disk",
         "assumed",
         f"  images                 {count:,} of training",
         f"  {gpu:<22} {peak:g} x 10^12 operations a second, {GPUS[gpu].memory} GiB (data sheet)",
@@ -160,12 +163,22 @@ def plan(cfg: DictConfig, gpu: str, images: int | None, utilisation: float) -> s
         "with these",
         f"  memory                 {needed:.1f} GiB: {fits}",
         f"  time                   {seconds / 3600:.1f} hours at "
-        f"{count * cfg.max_epochs / seconds:,.0f} images/s",
+        f"{steps * batch * cfg.max_epochs / seconds:,.0f} images/s",
         "",
         f"the loss alone, {local} images a GPU, two views: 10^9 operations and MB sent",
         *_losses(local),
     ]
     return "\n".join(lines)
+
+
+def _kept(cfg: DictConfig) -> int:
+    """Checkpoints of a run at the most, as `runs.EpochEnd` keeps them."""
+    settings = cfg.checkpoint
+    if not settings.enabled:
+        return 0
+    if settings.keep_prev:
+        return math.ceil(cfg.max_epochs / settings.frequency)
+    return min(2, settings.frequency)  # the last, and the last multiple
 
 
 def _losses(local: int) -> list[str]:
@@ -183,8 +196,8 @@ def _losses(local: int) -> list[str]:
     return lines
 
 
-def run(arguments: list[str]) -> int:
-    """The command: its options, and Hydra's arguments as of `solo-mim pretrain`."""
+def parser() -> argparse.ArgumentParser:
+    """The command's own options; the rest is Hydra's."""
     parser = argparse.ArgumentParser(
         prog="solo-mim plan",
         description="Parameters, operations, memory, bytes sent, disk and hours of a run, counted "
@@ -202,9 +215,16 @@ def run(arguments: list[str]) -> int:
         help=f"share of the GPU's peak that training reaches; {UTILISATION} by default: put in "
         "what a run of yours had",
     )
-    given, overrides = parser.parse_known_args(arguments)
+    return parser
+
+
+def run(arguments: list[str]) -> int:
+    """The command: its options, and Hydra's arguments as of `solo-mim pretrain`."""
+    given, overrides = parser().parse_known_args(arguments)
     if given.gpu not in GPUS:
         raise ConfigError(f"--gpu {given.gpu} is not known{nearest(given.gpu, GPUS)}")
+    if given.images is not None and given.images < 1:
+        raise ConfigError(f"--images {given.images}: give a number of 1 or more")
     if not 0 < given.utilisation <= 1:
         raise ConfigError(f"--utilisation {given.utilisation}: give a share above 0 and up to 1")
 

@@ -14,7 +14,7 @@ from solo_mim.data.errors import DataError
 
 DESCRIPTION = """ImageNet-100 out of ImageNet: the 100 classes of CMC's and solo-learn's list.
 
-SOURCE holds, for each half, either class folders (train/<wnid>/, val/<wnid>/) or the official
+SOURCE holds, for each split, either class folders (train/<wnid>/, val/<wnid>/) or the official
 archive (ILSVRC2012_img_train.tar; ILSVRC2012_img_val.tar beside ILSVRC2012_devkit_t12.tar.gz).
 Of archives 16 GB are written; class folders are linked. After a kill the same command goes on."""
 EXAMPLES = """examples:
@@ -37,17 +37,17 @@ def _bar(images: int, what: str) -> tqdm:
 
 
 def summary(manifest: imagenet100.Manifest, target: Path) -> str:
-    """A line for each half: images, bytes, images of a class, and what is odd about them."""
+    """A line for each split: images, bytes, images of a class, and what is odd about them."""
     lines = [f"ImageNet-100 in {target}, from {manifest['source']}"]
-    for half, classes in manifest["images"].items():
+    for split, classes in manifest["images"].items():
         counts = [len(files) for files in classes.values()]
         size = sum(sum(files.values()) for files in classes.values())
         line = (
-            f"  {half:<5} {sum(counts):>7,} images of {len(counts)} classes, {min(counts)} to "
-            f"{max(counts)} each, {size / 1e9:.2f} GB, {manifest['how'][half]}"
+            f"  {split:<5} {sum(counts):>7,} images of {len(counts)} classes, {min(counts)} to "
+            f"{max(counts)} each, {size / 1e9:.2f} GB, {manifest['how'][split]}"
         )
-        if sum(counts) != imagenet100.IMAGES[half]:
-            line += f" (ImageNet has {imagenet100.IMAGES[half]:,})"
+        if sum(counts) != imagenet100.IMAGES[split]:
+            line += f" (ImageNet has {imagenet100.IMAGES[split]:,})"
         lines.append(line)
     lines.append(f"  images and bytes of each file: {target / imagenet100.MANIFEST}")
     return "\n".join(lines)
@@ -62,8 +62,8 @@ def report(findings: imagenet100.Findings) -> str:
     return "\n".join(lines)
 
 
-def run(arguments: list[str]) -> int:
-    """Prepares, verifies, or both; 1 where files are missing or unreadable."""
+def parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
     parser = argparse.ArgumentParser(
         prog="solo-mim prepare",
         description=DESCRIPTION,
@@ -82,9 +82,14 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("--from", dest="source", metavar="SOURCE", type=Path)
     parser.add_argument("--copy", action="store_true", help="class folders, rather than link them")
     parser.add_argument("--verify", action="store_true", help="decode every prepared image")
-    given = parser.parse_args(arguments)
+    return parser
+
+
+def run(arguments: list[str]) -> int:
+    """Prepares, verifies, or both; 1 where files are missing, unreadable or not of the manifest."""
+    given = parser().parse_args(arguments)
     if given.source is None and not given.verify:
-        parser.error("give --from SOURCE, or --verify for what is there")
+        parser().error("give --from SOURCE, or --verify for what is there")
     target: Path = given.target.expanduser()
     try:
         if given.source is not None:
@@ -95,11 +100,11 @@ def run(arguments: list[str]) -> int:
         if not given.verify:
             return 0
         manifest = imagenet100.read_manifest(target)
-        images = sum(len(f) for half in manifest["images"].values() for f in half.values())
+        images = sum(len(f) for split in manifest["images"].values() for f in split.values())
         with _bar(images, "verifying") as bar:
             findings = imagenet100.verify(target, manifest, bar.update)
         print(f"{images:,} images decoded\n{report(findings)}")
-        return 1 if findings.missing or findings.unreadable else 0
+        return 1 if findings.missing or findings.unreadable or findings.foreign else 0
     except OSError as error:  # no space, no permission
         raise DataError(
             error.strerror or str(error),
@@ -107,4 +112,4 @@ def run(arguments: list[str]) -> int:
             remedy="The same command goes on from there",
         ) from error
     except KeyboardInterrupt:
-        raise KeyboardInterrupt("what is there is kept; the same command goes on") from None
+        raise KeyboardInterrupt("what was prepared is kept") from None

@@ -7,6 +7,7 @@ archives         CIFAR, Fashion-MNIST, STL-10
 folders, h5      images in classes
 imagenet100      its preparation out of ImageNet
 transforms       image to views
+dali             the same by NVIDIA DALI
 module           views to batches
 errors           the one error of all
 """

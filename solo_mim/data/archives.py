@@ -27,15 +27,15 @@ Read = TypeVar("Read")
 
 
 def cifar10(data: Mapping[str, Any]) -> DataSplits:
-    return _two_halves(data, CIFAR10, *CIFAR10_STATISTICS)
+    return _two_splits(data, CIFAR10, *CIFAR10_STATISTICS)
 
 
 def cifar100(data: Mapping[str, Any]) -> DataSplits:
-    return _two_halves(data, CIFAR100, *CIFAR100_STATISTICS)
+    return _two_splits(data, CIFAR100, *CIFAR100_STATISTICS)
 
 
 def fashion_mnist(data: Mapping[str, Any]) -> DataSplits:
-    return _two_halves(data, FashionMNIST, *FASHION_MNIST_STATISTICS)
+    return _two_splits(data, FashionMNIST, *FASHION_MNIST_STATISTICS)
 
 
 def stl10(data: Mapping[str, Any]) -> DataSplits:
@@ -88,18 +88,18 @@ class MappedPixels:
         return type(self), self.files
 
 
-def _two_halves(
+def _two_splits(
     data: Mapping[str, Any], archive: type[CIFAR10] | type[FashionMNIST], mean: RGB, std: RGB
 ) -> DataSplits:
     def both(root: Path, download: bool) -> tuple[Any, Any]:
         return archive(root, train=True, download=download), archive(root, train=False)
 
-    halves = _present(data, archive, both)
+    parts = _present(data, archive, both)
     train, test = (
-        ImageSet(Pixels(_in_colour(np.asarray(half.data))), np.asarray(half.targets, np.int64))
-        for half in halves
+        ImageSet(Pixels(_in_colour(np.asarray(part.data))), np.asarray(part.targets, np.int64))
+        for part in parts
     )
-    return DataSplits(train, test, test, tuple(halves[0].classes), mean, std)
+    return DataSplits(train, test, test, tuple(parts[0].classes), mean, std)
 
 
 def _in_colour(pixels: np.ndarray) -> np.ndarray:
@@ -114,7 +114,7 @@ def _present(data: Mapping[str, Any], archive: Archive, read: Callable[[Path, bo
     root = Path(data.get("train_path") or "datasets").expanduser()
     try:
         return read(root, False)
-    except RuntimeError as absent:
+    except (RuntimeError, ValueError) as absent:  # not there; cut short
         if not data.get("download", True):
             raise _no_archive(root, archive, absent) from absent
         try:

@@ -5,6 +5,7 @@ which augmenting is fastest; how it holds them is in ``images``, what it is in `
 ``folders`` and ``h5``.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -64,33 +65,55 @@ def _refuse_unread_format(given: str, read: Callable[..., DataSplits]) -> None:
         )
 
 
-def _fraction(splits: DataSplits, fraction: Any) -> DataSplits:
+def share_of(fraction: Any) -> float:
+    """`data.fraction` as a share of the training images.
+
+    Raises:
+        DataError: it is none.
+    """
     if fraction in (None, -1):
-        return splits
+        return 1.0
     if not _is_share(fraction) and fraction != 1:
         raise DataError(
             f"the value cannot be {fraction!r}",
             key="data.fraction",
             remedy="Set a share of the training set above 0 and up to 1, or -1 for all of it",
         )
+    return float(fraction)
+
+
+def _fraction(splits: DataSplits, given: Any) -> DataSplits:
+    fraction = share_of(given)
     if fraction == 1:
         return splits
     kept = _drawn(splits.train.labels, "data.fraction", train_size=fraction)
     return replace(splits, train=splits.train.subset(kept))
 
 
-def _with_validation(splits: DataSplits, held_out: Any) -> DataSplits:
+def held_out_of(held_out: Any, evaluable: int) -> int:
+    """`data.validation_split` as a number of so many images that can be held out.
+
+    Raises:
+        DataError: it is no share and no number of them.
+    """
     if held_out is None:
-        return splits
-    train, evaluable = splits.train, splits.train.evaluable
+        return 0
     is_count = isinstance(held_out, int) and not isinstance(held_out, bool)
-    if not _is_share(held_out) and not (is_count and 0 < held_out < len(evaluable)):
+    if not _is_share(held_out) and not (is_count and 0 < held_out < evaluable):
         raise DataError(
             f"the value cannot be {held_out!r}",
             key="data.validation_split",
             remedy="Set a share of the training set between 0 and 1, a number of images below "
-            f"{len(evaluable)}, or null to validate on the test set",
+            f"{evaluable}, or null to validate on the test set",
         )
+    return held_out if is_count else math.ceil(evaluable * held_out)
+
+
+def _with_validation(splits: DataSplits, given: Any) -> DataSplits:
+    train, evaluable = splits.train, splits.train.evaluable
+    held_out = held_out_of(given, len(evaluable))
+    if not held_out:
+        return splits
     remaining = _drawn(train.labels[evaluable], "data.validation_split", test_size=held_out)
     val = np.delete(evaluable, remaining)
     rest = np.delete(np.arange(len(train)), val)

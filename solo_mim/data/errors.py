@@ -13,9 +13,6 @@ class DataError(ConfigError):
         key: the configuration key to look at, e.g. ``augmentations[0].grayscale.prob``.
         remedy: what to do about it, one sentence.
         path: the file or folder concerned, if any.
-
-    Only ``problem`` is required: a DataLoader rebuilds an error raised in a worker process from its
-    message alone, so the three attributes are lost there and the message has to hold everything.
     """
 
     def __init__(

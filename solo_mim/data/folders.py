@@ -114,7 +114,11 @@ def _labelled_images(
 
 
 def _unlabelled_images(tree: ClassTree, listed: tuple[str, ...]) -> ImageSet:
-    if listed and (names := _classes(tree, listed)) == listed:
+    try:
+        names = _classes(tree, listed) if listed else ()
+    except DataError:  # there are no classes
+        names = ()
+    if listed and names == listed:
         entries = [entry for name in names for entry in tree.images_of(name)]
     else:
         entries = tree.all_images()

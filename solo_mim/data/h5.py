@@ -11,6 +11,7 @@ from PIL import Image
 
 from solo_mim.data.errors import DataError
 from solo_mim.data.images import naming_unreadable, rgb
+from solo_mim.errors import install_extra
 
 
 class H5Tree:
@@ -89,7 +90,10 @@ class H5Images:
         """Raises DataError with the name of an entry that is no readable image."""
         name = os.fsdecode(self.names[index])
         with naming_unreadable(self.path / name):
-            entry = self._of_this_process()[name]
+            try:
+                entry = self._of_this_process()[name]
+            except KeyError as error:  # h5py's also of a header that is broken
+                raise ValueError(str(error)) from error
             if not hasattr(entry, "shape"):
                 raise ValueError("a group stands where an image should")
             return rgb(io.BytesIO(np.asarray(entry).tobytes()))
@@ -113,6 +117,6 @@ def _opened(path: Path) -> Any:
         raise DataError(
             "h5 needs h5py",
             key="data.format",
-            remedy="pip install 'solo-mim[h5]', or set data.format: image_folder",
+            remedy=f"{install_extra('h5')}, or set data.format: image_folder",
         ) from error
     return h5py.File(path, "r")

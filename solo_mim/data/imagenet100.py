@@ -1,8 +1,8 @@
 """ImageNet-100 out of ImageNet: the 100 classes of the list in the layout that training reads.
 
-Each half comes from an extracted tree (``train/<wnid>/``, ``val/<wnid>/``), whose class folders are
-linked or copied, or from the official archive. A file gets its name once it is whole, and what lies
-there in its full size is passed over: after a kill the same call goes on.
+Each split comes from an extracted tree (``train/<wnid>/``, ``val/<wnid>/``), whose class folders
+are linked or copied, or from the official archive. A file gets its name once it is whole, and what
+lies there in its full size is passed over: after a kill the same call goes on.
 """
 
 import json
@@ -23,13 +23,14 @@ from torchvision.datasets.imagenet import ARCHIVE_META, load_meta_file, parse_de
 from solo_mim.data.errors import DataError
 from solo_mim.data.folders import IMAGENET100
 from solo_mim.data.images import UNREADABLE
+from solo_mim.data.module import usable_cores
 
 IMAGES = {"train": 126_689, "val": 5_000}
 TRAIN_ARCHIVE, VAL_ARCHIVE, DEVKIT = (ARCHIVE_META[key][0] for key in ("train", "val", "devkit"))
 MANIFEST = "manifest.json"
 
 Tick = Callable[[], object]  # called once for each image
-Manifest = dict[str, Any]  # source, how: half -> a word, images: half -> class -> file -> bytes
+Manifest = dict[str, Any]  # source, how: split -> a word, images: split -> class -> file -> bytes
 
 
 class _Member(NamedTuple):
@@ -61,23 +62,25 @@ def prepare(source: Path, target: Path, copy: bool, tick: Tick) -> Manifest:
     """
     if not source.is_dir():
         raise DataError("there is no such folder", key="--from", path=source)
-    if source.resolve() == target.resolve():
+    # One may also be a link to the other; linking would then destroy what is linked to.
+    if any((source / part).resolve() == (target / part).resolve() for part in ("", *IMAGES)):
         raise DataError(
-            "source and target are one folder",
+            "source and target, or their folders of one split, are one",
             path=source,
             remedy="Name another target; data=imagenet100 also reads the classes out of all 1,000",
         )
+    (target / MANIFEST).unlink(missing_ok=True)  # of what an earlier call has prepared
     manifest: Manifest = {"source": str(source.resolve()), "how": {}, "images": {}}
-    for half in IMAGES:
-        how, found = _prepare_half(half, source, target / half, copy, tick)
+    for split in IMAGES:
+        how, found = _prepare_split(split, source, target / split, copy, tick)
         if absent := [name for name in IMAGENET100 if not found.get(name)]:
             raise DataError(
-                f"{len(absent)} of the 100 classes have no {half} image: {', '.join(absent)}",
+                f"{len(absent)} of the 100 classes have no {split} image: {', '.join(absent)}",
                 path=source,
                 remedy="Get them, and give the same command again",
             )
-        manifest["how"][half] = how
-        manifest["images"][half] = found
+        manifest["how"][split] = how
+        manifest["images"][split] = found
     unfinished = target / f".{MANIFEST}.partial"
     unfinished.write_text(json.dumps(manifest, indent=1) + "\n")
     os.replace(unfinished, target / MANIFEST)
@@ -88,7 +91,8 @@ def read_manifest(target: Path) -> Manifest:
     """Raises DataError where there is none."""
     try:
         manifest: Manifest = json.loads((target / MANIFEST).read_text())
-    except (OSError, ValueError) as error:
+        manifest["source"], manifest["how"], manifest["images"].values()
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise DataError(
             "the manifest cannot be read: nothing was prepared there, or not to its end",
             path=target / MANIFEST,
@@ -100,8 +104,8 @@ def read_manifest(target: Path) -> Manifest:
 def verify(target: Path, manifest: Manifest, tick: Tick) -> Findings:
     """Decodes every image of the manifest."""
     expected = {
-        f"{half}/{name}/{file}": size
-        for half, classes in manifest["images"].items()
+        f"{split}/{name}/{file}": size
+        for split, classes in manifest["images"].items()
         for name, files in classes.items()
         for file, size in files.items()
     }
@@ -112,7 +116,7 @@ def verify(target: Path, manifest: Manifest, tick: Tick) -> Findings:
         tick()
         return verdict
 
-    with ThreadPoolExecutor(os.cpu_count()) as threads:  # Pillow decodes without Python's lock
+    with ThreadPoolExecutor(usable_cores()) as threads:  # Pillow decodes without Python's lock
         try:
             for path, verdict in zip(expected, threads.map(judged, expected), strict=True):
                 if verdict:
@@ -120,10 +124,10 @@ def verify(target: Path, manifest: Manifest, tick: Tick) -> Findings:
         except BaseException:
             threads.shutdown(cancel_futures=True)
             raise
-    for half, classes in manifest["images"].items():
+    for split, classes in manifest["images"].items():
         for name in classes:
-            here = _images_in(target / half / name) if (target / half / name).is_dir() else []
-            paths = (f"{half}/{name}/{file.name}" for file in here)
+            here = _images_in(target / split / name) if (target / split / name).is_dir() else []
+            paths = (f"{split}/{name}/{file.name}" for file in here)
             findings.foreign.extend(path for path in paths if path not in expected)
     return findings
 
@@ -144,35 +148,35 @@ def _judged(path: Path, size: int) -> str | None:
         return "unreadable"
 
 
-def _prepare_half(
-    half: str, source: Path, target: Path, copy: bool, tick: Tick
+def _prepare_split(
+    split: str, source: Path, target: Path, copy: bool, tick: Tick
 ) -> tuple[str, dict[str, dict[str, int]]]:
-    """How a half was made and, for each class, its files with their sizes in bytes."""
-    tree = source / half
-    archive = source / {"train": TRAIN_ARCHIVE, "val": VAL_ARCHIVE}[half]
-    if tree.is_dir() and any((tree / name).is_dir() for name in IMAGENET100):
-        members = _in_tree(tree)
-        if not copy:
-            found = _counted(members, tick)
-            for name in found:
-                _link(tree / name, target / name)
-            return "linked", found
-        return "copied", _written(members, target, tick)
-    if not archive.is_file():
+    """How a split was made and, for each class, its files with their sizes in bytes."""
+    tree = source / split
+    archive = source / {"train": TRAIN_ARCHIVE, "val": VAL_ARCHIVE}[split]
+    in_tree = tree.is_dir() and any((tree / name).is_dir() for name in IMAGENET100)
+    if in_tree and not copy:
+        found = _counted(_in_tree(tree), tick)
+        for name in found:
+            _link(tree / name, target / name)
+        return "linked", found
+    if not in_tree and not archive.is_file():
         raise DataError(
-            f"neither class folders {half}/<wnid>/ nor {archive.name} is there",
+            f"neither class folders {split}/<wnid>/ nor {archive.name} is there",
             key="--from",
             path=source,
             remedy="Name the folder that holds one of them",
         )
     try:
-        members = _in_train(archive) if half == "train" else _in_val(archive)
+        if in_tree:
+            return "copied", _written(_in_tree(tree), target, tick)
+        members = _in_train(archive) if split == "train" else _in_val(archive)
         return "extracted", _written(members, target, tick)
     except (tarfile.TarError, EOFError) as error:
         raise DataError(
-            f"the archive is broken ({error})",
-            path=archive,
-            remedy="Get it again; what was extracted is kept",
+            f"the {'folder' if in_tree else 'archive'} is broken ({error})",
+            path=tree if in_tree else archive,
+            remedy="Get it again; what was written is kept",
         ) from error
 
 
@@ -272,7 +276,7 @@ def _write(member: _Member, folder: Path) -> None:
         shutil.copyfileobj(source, file)
     if unfinished.stat().st_size != member.size:
         unfinished.unlink()
-        raise tarfile.ReadError(f"{member.file} ends early")
+        raise EOFError(f"{member.file} ends early")
     os.replace(unfinished, path)
 
 

@@ -30,7 +30,7 @@ from solo_mim.data.transforms import (
     normalise,
     parse_augmentations,
 )
-from solo_mim.errors import nearest
+from solo_mim.errors import install_extra, nearest
 
 ViewsBatch = list[Any]  # [indexes int64 B, [X_1 .. X_V] each float32 B x 3 x H x W, targets B]
 PlainBatch = list[Tensor]  # [X float32 B x 3 x H x W, targets int64 B]
@@ -49,9 +49,9 @@ warnings.filterwarnings("ignore", message=".*does not have many workers.*")
 class SSLDataModule(LightningDataModule):
     """Training, validation and measuring loaders of the whole configuration ``cfg``.
 
-    Reads ``cfg.data``, ``cfg.augmentations``, ``cfg.optimizer.batch_size`` and ``cfg.seed`` (5 when
-    absent, as solo-learn has it). The data set is loaded, or its folder scanned, at once: counts
-    and classes are there before any trainer is. Raises DataError.
+    Reads ``cfg.data``, ``cfg.augmentations``, ``cfg.optimizer.batch_size``, ``cfg.dali.device`` and
+    ``cfg.seed`` (5 when absent, as solo-learn has it). The data set is loaded, or its folder
+    scanned, at once: counts and classes are there before any trainer is. Raises DataError.
 
     Attributes:
         corrupt_images: paths of the unreadable images that ``data.on_corrupt: skip`` has passed
@@ -78,7 +78,7 @@ class SSLDataModule(LightningDataModule):
         # On two cores two workers train a tiny network on 32-pixel images a third faster than none;
         # where the network keeps both cores busy there is no difference.
         configured = data.get("num_workers")
-        self.num_workers: int = min(_cores(), 8) if configured is None else configured
+        self.num_workers: int = min(usable_cores(), 8) if configured is None else configured
         self.uses_dali: bool = data.get("format") == "dali"
         self.dali_device: str | None = OmegaConf.select(cfg, "dali.device")
         if self.dali_device not in (None, "cpu", "gpu"):
@@ -225,7 +225,7 @@ class SSLDataModule(LightningDataModule):
             raise DataError(
                 "dali needs nvidia-dali",
                 key="data.format",
-                remedy="pip install 'solo-mim[dali]' (Linux), or set data.format: image_folder",
+                remedy=f"{install_extra('dali')} (Linux), or set data.format: image_folder",
             ) from error
         augmentations = _one_per_view(self.augmentations)
         batches = self._loader(
@@ -464,7 +464,7 @@ def _plain(cfg: DictConfig, section: str) -> Any:
     return OmegaConf.to_container(cfg[section], resolve=True)
 
 
-def _cores() -> int:
+def usable_cores() -> int:
     """Cores that this process may use, which in a container or a batch job is not all of them."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

@@ -205,8 +205,8 @@ def _parse_pipeline(pipeline: Mapping[str, Any], where: str, mean: RGB, std: RGB
     return Augmentation(
         crop_size=_positive_integer(pipeline, "crop_size", where),
         num_crops=_positive_integer(pipeline, "num_crops", where),
-        mean=_per_channel(pipeline.get("mean") or mean, f"{where}.mean"),
-        std=_per_channel(pipeline.get("std") or std, f"{where}.std"),
+        mean=_per_channel(pipeline.get("mean"), mean, f"{where}.mean"),
+        std=_per_channel(pipeline.get("std"), std, f"{where}.std", above=0.0),
         crop_scale=(scale["crop_min_scale"], scale["crop_max_scale"]) if scale else None,
         color_jitter=ColorJitter(**jitter) if jitter else None,
         **{name: block.get("prob", 0.0) for name, block in blocks.items()},
@@ -247,12 +247,18 @@ def _positive_integer(pipeline: Mapping[str, Any], name: str, where: str) -> int
     return value
 
 
-def _per_channel(values: Sequence[float], key: str) -> RGB:
-    if not isinstance(values, Sequence) or len(values) != 3 or not all(map(_is_number, values)):
+def _per_channel(given: Any, default: RGB, key: str, above: float = -math.inf) -> RGB:
+    values = default if given is None else given
+    if (
+        not isinstance(values, Sequence)
+        or len(values) != 3
+        or not all(_is_number(value) and above < value < math.inf for value in values)
+    ):
+        more = "" if above == -math.inf else f" above {above:g}"
         raise DataError(
             f"the value cannot be {values!r}",
             key=key,
-            remedy="Set three numbers (red, green, blue)",
+            remedy=f"Set three numbers{more} (red, green, blue)",
         )
     red, green, blue = map(float, values)
     return red, green, blue

@@ -29,6 +29,7 @@ class StepCost:
         activations: bytes that the forward pass keeps for the backward for one image, in float32.
         fixed_flops, fixed_activations: the same, whatever N is.
         optimizer_bytes: state of the optimiser after a step.
+        buffer_bytes: of the model's buffers: queues, running statistics.
     """
 
     parameters: int
@@ -38,6 +39,7 @@ class StepCost:
     fixed_flops: float
     fixed_activations: float
     optimizer_bytes: int
+    buffer_bytes: int
 
 
 class _Noise(Dataset[Any]):
@@ -79,6 +81,7 @@ def step_cost(model: Any, images: int, crop_sizes: Sequence[int], num_classes: i
         fixed_flops=2 * flops - twice_flops,
         fixed_activations=2 * kept - twice_kept,
         optimizer_bytes=sum(t.nbytes for t in state if isinstance(t, Tensor)),
+        buffer_bytes=sum(buffer.nbytes for buffer in model.buffers()),
     )
 
 

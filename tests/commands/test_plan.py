@@ -58,4 +58,39 @@ def test_user_errors_are_one_line(planned):
     custom = ["data=image_folder", "data.train_path=x", "data.val_path=y"]
     assert "add --images N" in planned(*custom, code=2)
     assert "exceeds the 100 training images" in planned("--images", "100", *SMALL, code=2)
+    assert "--images -5" in planned("--images", "-5", code=2)
+    assert "data.validation_split: the value" in planned("data.validation_split=abc", code=2)
+    assert "data.validation_split: the value" in planned("data.validation_split=60000", code=2)
+    assert "data.fraction: the value" in planned("data.fraction=2", code=2)
     assert "its steps cannot be counted" in planned("method=deepclusterv2", *SMALL[:1], code=2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "images"),
+    [
+        (["data=stl10", "data.validation_split=0.1"], 105_000 - 500),  # of the labelled ones
+        (["data.fraction=0.5", "data.validation_split=50"], 2_550 - 50),
+    ],
+)
+def test_images_are_those_that_training_would_have(arguments, images, planned):
+    assert _number(planned(*SMALL, "backbone=small_cnn", *arguments), "images") == images
+
+
+def test_speed_is_of_whole_batches(planned):
+    said = [planned(*SMALL, "--images", images) for images in ("255", "128")]
+    assert all("1 steps an epoch" in text for text in said)
+    odd, even = (re.search(r"hours at ([\d.,]+) images/s", text)[1] for text in said)
+    assert odd == even
+
+
+def test_memory_and_disk_are_of_weights_buffers_and_the_optimisers_state(planned):
+    queue = ["data=cifar10", "method=mocov2plus", "+budget=cpu"]
+    checkpoints = {}
+    for frequency, keep in ((1, False), (1, True), (5, True), (5, False)):
+        settings = [f"checkpoint.frequency={frequency}", f"checkpoint.keep_prev={keep}"]
+        checkpoints[frequency, keep] = _number(planned(*SMALL, *queue, *settings), "checkpoints")
+    one = checkpoints[1, False]
+    assert one > 4 * 2 * 256 * 32768 / 1e6, "both queues of 256 dimensions are in it"
+    kept = {key: round(size / one) for key, size in checkpoints.items()}
+    assert kept == {(1, False): 1, (1, True): 16, (5, True): 4, (5, False): 2}
+    assert _number(planned(*SMALL, "checkpoint.enabled=false"), "checkpoints") == 0

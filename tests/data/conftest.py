@@ -1,6 +1,5 @@
-"""Configurations, small image folders and, where they lie on the machine, real photographs."""
+"""Configurations and small image folders."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,8 +8,6 @@ import numpy as np
 import pytest
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
-
-ENVIRONMENT_VARIABLE = "SOLO_MIM_TEST_DATA"
 
 
 @pytest.fixture
@@ -72,12 +69,3 @@ def image_folder(tmp_path: Path) -> Callable[..., Path]:
         return root
 
     return write
-
-
-@pytest.fixture(scope="session")
-def real_images() -> Path:
-    """The folder with the archives of real images; the test is skipped where there is none."""
-    folder = os.environ.get(ENVIRONMENT_VARIABLE)
-    if not folder:
-        pytest.skip(f"{ENVIRONMENT_VARIABLE} does not name a folder of real images")
-    return Path(folder)

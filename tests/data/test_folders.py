@@ -70,6 +70,12 @@ def test_unlabelled_folder_takes_images_at_any_depth(image_folder: WriteFolder) 
     assert sorted(names(splits.train)) == ["0.png", "1.png", "loose.png"]
 
 
+def test_unlabelled_imagenet100_needs_no_class_folders(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "loose.png")
+    data = {"dataset": "imagenet100", "train_path": str(tmp_path), "no_labels": True}
+    assert names(load_splits(data).train) == ["loose.png"]
+
+
 def test_unlabelled_images_can_be_held_out(image_folder: WriteFolder) -> None:
     root = image_folder("train", a=10)
     splits = load_splits(

@@ -22,7 +22,7 @@ from solo_mim.data.folders import IMAGENET100
 
 OTHERS = ("n00000001", "n99999999")  # of the 900 classes that are left out
 CLASSES = (*IMAGENET100, *OTHERS)
-HALVES = {"train": 2, "val": 1}  # images of a class
+SPLITS = {"train": 2, "val": 1}  # images of a class
 
 
 def jpeg(seed: int) -> bytes:
@@ -66,9 +66,9 @@ def tree(tmp_path: Path) -> Path:
     root = tmp_path / "tree"
     order = np.random.default_rng(0).permutation(len(CLASSES))
     for i, name in enumerate(CLASSES):
-        for half in HALVES:
-            (root / half / name).mkdir(parents=True)
-        for n in range(HALVES["train"]):
+        for split in SPLITS:
+            (root / split / name).mkdir(parents=True)
+        for n in range(SPLITS["train"]):
             (root / "train" / name / f"{name}_{n}.JPEG").write_bytes(jpeg(2 * i + n))
         number = int(np.flatnonzero(order == i)[0]) + 1
         path = root / "val" / name / f"ILSVRC2012_val_{number:08d}.JPEG"
@@ -97,9 +97,9 @@ def archives(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 def contents(root: Path) -> dict[str, bytes]:
     """Every file below the class folders, linked ones too."""
     return {
-        f"{half}/{folder.name}/{file.name}": file.read_bytes()
-        for half in HALVES
-        for folder in sorted((root / half).iterdir())
+        f"{split}/{folder.name}/{file.name}": file.read_bytes()
+        for split in SPLITS
+        for folder in sorted((root / split).iterdir())
         for file in folder.iterdir()
     }
 
@@ -126,8 +126,8 @@ def test_archives_give_the_listed_classes_with_the_classes_of_validation_images(
     assert manifest["how"] == {"train": "extracted", "val": "extracted"}
     assert manifest["source"] == str(archives)
     sizes = {
-        f"{half}/{name}/{file}": size
-        for half, classes in manifest["images"].items()
+        f"{split}/{name}/{file}": size
+        for split, classes in manifest["images"].items()
         for name, files in classes.items()
         for file, size in files.items()
     }
@@ -160,14 +160,14 @@ def test_a_copy_replaces_links_and_leaves_the_source_alone(tree: Path, tmp_path:
     assert contents(tree) == before
 
 
-def test_halves_come_from_an_archive_and_a_tree(archives: Path, tree: Path, tmp_path: Path) -> None:
+def test_splits_come_from_an_archive_and_a_tree(archives: Path, tree: Path, tmp_path: Path) -> None:
     (archives / imagenet100.VAL_ARCHIVE).unlink()
     shutil.copytree(tree / "val", archives / "val")
     prepared(archives, tmp_path / "target")
     assert contents(tmp_path / "target") == wanted(tree)
 
 
-def test_what_was_killed_goes_on_without_half_written_files(
+def test_what_was_killed_goes_on_without_cut_files(
     archives: Path, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target, copied = tmp_path / "target", shutil.copyfileobj
@@ -246,6 +246,10 @@ def test_command_prepares_and_verifies(tree: Path, tmp_path: Path, command: Any)
     code, out, _ = command(target, "--verify")
     assert code == 1
     assert f"missing: 1\n  train/{IMAGENET100[0]}/" in out
+    command(target, "--from", tree)
+    late = target / "train" / IMAGENET100[5] / "late.JPEG"
+    Image.new("RGB", (8, 8)).save(late)
+    assert command(target, "--verify")[0] == 1, "it would be trained on"
 
 
 def break_archive(root: Path) -> None:
@@ -280,26 +284,53 @@ def test_missing_classes_and_folders_in_the_way_are_named(tree: Path, tmp_path: 
     shutil.rmtree(tree / "val" / IMAGENET100[8])
     with pytest.raises(DataError, match=f"1 of the 100 classes have no val.*: {IMAGENET100[8]}"):
         prepared(tree, tmp_path / "other")
-    with pytest.raises(DataError, match="source and target are one folder"):
+    with pytest.raises(DataError, match=r"source and target.* are one"):
         prepared(tree, tree)
 
 
+def test_a_target_that_is_a_link_to_the_source_is_left_alone(tree: Path, tmp_path: Path) -> None:
+    farm, target = tmp_path / "farm", tmp_path / "target"
+    for split in SPLITS:  # class folders that are links themselves
+        (farm / split).mkdir(parents=True)
+        for folder in (tree / split).iterdir():
+            (farm / split / folder.name).symlink_to(folder)
+    target.mkdir()
+    (target / "train").symlink_to(farm / "train")
+    with pytest.raises(DataError, match=r"source and target.* are one"):
+        prepared(farm, target)
+    assert contents(farm) == contents(tree)
+
+
+def test_a_manifest_goes_where_preparing_begins_again(tree: Path, tmp_path: Path) -> None:
+    prepared(tree, tmp_path / "target")
+    shutil.rmtree(tree / "val" / IMAGENET100[8])
+    with pytest.raises(DataError, match="have no val image"):
+        prepared(tree, tmp_path / "target")
+    with pytest.raises(DataError, match="not to its end"):
+        imagenet100.read_manifest(tmp_path / "target")
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"source": 1, "how": {}, "images": []}', "{"])
+def test_a_manifest_of_another_kind_is_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / imagenet100.MANIFEST).write_text(text)
+    with pytest.raises(DataError, match="the manifest cannot be read"):
+        imagenet100.read_manifest(tmp_path)
+
+
 def test_hundred_real_photographs_are_extracted_and_decoded(
-    real_images: Path, tmp_path: Path
+    hundred_photographs: Path, tmp_path: Path
 ) -> None:
-    with tarfile.open(real_images / "imagenet100-one-image-per-class.tar.gz") as archive:
-        archive.extractall(tmp_path, filter="data")
     inner = {}
-    for folder in (tmp_path / "train").iterdir():
+    for folder in (hundred_photographs / "train").iterdir():
         inner[f"{folder.name}.tar"] = archived({f.name: f.read_bytes() for f in folder.iterdir()})
     source, target = tmp_path / "source", tmp_path / "target"
     source.mkdir()
     (source / imagenet100.TRAIN_ARCHIVE).write_bytes(archived(inner))
-    shutil.copytree(tmp_path / "train", source / "val")
+    shutil.copytree(hundred_photographs / "train", source / "val")
     prepared(source, target)
     found = imagenet100.verify(target, imagenet100.read_manifest(target), lambda: None)
     assert found == imagenet100.Findings([], [], [], [], [])
     assert {k: v for k, v in contents(target).items() if k.startswith("train")} == {
         f"train/{file.parent.name}/{file.name}": file.read_bytes()
-        for file in (tmp_path / "train").rglob("*.JPEG")
+        for file in (hundred_photographs / "train").rglob("*.JPEG")
     }

@@ -212,6 +212,7 @@ def test_corrupt_image_is_named_from_a_worker_too(
     with pytest.raises(DataError, match=r"2\.png") as caught:
         list(SSLDataModule(cfg).train_dataloader())
     assert "Traceback" not in str(caught.value)
+    assert caught.value.path == root / "cat" / "2.png"
 
 
 # Corrupt images, data.on_corrupt: skip

@@ -46,11 +46,9 @@ def test_cifar10_jpeg_loads_as_an_image_folder(
 
 
 def test_hundred_full_size_photographs_load_at_64_pixels(
-    real_images: Path, tmp_path: Path, make_cfg: Callable[..., DictConfig]
+    real_images: Path, hundred_photographs: Path, make_cfg: Callable[..., DictConfig]
 ) -> None:
-    with tarfile.open(real_images / "imagenet100-one-image-per-class.tar.gz") as archive:
-        archive.extractall(tmp_path, filter="data")
-    cfg = make_cfg(25, dataset="custom", train_path=str(tmp_path / "train"))
+    cfg = make_cfg(25, dataset="custom", train_path=str(hundred_photographs / "train"))
     cfg.augmentations[0].crop_size = 64
     module = SSLDataModule(cfg)
     listed = (real_images / "imagenet100_classes.txt").read_text().split()

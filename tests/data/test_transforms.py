@@ -389,6 +389,8 @@ FULL_JITTER = {"prob": 0.8, "brightness": 0.4, "contrast": 0.4, "saturation": 0.
         ({"crop_size": 32.5}, "[1].crop_size", "cannot be 32.5"),
         ({"num_crops": 0}, "[1].num_crops", "cannot be 0"),
         ({"mean": 0.5}, "[1].mean", "three numbers"),
+        ({"mean": 0}, "[1].mean", "three numbers"),
+        ({"std": [0.2, 0.0, 0.2]}, "[1].std", "three numbers above 0"),
     ],
 )
 def test_impossible_pipeline_is_refused_at_its_place(

@@ -18,6 +18,7 @@ class TwoLayers(pl.LightningModule):
         super().__init__()
         self.network = nn.Sequential(nn.Flatten(), nn.Linear(192, 10), nn.Linear(10, 4))
         self.frozen = nn.Linear(3, 1).requires_grad_(False)
+        self.register_buffer("queue", torch.zeros(5, 2))
 
     def training_step(self, batch, batch_idx):
         _, views, _ = batch
@@ -38,6 +39,7 @@ def test_a_step_is_counted_by_what_grows_with_the_batch_and_what_does_not():
     # The images as they are and flat are one storage; the first layer's output is the second's
     # input.
     assert cost.activations == 4 * 2 * (192 + 10)
+    assert cost.buffer_bytes == 4 * 5 * 2
     assert cost.optimizer_bytes == pytest.approx(2 * 4 * weights, rel=0.02)
 
 
@@ -56,5 +58,12 @@ def test_one_process_sends_nothing_and_more_send_what_a_ring_does():
         assert cost(64, 128, 1).sent == 0
     # Two covariances there, their gradients back; each all-reduce sends 2 (W - 1) / W of it.
     assert LOSS_COSTS["explicit_mim"](64, 128, 4).sent == 2 * (2 * 3 / 4) * 4 * 2 * 128**2
+    # The cross-correlation there, its gradient back.
+    assert LOSS_COSTS["barlow_twins"](64, 128, 4).sent == 2 * (2 * 3 / 4) * 4 * 128**2
     # Both views of all processes are gathered; their gradients are summed.
     assert LOSS_COSTS["vicreg"](64, 128, 4).sent == (3 / 4 + 2 * 3 / 4) * 4 * 2 * 256 * 128
+
+
+def test_only_vicreg_works_on_the_samples_of_all_processes():
+    alone, shared = ({n: c(64, 128, w).products for n, c in LOSS_COSTS.items()} for w in (1, 4))
+    assert shared == {**alone, "vicreg": 4 * alone["vicreg"]}
