@@ -21,8 +21,28 @@ MEASURES = {
     "online probe": (("online", "probe_top1"), "evaluated_on"),
     "online kNN": (("online", "knn_top1"), "evaluated_on"),
 }
-# Differences that do not make another method of it.
-_NOT_THE_METHOD = ("name", "seed", "output_dir", "evaluation", "resume_from_checkpoint")
+# What `solo-mim linear` calls what it trains by gradient steps.
+LINEAR_LAYER, FINE_TUNED = TRAINED_CLASSIFIERS = (
+    "linear layer on augmented images",
+    "fine-tuned network",
+)
+# Where results go and how they are shown does not change them.
+NOT_IDENTITY = (
+    # Of these two the weights count, not where they lie.
+    "pretrained_feature_extractor",
+    "resume_from_checkpoint",
+    "output_dir",
+    "progress_bar",
+    "wandb",
+    "tensorboard",
+    "checkpoint",
+    "auto_resume",
+    "auto_umap",
+    "debug_augmentations",
+    "data.num_workers",
+)
+# Nor do these make another method of it.
+_NOT_THE_METHOD = (*NOT_IDENTITY, "name", "seed", "evaluation")
 
 
 @dataclass(frozen=True)
@@ -51,9 +71,12 @@ class Run:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Configuration by dotted key, without what does not make another method of it."""
-        flat = flattened(self.config)
-        return {k: v for k, v in flat.items() if k.split(".")[0] not in _NOT_THE_METHOD}
+        """Configuration by dotted key, without what does not make another method of it, and the
+        versions of solo-mim and solo-learn."""
+        found = settings_of(self.config, _NOT_THE_METHOD)
+        versions = self.result.get("versions", {})
+        found |= {package: versions.get(package) for package in ("solo-mim", "solo-learn")}
+        return {key: value for key, value in found.items() if value is not None}
 
     @property
     def data(self) -> str:
@@ -87,25 +110,30 @@ class Problem:
     reason: str
 
 
-def flattened(node: Any, key: str = "") -> dict[str, Any]:
-    """Nested dictionaries and lists by dotted key."""
+def settings_of(config: Any, without: Iterable[str] = NOT_IDENTITY) -> dict[str, Any]:
+    """Plain configuration by dotted key, `augmentations[0].crop_size`, less some sections or
+    keys."""
+    ignored = tuple(f"{key}." for key in without)
+    flat = _flat(config, "")
+    return {key: value for key, value in flat.items() if not f"{key}.".startswith(ignored)}
+
+
+def _flat(node: Any, key: str) -> dict[str, Any]:
     if isinstance(node, dict) and node:
-        items: Iterable[tuple[str, Any]] = node.items()
+        parts = [(f"{key}.{name}" if key else str(name), value) for name, value in node.items()]
     elif isinstance(node, list) and node:
-        items = ((str(i), value) for i, value in enumerate(node))
+        parts = [(f"{key}[{index}]", value) for index, value in enumerate(node)]
     else:
         return {key: node}
-    return {
-        leaf: value
-        for name, child in items
-        for leaf, value in flattened(child, f"{key}.{name}" if key else str(name)).items()
-    }
+    return dict(leaf for name, value in parts for leaf in _flat(value, name).items())
+
+
+_IMAGES = ("dataset", "train_path", "val_path", "fraction", "validation_split")
 
 
 def _images(config: dict[str, Any]) -> str:
-    keys = ("dataset", "train_path", "val_path", "fraction", "validation_split")
     data = config.get("data", {})
-    return json.dumps([data.get(key) for key in keys])
+    return json.dumps([data.get(key) for key in _IMAGES])
 
 
 def collect(root: Path) -> tuple[list[Run], list[Problem]]:
@@ -114,7 +142,8 @@ def collect(root: Path) -> tuple[list[Run], list[Problem]]:
     problems: list[Problem] = []
     folders = {p.parent for name in ("config.yaml", "result.json") for p in root.rglob(name)}
     for folder in sorted(folders):
-        if any((parent / "config.yaml").exists() for parent in folder.parents if parent != folder):
+        around = (parent for parent in folder.parents if parent.is_relative_to(root))
+        if any((parent / "provenance.json").exists() for parent in around):
             continue  # an evaluation of a run, in its folder
         found = _read(folder)
         if isinstance(found, Problem):
@@ -132,11 +161,14 @@ def _read(folder: Path) -> Run | Problem:
         return Problem(folder, _why_unfinished(folder))
     try:
         result = json.loads(result_path.read_text())
+        if "measured" in result:
+            return Problem(folder, "an evaluation of weights that are of no run here")
         config = yaml.safe_load((folder / "config.yaml").read_text())
         provenance = json.loads((folder / "provenance.json").read_text())
         metrics = pd.read_csv(folder / "metrics.csv")
         run = Run(folder, config, result, provenance, metrics)
-        values, _ = run.values(), run.seed
+        values, _ = run.values(), (run.seed, run.data, run.settings)
+        result["method"], result["data"], dict(result.get("versions", {}))
     except FileNotFoundError as error:
         return Problem(folder, f"{Path(error.filename).name} is missing")
     except (ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
@@ -167,12 +199,16 @@ def _evaluations(run: Run) -> tuple[list[Evaluation], list[Problem]]:
                 _measure(run, config, row): (row["split"], float(row["top1"]))
                 for row in result.get("measured", [])
             }
+            epochs = result["trained"]["epochs"] if values else None
         except (ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
             reason = " ".join(str(error).split())
             problems.append(Problem(folder, f"a file is cut short or was changed ({reason})"))
             continue
         if broken := [name for name, (_, value) in values.items() if not math.isfinite(value)]:
             problems.append(Problem(folder, f"{', '.join(broken)}: not a number"))
+        elif values and epochs != run.result.get("epochs"):
+            reason = f"of the network after {epochs} epochs, not {run.result.get('epochs')}"
+            problems.append(Problem(folder, reason))
         elif values:
             found.append(Evaluation(folder, values))
     counts = Counter(measure for evaluation in found for measure in evaluation.values)
@@ -187,12 +223,11 @@ def _evaluations(run: Run) -> tuple[list[Evaluation], list[Problem]]:
 
 
 def _measure(run: Run, config: dict[str, Any], row: dict[str, Any]) -> str:
-    """Classifier and split, without what was chosen for it; the images, if they are not the run's
-    own."""
-    classifier = row["classifier"].split(", k = ")[0]
-    data = config["data"]
-    others = "" if _images(config) == run.data else f", {data.get('train_path') or data['dataset']}"
-    return f"{classifier} ({row['split']}{others})"
+    """Classifier and split; how long it was trained, and what of its images is not the run's."""
+    own, data = run.config["data"], config["data"]
+    epochs = [f"{config['max_epochs']} epochs"] if row["classifier"] in TRAINED_CLASSIFIERS else []
+    others = [f"{key}={data.get(key)}" for key in _IMAGES if data.get(key) != own.get(key)]
+    return f"{row['classifier']} ({', '.join([row['split'], *epochs, *others])})"
 
 
 def _why_unfinished(folder: Path) -> str:
@@ -208,14 +243,14 @@ def _why_unfinished(folder: Path) -> str:
 def _without_copies(runs: list[Run], problems: list[Problem]) -> tuple[list[Run], list[Problem]]:
     kept: dict[str, Run] = {}
     for run in runs:
-        made_with = [run.result.get("versions", {}).get(k) for k in ("solo-mim", "solo-learn")]
-        key = json.dumps([run.settings, run.data, run.seed, made_with], default=str)
+        splits = {measure: split for measure, (split, _) in run.values().items()}
+        key = json.dumps([run.settings, run.data, run.seed, splits], default=str)
         if key not in kept:
             kept[key] = run
             continue
         first = kept[key]
-        same = (
-            "a copy of" if run.values() == first.values() else "settings and seed as, figures not"
-        )
-        problems.append(Problem(run.folder, f"{same} {first.folder}: left out"))
+        same = run.values() == first.values()
+        reason = f"a copy of {first.folder}" if same else f"another run as {first.folder}, with"
+        reason += "" if same else " other figures"
+        problems.append(Problem(run.folder, f"{reason}: left out"))
     return list(kept.values()), problems

@@ -16,7 +16,7 @@ from importlib.resources import files
 from itertools import combinations
 from typing import Any
 
-from solo_mim.evaluation.collect import MEASURES, Run
+from solo_mim.evaluation.collect import LINEAR_LAYER, MEASURES, Run
 from solo_mim.evaluation.significance import Difference, holm, paired_difference
 
 LEVEL = 0.05
@@ -57,12 +57,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two rows of a table by place, the better one first: over the seeds that they share."""
+    """Two rows of a table by place, the better one first, and the difference of the two over the
+    `seeds` that they share."""
 
     better: int
     worse: int
     difference: Difference
     p_holm: float
+    seeds: int
 
     @property
     def distinguishable(self) -> bool:
@@ -105,8 +107,8 @@ def tables(runs: list[Run]) -> list[Table]:
     """A table for each data set and choice of evaluated images; the larger first."""
     apart: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
-        splits = {m: split for m, (split, _) in run.values().items() if m in MEASURES}
-        apart[json.dumps([run.data, splits], sort_keys=True)].append(run)
+        splits = [run.result.get(key) for key in ("evaluated_on", "offline_evaluated_on")]
+        apart[json.dumps([run.data, splits])].append(run)
     return sorted(map(_table, apart.values()), key=lambda table: -len(table.rows))
 
 
@@ -129,9 +131,11 @@ def _table(runs: list[Run]) -> Table:
     _judge(ranked, pairs, present[0])
     first = runs[0]
     data = first.config.get("data", {})
-    title = f"{first.result['data']}" + (
-        f" ({data['train_path']})" if data.get("train_path") else ""
-    )
+    part = [str(data["train_path"])] if data.get("train_path") else []
+    part += [f"fraction {data['fraction']}"] if data.get("fraction") not in (None, -1) else []
+    if held_out := data.get("validation_split"):
+        part += [f"validation split {held_out}", str(first.result.get("offline_evaluated_on"))]
+    title = str(first.result["data"]) + (f" ({', '.join(part)})" if part else "")
     split = {m: split for run in runs for m, (split, _) in run.values().items() if m in MEASURES}
     return Table(title, present, split, ranked, pairs, _published(first, present))
 
@@ -147,15 +151,18 @@ def _in_order(present: set[str]) -> list[str]:
 def _published(run: Run, measures: list[str]) -> list[Published]:
     """Rows for the data set of a run that trains on all of it and is evaluated on its test set."""
     data = run.config.get("data", {})
-    if data.get("fraction") not in (None, -1) or data.get("validation_split") is not None:
+    limited = any(run.config.get(f"limit_{part}_batches") for part in ("train", "val"))
+    if limited or data.get("fraction") not in (None, -1) or data.get("validation_split"):
         return []
+    linear = next((measure for measure in measures if measure.startswith(LINEAR_LAYER)), "")
     rows: dict[str, Published] = {}
     with files("solo_mim.evaluation").joinpath("published.csv").open() as file:
         for line in csv.DictReader(file):
-            if line["data"] == data.get("dataset") and line["measure"] in measures:
+            measure = linear if line["measure"] == "linear" else line["measure"]
+            if line["data"] == data.get("dataset") and measure in measures:
                 label = f"{line['method']}, {line['backbone']}, {line['epochs']} epochs"
                 row = rows.setdefault(label, Published(label, {}))
-                row.scores[line["measure"]] = float(line["top1"])
+                row.scores[measure] = float(line["top1"])
     return list(rows.values())
 
 
@@ -180,14 +187,17 @@ def _labels(groups: list[list[Run]]) -> list[str]:
 
 def _tested(ranked: list[Row], measure: str) -> list[Pair]:
     scores = [row.scores.get(measure, Score({})).by_seed for row in ranked]
-    found: list[tuple[int, int, Difference]] = []
+    found: list[tuple[int, int, Difference, int]] = []
     for better, worse in combinations(range(len(ranked)), 2):
         common = sorted(scores[better].keys() & scores[worse].keys())
         if len(common) > 1:
             first, second = ([scores[i][seed] for seed in common] for i in (better, worse))
-            found.append((better, worse, paired_difference(first, second)))
-    adjusted = holm([difference.p for *_, difference in found])
-    return [Pair(*pair, p) for pair, p in zip(found, adjusted, strict=True)]
+            found.append((better, worse, paired_difference(first, second), len(common)))
+    adjusted = holm([difference.p for _, _, difference, _ in found])
+    return [
+        Pair(better, worse, difference, p, seeds)
+        for (better, worse, difference, seeds), p in zip(found, adjusted, strict=True)
+    ]
 
 
 def _judge(ranked: list[Row], pairs: list[Pair], measure: str) -> None:
@@ -195,15 +205,20 @@ def _judge(ranked: list[Row], pairs: list[Pair], measure: str) -> None:
     for place, row in enumerate(ranked):
         pair = against_best.get(place)
         if place == 0:
-            row.verdict = "best" if against_best else "highest"
+            row.verdict = "best" if 0 < len(against_best) == len(ranked) - 1 else "highest"
         elif measure not in row.scores:
             row.verdict = "not measured"
         elif pair is None:
             row.verdict = "not tested: fewer than two seeds shared with the first"
-        elif pair.distinguishable:
-            row.verdict = f"behind by {pair.difference.mean:.2f} ({p_text(pair.p_holm)})"
         else:
-            row.verdict = f"not distinguishable from the best ({p_text(pair.p_holm)})"
+            certain = p_text(pair.p_holm)
+            if pair.seeds < max(len(ranked[0].scores[measure].by_seed), len(row.seeds)):
+                certain += f", {pair.seeds} seeds shared"
+            mean, first = pair.difference.mean, ranked[0].verdict
+            if not pair.distinguishable:
+                row.verdict = f"not distinguishable from the {first} ({certain})"
+            else:
+                row.verdict = f"{'behind' if mean > 0 else 'ahead'} by {abs(mean):.2f} ({certain})"
 
 
 def p_text(p: float) -> str:

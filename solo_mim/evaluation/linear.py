@@ -55,7 +55,7 @@ class LinearModel(SeededEpochs, LightningModule):
         self.label_smoothing = 0.0 if self.mix else cfg.label_smoothing
         tops = (1, TOP) if num_classes > TOP else (1,)
         accuracy = {f"acc{k}": MulticlassAccuracy(num_classes, k, "micro") for k in tops}
-        self.scores: Any = nn.ModuleDict({"loss": MeanMetric(), **accuracy})
+        self.scores: Any = nn.ModuleDict({"loss": MeanMetric(nan_strategy="disable"), **accuracy})
         self.train()
 
     def train(self, mode: bool = True) -> LinearModel:

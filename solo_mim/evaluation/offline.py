@@ -60,6 +60,9 @@ def extract_features(
     """Features (images x dimensions, on the CPU) and targets of every image of a loader.
 
     A module is put into evaluation mode while it runs and back afterwards.
+
+    Raises:
+        ConfigError: features that are not finite.
     """
     module = backbone if isinstance(backbone, nn.Module) else None
     was_training = module.training if module else False
@@ -71,7 +74,9 @@ def extract_features(
         targets.append(labels.cpu())
     if module:
         module.train(was_training)
-    return torch.cat(features), torch.cat(targets)
+    if not (found := torch.cat(features)).isfinite().all():
+        raise ConfigError("the network's features are not finite: it has diverged; lower its rate")
+    return found, torch.cat(targets)
 
 
 def evaluate_features(

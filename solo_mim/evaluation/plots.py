@@ -104,10 +104,13 @@ def plot_spectra(spectra: Mapping[str, np.ndarray], path: Path, title: str = "")
     figure, axis = plt.subplots(figsize=(5.4, 4))
     for label, values in spectra.items():
         positive = values[values > _ROUND_OFF * values.max()]
+        if not len(positive):  # constant features
+            continue
         axis.semilogy(np.arange(1, len(positive) + 1), positive / positive.max(), label=label)
     axis.set(xlabel="dimension", ylabel="eigenvalue of the covariance, first = 1")
     axis.grid(alpha=0.3)
-    axis.legend(fontsize="small")
+    if axis.lines:
+        axis.legend(fontsize="small")
     figure.suptitle(title)
     figure.tight_layout()
     figure.savefig(path, dpi=120)

@@ -55,7 +55,8 @@ def _cell(row: Row, measure: str) -> str:
     if score is None:
         return "-"
     spread = "" if score.deviation is None else f" ± {score.deviation:.2f}"
-    return f"{score.mean:.2f}{spread}"
+    count = len(score.by_seed)
+    return f"{score.mean:.2f}{spread}" + (f" (n = {count})" if count < len(row.seeds) else "")
 
 
 def frame(tables: list[Table]) -> pd.DataFrame:
@@ -89,7 +90,8 @@ def latex(table: Table) -> str:
 
 
 def _escaped(text: str) -> str:
-    return "".join(f"\\{c}" if c in "_%&#$" else c for c in text)
+    named = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    return "".join(named.get(c, f"\\{c}" if c in "_%&#${}" else c) for c in text)
 
 
 def scores_figure(table: Table) -> Figure:
@@ -177,6 +179,7 @@ def time_figure(table: Table) -> Figure | None:
             for run in row.runs
             if run.result.get("shared_machine") is False
             and len(run.provenance) == 1
+            and not run.config.get("resume_from_checkpoint")
             and measure in run.values()
         ]
         for place, row in enumerate(table.rows)

@@ -21,7 +21,7 @@ class Difference(NamedTuple):
 def paired_difference(first: Sequence[float], second: Sequence[float]) -> Difference:
     """Student's t of the differences of runs that share seed and data; two runs of each or more.
 
-    Runs that differ all by the same have p = 0, equal ones p = 1.
+    Where all n differ by the same, for which t is infinite, p is that of the signs, 2^(1 - n).
 
     Raises:
         ValueError: unequal numbers of runs, or fewer than two.
@@ -34,7 +34,7 @@ def paired_difference(first: Sequence[float], second: Sequence[float]) -> Differ
     differences = np.asarray(first, dtype=float) - np.asarray(second, dtype=float)
     mean = float(differences.mean())
     if np.ptp(differences) == 0:
-        return Difference(mean, mean, mean, float(mean == 0))
+        return Difference(mean, mean, mean, 2.0 ** (1 - len(differences)) if mean else 1.0)
     test = stats.ttest_1samp(differences, 0.0)
     interval = test.confidence_interval()
     return Difference(mean, float(interval.low), float(interval.high), float(test.pvalue))

@@ -13,12 +13,14 @@ import yaml
 from solo_mim.commands import main
 from solo_mim.evaluation.collect import collect
 from solo_mim.evaluation.compare import tables
-from solo_mim.evaluation.report import figures_of, latex, markdown
+from solo_mim.evaluation.report import _escaped, figures_of, latex, markdown
 
 SPLIT = "test images"
 
 
-def write_run(folder, name, seed, probe, kNN=50.0, shared=True, **settings):
+def write_run(
+    folder, name, seed, probe, kNN=50.0, shared=True, version="1", split=SPLIT, **settings
+):
     """A finished run's folder with the files that `solo-mim pretrain` leaves."""
     run = folder / f"{name}-seed{seed}-0123abcd"
     run.mkdir(parents=True)
@@ -29,10 +31,11 @@ def write_run(folder, name, seed, probe, kNN=50.0, shared=True, **settings):
     }
     result = {
         **{"name": name, "method": config["method"], "data": config["data"]["dataset"]},
-        **{"seed": seed, "evaluated_on": "validation split", "offline_evaluated_on": SPLIT},
+        **{"seed": seed, "evaluated_on": "validation split", "offline_evaluated_on": split},
+        "epochs": 2,
         "online": {"probe_top1": probe - 5, "knn_top1": None},
         "offline": {"trained": {"probe_top1": probe, "knn_top1": kNN}},
-        **{"versions": {"torch": "2", "solo-mim": "1"}, "commit": "abc123"},
+        **{"versions": {"torch": "2", "solo-mim": version}, "commit": "abc123"},
         **{"training_seconds_of_last_sitting": 10.0 * seed, "shared_machine": shared},
     }
     (run / "config.yaml").write_text(yaml.safe_dump(config))
@@ -84,6 +87,72 @@ def test_runs_of_other_settings_are_rows_of_their_own_that_name_them(tmp_path):
     ]
 
 
+def test_runs_of_two_versions_are_two_rows(tmp_path):
+    for version in ("1", "2"):
+        for seed in (1, 2, 3):
+            probe = 50.0 + float(version) + seed
+            write_run(tmp_path / version, "a", seed, probe, version=version)
+    runs, problems = collect(tmp_path)
+    (table,) = tables(runs)
+    assert [(row.label, row.seeds) for row in table.rows] == [
+        ("a (solo-mim=2)", [1, 2, 3]),
+        ("a (solo-mim=1)", [1, 2, 3]),
+    ]
+    assert problems == []
+
+
+def test_what_does_not_change_a_run_splits_no_row(tmp_path):
+    for seed, more in ((1, "wandb: {enabled: true}\n"), (2, "profiler: null\n"), (3, "")):
+        run = write_run(tmp_path, "a", seed, 50.0)
+        with (run / "config.yaml").open("a") as config:
+            config.write(more)
+    (table,) = tables(collect(tmp_path)[0])
+    assert [row.seeds for row in table.rows] == [[1, 2, 3]]
+
+
+def test_a_verdict_goes_by_the_seeds_that_are_shared(tmp_path):
+    for seed, a, b in ((1, 50.0, 51.01), (2, 51.0, 52.0), (3, 52.0, 53.02)):
+        write_run(tmp_path, "a", seed, a)
+        write_run(tmp_path, "b", seed, b)
+    write_run(tmp_path, "b", 4, 30.0)
+    (table,) = tables(collect(tmp_path)[0])
+    assert [row.label for row in table.rows] == ["a", "b"]
+    assert table.rows[1].verdict.startswith("ahead by 1.01 (p <")
+    assert table.rows[1].verdict.endswith("3 seeds shared)")
+
+
+def test_the_first_is_best_only_where_every_other_row_was_tested(tmp_path):
+    for seed in (1, 2, 3):
+        write_run(tmp_path, "a", seed, 60.0 + seed)
+        write_run(tmp_path, "b", seed, 50.0 + 2 * seed)
+    write_run(tmp_path, "c", 1, 40.0)
+    (table,) = tables(collect(tmp_path)[0])
+    assert [row.verdict.partition(" ")[0] for row in table.rows] == ["highest", "behind", "not"]
+
+
+def test_a_mean_of_fewer_seeds_than_the_row_has_says_so(tmp_path, capsys):
+    for seed in (1, 2):
+        write_run(tmp_path, "a", seed, 60.0, kNN=40.0 if seed == 1 else None)
+    assert main(["report", str(tmp_path)]) == 0
+    assert "| a | 2 | 60.00 ± 0.00 | 40.00 (n = 1) |" in capsys.readouterr().out
+
+
+def test_a_measure_less_is_no_other_table_and_another_split_is(tmp_path):
+    write_run(tmp_path, "a", 1, 60.0)
+    write_run(tmp_path, "b", 1, 60.0, kNN=None)
+    write_run(tmp_path / "on validation", "a", 1, 60.0, split="validation split")
+    runs, problems = collect(tmp_path)
+    assert problems == []
+    assert [[row.label for row in table.rows] for table in tables(runs)] == [["a", "b"], ["a"]]
+
+
+def test_a_configuration_above_the_runs_hides_none(tmp_path):
+    (tmp_path / "config.yaml").write_text("mine: 1\n")
+    write_run(tmp_path / "runs", "a", 1, 60.0)
+    assert len(collect(tmp_path / "runs")[0]) == 1
+    assert len(collect(tmp_path)[0]) == 1
+
+
 def test_runs_on_other_images_share_no_table(tmp_path):
     for name in ("a", "b"):
         write_run(tmp_path, name, 1, 50.0)
@@ -108,8 +177,17 @@ def _damage(run, kind):
         result.write_text(re.sub(r"\d\d\.\d", "null", result.read_text()))
     elif kind == "no metrics":
         (run / "metrics.csv").unlink()
+    elif kind == "empty":
+        (run / "config.yaml").write_text("")
+    elif kind == "no versions":
+        result.write_text(result.read_text().replace('"versions": {', '"versions": null, "x": {'))
+    elif kind == "elsewhere":
+        write_evaluation(run, "../evaluations/linear", {"logistic regression": 50.0})
     elif kind == "copied":
         shutil.copytree(run, run.with_name("copy"))
+    elif kind == "repeated":
+        other = shutil.copytree(run, run.with_name("other")) / "result.json"
+        other.write_text(other.read_text().replace("61.0", "61.5"))
 
 
 @pytest.mark.parametrize(
@@ -121,7 +199,11 @@ def _damage(run, kind):
         ("not a number", "offline kNN: not a number"),
         ("nothing measured", "nothing was measured"),
         ("no metrics", "metrics.csv is missing"),
-        ("copied", "left out"),
+        ("empty", "a file is cut short"),
+        ("no versions", "a file is cut short"),
+        ("elsewhere", "an evaluation of weights that are of no run here"),
+        ("copied", "a copy of "),
+        ("repeated", ", with other figures: left out"),
     ],
 )
 def test_what_gives_no_figure_is_listed_with_its_reason_and_the_rest_stands(
@@ -134,7 +216,7 @@ def test_what_gives_no_figure_is_listed_with_its_reason_and_the_rest_stands(
     assert "| b | 1 | 62.00 |" in printed
     assert reason in printed
     assert reason in (tmp_path / "report" / "report.html").read_text()
-    assert ("| a | 1 |" in printed) == (kind == "copied")
+    assert ("| a | 1 |" in printed) == (kind in ("elsewhere", "copied", "repeated"))
 
 
 def test_a_folder_without_runs_is_an_error_in_one_line(tmp_path, capsys):
@@ -202,29 +284,32 @@ def test_published_rows_stand_beside_whole_data_sets_marked_as_such(tmp_path, ca
     assert "published, not run" not in capsys.readouterr().out
 
 
-def write_evaluation(run, name, rows, **data):
-    """What `solo-mim linear` or `knn` leaves in a run's folder."""
+def write_evaluation(run, name, rows, epochs=2, **data):
+    """What `solo-mim linear` or `knn` leaves in a run's folder, of the network after so many
+    epochs."""
     folder = run / name
     folder.mkdir(parents=True)
     config = yaml.safe_load((run / "config.yaml").read_text())
     config["data"] |= data
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
     measured = [{"classifier": of, "split": SPLIT, "top1": top1} for of, top1 in rows.items()]
-    (folder / "result.json").write_text(json.dumps({"measured": measured}))
+    config["max_epochs"] = 100
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    result = {"measured": measured, "trained": {"epochs": epochs}}
+    (folder / "result.json").write_text(json.dumps(result))
     return folder
 
 
 def test_evaluations_of_a_run_are_columns_of_their_own(tmp_path, capsys):
-    for name, k, linear in (("a", 5, 70.0), ("b", 20, 71.0)):
+    for name, linear in (("a", 70.0), ("b", 71.0)):
         run = write_run(tmp_path, name, 1, 60.0)
-        write_evaluation(run, "knn/x-1", {f"kNN, cosine, k = {k}, T = 0.1": 55.0})
+        write_evaluation(run, "knn/x-1", {"kNN, cosine": 55.0})
         write_evaluation(run, "linear/x-1", {"logistic regression": linear})
         write_evaluation(run, "linear/other-1", {"logistic regression": 12.0}, dataset="stl10")
     assert main(["report", str(tmp_path)]) == 0
     (table,) = _of(tmp_path)[0]
     assert table.measures == [
         *("offline probe", "offline kNN", "kNN, cosine (test images)"),
-        *("logistic regression (test images)", "logistic regression (test images, stl10)"),
+        *("logistic regression (test images)", "logistic regression (test images, dataset=stl10)"),
         "online probe",
     ]
     assert "| a | 1 | 60.00 | 50.00 | 55.00 | 70.00 | 12.00 | 55.00 |" in capsys.readouterr().out
@@ -239,6 +324,7 @@ def test_evaluations_that_cannot_be_told_apart_or_read_are_listed(tmp_path):
     (write_evaluation(run, "knn/x-1", {"kNN, cosine": 50.0}) / "result.json").write_text("{")
     (write_evaluation(run, "knn/y-1", {"kNN, cosine": 50.0}) / "result.json").unlink()
     write_evaluation(run, "knn/z-1", {"kNN, euclidean": float("nan")})
+    write_evaluation(run, "knn/early-1", {"kNN, early": 50.0}, epochs=1)
     (table,), problems = _of(tmp_path)
     assert table.measures == ["offline probe", "offline kNN", "online probe"]
     reasons = {problem.folder.name: problem.reason for problem in problems}
@@ -247,6 +333,24 @@ def test_evaluations_that_cannot_be_told_apart_or_read_are_listed(tmp_path):
     assert "cut short" in reasons["x-1"]
     assert "not finished" in reasons["y-1"]
     assert "kNN, euclidean (test images): not a number" in reasons["z-1"]
+    assert reasons["early-1"] == "of the network after 1 epochs, not 2"
+
+
+def test_linear_layers_stand_beside_the_published_ones_of_as_many_epochs(tmp_path, capsys):
+    run = write_run(tmp_path, "vicreg", 1, 60.0, dataset="imagenet100")
+    write_evaluation(run, "linear/x-1", {"linear layer on augmented images": 70.0})
+    assert main(["report", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "linear layer on augmented images (test images, 100 epochs)" in printed
+    assert "| vicreg, resnet18, 400 epochs | - | - | - | 79.40 | 79.22 |" in printed
+
+
+def test_a_trial_run_is_not_set_beside_published_rows(tmp_path):
+    run = write_run(tmp_path, "vicreg", 1, 60.0)
+    assert _of(tmp_path)[0][0].published
+    with (run / "config.yaml").open("a") as config:
+        config.write("limit_train_batches: 10\n")
+    assert not _of(tmp_path)[0][0].published
 
 
 def test_page_holds_the_pictures_of_embeddings(tmp_path):
@@ -281,6 +385,7 @@ def test_latex_escapes_names(tmp_path):
     write_run(tmp_path, "barlow_twins", 1, 50.0)
     ((table,), _) = _of(tmp_path)
     assert r"barlow\_twins" in latex(table)
+    assert _escaped(r"a{b}^~\c") == r"a\{b\}\textasciicircum{}\textasciitilde{}\textbackslash{}c"
 
 
 # In a browser

@@ -70,3 +70,10 @@ def test_pictures_are_drawn_of_few_and_many_classes_and_of_none(classes, feature
     plot_spectra({"features": spectrum}, tmp_path / "spectra.png")
     for name in ("planes.png", "spectra.png"):
         assert (tmp_path / name).stat().st_size > 5000
+
+
+@pytest.mark.parametrize("value", [0.0, 0.3])
+def test_the_spectrum_of_a_collapsed_network_can_be_drawn(value, tmp_path):
+    spectrum = embedding.covariance_spectrum(torch.full((50, 4), value))
+    plot_spectra({"backbone": spectrum}, tmp_path / "spectra.png")
+    assert (tmp_path / "spectra.png").stat().st_size > 1000

@@ -127,6 +127,6 @@ def test_memory_stays_within_its_bound(distance, monkeypatch):
     assert predicted < bound
 
 
-def test_an_imagenet_100_fits_in_eight_gib():
+def test_an_imagenet_100_fits_in_two_gib():
     features = (126_000 + 5_000) * 512 * 4
-    assert features + knn.peak_bytes(126_000, 512, 10_000, 100) < 8 * 2**30
+    assert features + knn.peak_bytes(126_000, 512, 10_000, 100) < 2 * 2**30

@@ -110,3 +110,9 @@ def test_unlabelled_and_too_few_training_images():
     assert with_them == chosen_probe((features, targets), (features, targets), 3)
     with pytest.raises(ConfigError, match="cannot be chosen on 3 training images"):
         chosen_probe((features[:3], targets[:3]), (features, targets), 3)
+
+
+def test_features_of_a_diverged_network_are_refused():
+    loader = [(torch.randn(4, 3), torch.zeros(4))]
+    with pytest.raises(ConfigError, match="not finite: it has diverged"):
+        extract_features(lambda images: images / 0 * 0, loader, "cpu")

@@ -25,7 +25,8 @@ def test_what_the_seeds_share_does_not_count_against_a_difference():
 
 def test_constant_differences_need_no_deviation():
     assert paired_difference([1, 2], [1, 2]) == (0, 0, 0, 1)
-    assert paired_difference([2, 3], [1, 2]) == (1, 1, 1, 0)
+    assert paired_difference([2, 3], [1, 2]) == (1, 1, 1, 0.5)
+    assert paired_difference([2, 3, 4, 5, 6], [1, 2, 3, 4, 5]) == (1, 1, 1, 0.0625)
 
 
 @pytest.mark.parametrize(("first", "second"), [([1.0], [2.0]), ([1.0, 2.0], [1.0])])
