@@ -83,8 +83,10 @@ def trained(label: str, options: tuple[str, ...], epochs: int, output: Path) -> 
         ],
         check=True,
     )
-    (metrics,) = output.glob(f"{name}-seed*/metrics.csv")
-    return pd.read_csv(metrics)
+    found = list(output.glob(f"{name}-seed*/metrics.csv"))
+    if len(found) != 1:
+        raise SystemExit(f"{output} holds {len(found)} runs {name}: give another --runs")
+    return pd.read_csv(found[0])
 
 
 def main() -> None:

@@ -4,7 +4,8 @@
     python scripts/upstream_pr.py --solo-learn CHECKOUT --check    # has the checkout drifted?
 
 `upstream/files` are the new files, in solo-learn's layout; `upstream/registries.patch` is what
-changes in existing ones. A second run changes nothing, or brings the commit up to date.
+changes in existing ones. The branch starts from what is checked out; a second run changes nothing,
+or makes the commit anew where something has changed here.
 """
 
 import argparse
@@ -51,24 +52,29 @@ def lay(checkout: Path) -> None:
     """Make or update the one commit, on the branch."""
     if git(checkout, "status", "--porcelain"):
         sys.exit(f"{checkout} has changes that are not committed: commit or stash them first")
-    if git(checkout, "branch", "--show-current").strip() != BRANCH:
+    before = git(checkout, "branch", "--show-current").strip() or "HEAD"
+    if before != BRANCH:
         known = git(checkout, "branch", "--list", BRANCH)
         git(checkout, "switch", BRANCH) if known else git(checkout, "switch", "--create", BRANCH)
-    states = compare(checkout)
-    if states[REGISTRIES.name] == "differs":
+    tip = git(checkout, "rev-parse", "HEAD").strip()
+    if git(checkout, "log", "-1", "--format=%s").strip() == SUBJECT:
+        git(checkout, "reset", "--quiet", "--hard", "HEAD~1")  # made anew, whatever has changed
+    if run_git(checkout, "apply", "--check", str(REGISTRIES)).returncode:
+        git(checkout, "reset", "--quiet", "--hard", tip)
+        git(checkout, "switch", before)
         sys.exit(
             f"{REGISTRIES.name} does not apply to branch {BRANCH} of {checkout}: bring the patch "
             "up to date, or delete the branch and start from main"
         )
-    if set(states.values()) != {"laid"}:
-        for file in new_files():
-            (checkout / file).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(FILES / file, checkout / file)
-        if states[REGISTRIES.name] == "to lay":
-            git(checkout, "apply", str(REGISTRIES))
-        git(checkout, "add", "--all")
-        ours = git(checkout, "log", "-1", "--format=%s").strip() == SUBJECT
-        git(checkout, "commit", "--quiet", "--message", SUBJECT, *(["--amend"] if ours else []))
+    for file in new_files():
+        (checkout / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(FILES / file, checkout / file)
+    git(checkout, "apply", str(REGISTRIES))
+    git(checkout, "add", "--all")
+    if git(checkout, "diff", "--cached", "--name-only", tip):
+        git(checkout, "commit", "--quiet", "--message", SUBJECT)
+    else:
+        git(checkout, "reset", "--quiet", "--hard", tip)  # nothing is new
     print(git(checkout, "show", "--stat", "--format=%h %s", "HEAD"), end="")
 
 

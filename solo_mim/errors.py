@@ -14,8 +14,13 @@ class MissingHostError(ImportError):
     """solo-learn, whose training loop and baselines solo-mim extends, cannot be imported."""
 
 
+def install_extra(name: str) -> str:
+    """How to install one of the package's optional parts."""
+    return f"pip install '.[{name}]' in the checkout of solo-mim"
+
+
 def nearest(name: str, options: Iterable[str]) -> str:
-    """`", did you mean 'x'?"`, or all the options where nothing comes near."""
+    """`"; did you mean 'x'?"`, or all the options where nothing comes near."""
     known = sorted(str(option) for option in options)
     lower = {option.lower(): option for option in known}
     match = difflib.get_close_matches(str(name).lower(), lower, n=1, cutoff=0.6)

@@ -256,6 +256,19 @@ class TestScript:
         assert upstream_pr(checkout, "--check").returncode == 0
         assert git(checkout, "rev-list", "--count", "main..") == "1\n"
 
+    def test_makes_its_commit_anew_where_registries_changed_and_files_went(self, checkout):
+        upstream_pr(checkout)
+        readme = checkout / "README.md"
+        readme.write_text(readme.read_text().replace("Explicit MIM", "An older name"))
+        (checkout / "solo" / "dropped.py").write_text("# of an earlier pull request\n")
+        git(checkout, "add", "--all")
+        git(checkout, "commit", "--quiet", "--amend", "--no-edit")
+        assert upstream_pr(checkout, "--check").returncode == 1
+        assert upstream_pr(checkout).returncode == 0
+        assert upstream_pr(checkout, "--check").stdout == "laid, as it is here\n"
+        assert not (checkout / "solo" / "dropped.py").exists()
+        assert git(checkout, "rev-list", "--count", "main..") == "1\n"
+
     def test_refuses_changes_that_are_not_committed(self, checkout):
         (checkout / "README.md").write_text("mine\n")
         refused = upstream_pr(checkout)
@@ -271,6 +284,7 @@ class TestScript:
         assert refused.returncode == 1
         assert "does not apply" in refused.stderr
         assert not git(checkout, "status", "--porcelain")
+        assert git(checkout, "branch", "--show-current") == "main\n"
 
     def test_refuses_another_folder(self, tmp_path):
         assert "no git checkout of solo-learn" in upstream_pr(tmp_path).stderr

@@ -107,7 +107,3 @@ def main(argv: list[str] | None = None) -> int:
             requeued = "" if number in (signal.SIGINT, signal.SIGTERM) else _requeued()
             print(f"\nsolo-mim: interrupted; {standing}{requeued}", file=sys.stderr)
             return 128 + number
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -403,8 +403,8 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     plt.close(figure)
 
 
-def run(arguments: list[str]) -> int:
-    """Measures, prints the table, writes it as JSON and Markdown, and of the losses a picture."""
+def parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
     parser = argparse.ArgumentParser(
         prog="solo-mim bench",
         description="`loss`: time and peak memory of the losses of two views, forward and "
@@ -425,16 +425,29 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("--crop-sizes", type=int, nargs="+", default=[32, 224], help="of data")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--device",
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="of losses and steps; data is measured on the CPU",
+    )
     parser.add_argument("--output", type=Path, default=Path("bench"))
-    given = parser.parse_args(arguments)
+    return parser
+
+
+def run(arguments: list[str]) -> int:
+    """Measures, prints the table, writes it as JSON and Markdown, and of the losses a picture."""
+    given = parser().parse_args(arguments)
     whole = given.what == "step"
     sizes = given.samples or ([256] if whole else [64, 256, 1024])
     dims = given.dims or ([128] if whole else [64, 128, 256, 512, 2048])
     if min(sizes) < 2 or min(*dims, *given.crop_sizes, given.repeats, given.threads) < 1:
-        parser.error("--samples must be at least 2, the other numbers at least 1")
+        parser().error("--samples must be at least 2, the other numbers at least 1")
     torch.set_num_threads(given.threads)
-    device = torch.device(given.device)
+    try:
+        device = torch.device("cpu" if given.what == "data" else given.device)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        parser().error(f"--device {given.device}: {str(error).splitlines()[0]}")
     from solo_mim.commands.runs import commit, versions, write, write_json
 
     rows: list[dict[str, Any]] = []

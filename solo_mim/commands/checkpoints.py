@@ -95,7 +95,7 @@ def read(path: str | Path) -> tuple[dict[str, Any], bool]:
         checkpoint, is_plain = load(path)
     except ConfigError as error:
         raise ConfigError(f"{KEY}: {error}") from error
-    needed = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "global_step")
+    needed = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "epoch", "global_step")
     missing = [key for key in needed if not isinstance(checkpoint, dict) or key not in checkpoint]
     if missing:
         raise ConfigError(f"{KEY}: {path} has no {missing[0]!r}; give a .ckpt file of a run")

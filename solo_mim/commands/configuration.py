@@ -27,6 +27,8 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 import solo_mim
 from solo_mim.errors import ConfigError, nearest
+from solo_mim.evaluation.collect import NOT_IDENTITY
+from solo_mim.host.optimisation import OPTIMIZERS
 
 PACKAGE = Path(solo_mim.__file__).parent
 # A wheel carries the configs inside the package, a checkout beside it.
@@ -61,7 +63,6 @@ class DataConfig:
     validation_split: Any = None
     download: bool = True
     on_corrupt: str = "fail"
-    # Filled in from the data set and the augmentations.
     num_classes: int | None = None
     num_large_crops: int | None = None
     num_small_crops: int | None = None
@@ -338,6 +339,7 @@ def composed_from(message: str, arguments: list[str]) -> str:
     if config is None:
         return "the command line"
     parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--cfg", "-c")  # else "-c" is short for either of the next
     parser.add_argument("--config-dir", "-cd")
     parser.add_argument("--config-path", "-cp")
     given, _ = parser.parse_known_args(arguments)
@@ -356,7 +358,7 @@ def located(error: ConfigError, source: str | None = None) -> ConfigError:
     """The same error with the place of its key: the command line or a file.
 
     Args:
-        error: of the form "unknown key 'a.b' ..." or "a.b: ...", as all of ours are.
+        error: where it is about a key, of the form "unknown key 'a.b' ..." or "a.b ...".
         source: the place, where it is known already; else it is looked up.
     """
     named = re.match(r"(?:unknown key ')?([a-z_]+[\w.\[\]]*)", str(error))
@@ -425,6 +427,10 @@ def _checked(cfg: DictConfig, schema: Any) -> DictConfig:
     for key, reason in _IDLE.items():
         if value := OmegaConf.select(plain, key):
             _note_unread(key, value, reason)
+    for key in _TOLD:
+        if value := OmegaConf.select(plain, key):
+            _note_unread(key, value, "the data set and the augmentations tell")
+            OmegaConf.update(plain, key, None)
     if plain.checkpoint.dir != CheckpointConfig.dir:
         _note_unread("checkpoint.dir", plain.checkpoint.dir, "checkpoints lie in the run's folder")
     _check_choices(plain)
@@ -450,7 +456,7 @@ _UNREAD = {
     },
 }
 
-# What main reads, none of its files sets, and nothing reads here.
+# What main reads and nothing reads here.
 _IDLE = {
     "dali.encode_indexes_into_labels": "every batch has its images' own indexes",
     "auto_resume.max_hours": "an unfinished run resumes however old it is",
@@ -459,6 +465,10 @@ _IDLE = {
     "auto_umap.frequency": "no UMAP is drawn while training",
     "debug_augmentations": "the augmentations are those of the configuration",
 }
+
+
+# Filled in from the data set and the augmentations.
+_TOLD = ("data.num_classes", "data.num_large_crops", "data.num_small_crops")
 
 
 @rank_zero_only
@@ -480,7 +490,7 @@ def _without_unread(cfg: DictConfig) -> DictConfig:
 
 
 _CHOICES = {
-    "optimizer.name": ("sgd", "lars", "adam", "adamw"),
+    "optimizer.name": tuple(OPTIMIZERS),
     "scheduler.name": ("warmup_cosine", "step", "none"),
     "scheduler.interval": ("step", "epoch"),
     "knn_eval.distance_func": ("euclidean", "cosine"),
@@ -536,13 +546,6 @@ def _check_choices(cfg: DictConfig) -> None:
         raise ConfigError("scheduler.name=step needs scheduler.lr_decay_steps, a list of epochs")
 
 
-_OPTIMIZERS: dict[str, Any] = {
-    "sgd": torch.optim.SGD,
-    "adam": torch.optim.Adam,
-    "adamw": torch.optim.AdamW,
-}
-
-
 def _arguments(optimizer: type) -> dict[str, Any]:
     parameters = inspect.signature(optimizer).parameters
     given = ("params", "lr", "weight_decay")
@@ -550,13 +553,7 @@ def _arguments(optimizer: type) -> dict[str, Any]:
 
 
 # Name -> its arguments with their defaults.
-_OPTIMIZER_KWARGS: dict[str, dict[str, Any]] = {
-    **{name: _arguments(optimizer) for name, optimizer in _OPTIMIZERS.items()},
-    "lars": {
-        **{"momentum": 0.9, "eta": 1e-3, "eps": 1e-8},
-        **{"clip_lr": False, "exclude_bias_n_norm": False},
-    },
-}
+_OPTIMIZER_KWARGS = {name: _arguments(optimizer) for name, optimizer in OPTIMIZERS.items()}
 
 
 def _optimizer_kwargs(optimizer: DictConfig) -> dict[str, Any]:
@@ -579,17 +576,13 @@ def _optimizer_kwargs(optimizer: DictConfig) -> dict[str, Any]:
     for key, value in kwargs.items():
         if isinstance(known[key], int | float) and not isinstance(value, int | float):
             raise ConfigError(f"optimizer.kwargs.{key}: a number is needed, not {value!r}")
-    if optimizer.name == "lars":
-        if kwargs.get("momentum", 0.9) < 0 or kwargs.get("eta", 1e-3) <= 0:
-            raise ConfigError("optimizer.kwargs: LARS needs momentum >= 0 and eta > 0")
-    else:
-        weights = [torch.nn.Parameter(torch.zeros(1))]
-        try:
-            _OPTIMIZERS[optimizer.name](weights, lr=optimizer.lr, **kwargs)
-        except (TypeError, ValueError, LookupError, RuntimeError) as error:
-            raise ConfigError(
-                f"optimizer.name={optimizer.name} refuses its settings: {error}"
-            ) from error
+    weights = [torch.nn.Parameter(torch.zeros(1))]
+    try:
+        OPTIMIZERS[optimizer.name](weights, lr=optimizer.lr, **kwargs)
+    except (TypeError, ValueError, LookupError, RuntimeError) as error:
+        raise ConfigError(
+            f"optimizer.name={optimizer.name} refuses its settings: {error}"
+        ) from error
     return kwargs
 
 
@@ -635,6 +628,9 @@ def completed(
                 "sync_batchnorm=true: there is none on CPUs; set it to false, or devices to 1"
             )
         cfg.sync_batchnorm = False
+    elif isinstance(cfg.devices, str) or cfg.devices == -1:
+        listed = "," in str(cfg.devices)
+        cfg.devices = [int(d) for d in cfg.devices.split(",")] if listed else num_devices(cfg)
     cfg.data.num_classes = num_classes
     cfg.data.num_large_crops, cfg.data.num_small_crops = num_large_crops, num_small_crops
     scale = cfg.optimizer.batch_size * num_devices(cfg) * cfg.num_nodes / 256
@@ -651,23 +647,9 @@ def completed(
     return cfg
 
 
-# Where results go and how they are shown does not change them.
-NOT_IDENTITY = (
-    "pretrained_feature_extractor",  # the weights count, not where they lie
-    "output_dir",
-    "progress_bar",
-    "wandb",
-    "tensorboard",
-    "checkpoint",
-    "auto_resume",
-    "auto_umap",
-    "debug_augmentations",
-    "data.num_workers",
-)
-
-
-def identity(cfg: DictConfig, host: str) -> str:
-    """Eight hex digits of the checked configuration, the code version and the host generation."""
+def identity(cfg: DictConfig, made_with: str) -> str:
+    """Eight hex digits of the checked configuration, our version and what else made the result: the
+    host, a plug-in, weights that it starts from."""
     container = OmegaConf.to_container(cfg)
     assert isinstance(container, dict)
     for dotted in NOT_IDENTITY:
@@ -676,13 +658,12 @@ def identity(cfg: DictConfig, host: str) -> str:
         for parent in parents:
             node = node[parent]
         node.pop(key, None)
-    content = json.dumps([container, solo_mim.__version__, host], sort_keys=True, default=str)
+    content = json.dumps([container, solo_mim.__version__, made_with], sort_keys=True, default=str)
     return hashlib.sha256(content.encode()).hexdigest()[:8]
 
 
 __all__ = [
     "CONFIG_FOLDER",
-    "NOT_IDENTITY",
     "TRAINER_KEYS",
     "LinearConfig",
     "PretrainConfig",

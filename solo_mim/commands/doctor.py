@@ -7,7 +7,10 @@ import importlib.util
 import os
 import platform
 
+from solo_mim.errors import install_extra
+
 OPTIONAL = {
+    "tensorboard": ("tensorboard", "logging to TensorBoard"),
     "wandb": ("wandb", "logging to Weights & Biases"),
     "umap": ("umap", "UMAP pictures"),
     "h5py": ("h5", "H5 data sets"),
@@ -55,7 +58,7 @@ def run(arguments: list[str]) -> int:
     else:
         print("device    cpu only")
     for module, (extra, purpose) in OPTIONAL.items():
-        state = "yes" if present(module) else f"no   (pip install '.[{extra}]' in the checkout)"
-        print(f"optional  {module:<12}{purpose:<30}{state}")
+        state = "yes" if present(module) else f"no   ({install_extra(extra)})"
+        print(f"optional  {module:<13}{purpose:<30}{state}")
     print(f"configs   {CONFIG_FOLDER}")
     return 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -146,10 +145,8 @@ def _write_arrays(
 ) -> None:
     arrays: dict[str, Any] = {kind: values.numpy() for kind, values in kinds.items()}
     arrays |= {"targets": targets.numpy(), "class_names": np.array(class_names, dtype=str)}
-    partial = path.with_name(f"{path.name}.partial")
-    with partial.open("wb") as file:
+    with runs.whole(path) as partial, partial.open("wb") as file:
         np.savez(file, **arrays)
-    os.replace(partial, path)
 
 
 def summary(result: dict[str, Any]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +31,12 @@ def export(run: str, library: str, path: Path, overrides: list[str]) -> dict[str
         ConfigError: the library has no such backbone, its features would differ, the files cannot
             be written, or of `trained.opened`.
     """
+    if path.suffix == ".json":
+        raise ConfigError(f"{path}: name the weights' file; its .json is written beside it")
     network = trained.opened(run, overrides, needs_data=False)
     cfg = network.cfg
+    known = network.source.cfg is not None
+    pipeline = cfg.augmentations[0]
     size = cfg.augmentations[0].crop_size
     kwargs: Any = OmegaConf.to_container(cfg.backbone.kwargs)
     wanted = target(library, cfg.backbone.name, resolved_stem(cfg), kwargs)
@@ -46,7 +49,7 @@ def export(run: str, library: str, path: Path, overrides: list[str]) -> dict[str
         raise ConfigError(
             f"{library}'s {wanted.model} is another network: {' '.join(str(error).split())[:300]}"
         ) from error
-    if (apart := difference(network.backbone, model, size)) > TOLERANCE:
+    if not (apart := difference(network.backbone, model, size)) <= TOLERANCE:  # NaN is refused
         raise ConfigError(
             f"{library}'s {wanted.model} gives other features with these weights: they differ by "
             f"{apart:.1e} of the largest"
@@ -57,14 +60,19 @@ def export(run: str, library: str, path: Path, overrides: list[str]) -> dict[str
         "model": wanted.model,
         "backbone": cfg.backbone.name,
         "stem": "small" if wanted.small_stem else "the library's",
-        "images": {"size": size, "normalised as": cfg.data.dataset},
+        # Of a file without a configuration nothing says how its images were made.
+        "images": {
+            "size": size if known else None,
+            "normalised as": cfg.data.dataset if known else None,
+            "mean": OmegaConf.to_object(pipeline.mean) if known and pipeline.get("mean") else None,
+            "std": OmegaConf.to_object(pipeline.std) if known and pipeline.get("std") else None,
+        },
         "difference": apart,
         **jobs.provenance(path.parent, trained.origin(network.source, network.weights)),
     }
     try:
-        partial = path.with_name(f"{path.name}.partial")
-        torch.save(state, partial)
-        os.replace(partial, path)
+        with runs.whole(path) as partial:
+            torch.save(state, partial)
         runs.write_json(path.with_suffix(".json"), result)
     except (OSError, RuntimeError) as error:  # torch's of a folder that is not there
         raise ConfigError(f"{path} cannot be written: {str(error).splitlines()[0]}") from error

@@ -26,7 +26,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 from yaml import YAMLError
@@ -42,7 +42,7 @@ from solo_mim.commands.configuration import (
 )
 from solo_mim.commands.progress import LossBar
 from solo_mim.data import SSLDataModule
-from solo_mim.errors import ConfigError, nearest
+from solo_mim.errors import ConfigError, install_extra, nearest
 from solo_mim.evaluation.offline import extract_features
 from solo_mim.methods import recipe_folders
 
@@ -103,7 +103,7 @@ def loggers(cfg: DictConfig, folder: Path) -> list[Logger]:
                 found.append(make())
             except ModuleNotFoundError as error:
                 raise ConfigError(
-                    f"{name}.enabled=true needs {name}: pip install 'solo-mim[{name}]', "
+                    f"{name}.enabled=true needs {name}: {install_extra(name)}, "
                     f"or set {name}.enabled=false"
                 ) from error
     return found
@@ -141,11 +141,19 @@ def trainer_of(cfg: DictConfig, folder: Path, callbacks: list[pl.Callback]) -> p
 def fit(
     trainer: pl.Trainer, model: pl.LightningModule, data: SSLDataModule, checkpoint: Path | None
 ) -> None:
-    """`trainer.fit` from a checkpoint on, with Ctrl-C and SIGTERM as KeyboardInterrupt."""
+    """`trainer.fit` from a checkpoint on, with Ctrl-C and SIGTERM as KeyboardInterrupt.
+
+    Raises:
+        ConfigError: lightning refuses its settings once it sees the data, or the checkpoint.
+    """
     try:
         trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except SystemExit:
         raise KeyboardInterrupt from None  # lightning makes the one of the other
+    except (MisconfigurationException, ValueError) as error:
+        if isinstance(error, ValueError) and "val_check_interval" not in str(error):
+            raise
+        raise ConfigError(f"lightning refuses to train: {' '.join(str(error).split())}") from error
 
 
 def goes_on(departure: str | None, checkpoint: Path | None) -> list[str]:
@@ -242,13 +250,17 @@ def evaluation_parser(
 
 
 def device(cfg: DictConfig) -> torch.device:
-    """The GPU, where there is one and the configuration does not ask for the CPU."""
-    use = cfg.accelerator != "cpu" and torch.cuda.is_available()
-    return torch.device("cuda" if use else "cpu")
+    """The GPU, where there is one and the configuration does not ask for the CPU: the first that
+    `devices` names."""
+    if cfg.accelerator == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    named = cfg.devices[0] if isinstance(cfg.devices, list | ListConfig) else 0
+    return torch.device("cuda", named)
 
 
 def measured(classifier: str, split: str, images: int, figures: dict[str, Any]) -> dict[str, Any]:
-    """Accuracies (%) and losses (nats) with what they are of, so that no table mixes them."""
+    """Accuracies (%), losses (nats) and what was chosen for them, with what they are of, so that
+    no table mixes them."""
     return {
         **{"protocol": "offline", "classifier": classifier, "split": split, "images": images},
         **figures,
@@ -262,9 +274,8 @@ def measured_line(row: dict[str, Any]) -> str:
         figures.append(f"top-5 {row['top5']:.1f} %")
     if row.get("nll") is not None:
         figures.append(f"{row['nll']:.3f} nats")
-    return f"  offline, {row['classifier']}, {row['images']:,} {row['split']}: " + ", ".join(
-        figures
-    )
+    of = ", ".join(filter(None, [row["classifier"], row.get("setting")]))
+    return f"  offline, {of}, {row['images']:,} {row['split']}: {', '.join(figures)}"
 
 
 def provenance(folder: Path, origin: dict[str, Any]) -> dict[str, Any]:
@@ -297,7 +308,6 @@ def _quiet() -> None:
     """Silences what a user can do nothing about."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for message in (
-        ".*does not have many workers.*",
         ".*Checkpoint directory .* exists and is not empty.*",
         ".*`isinstance.treespec, LeafSpec.` is deprecated.*",
         ".*Experiment logs directory .* exists.*",
@@ -334,10 +344,23 @@ def composed(name: str, overrides: list[str], schema: Any = PretrainConfig) -> D
         raise _explained(error, schema, overrides) from error
 
 
-def _with_absolute_paths(arguments: list[str]) -> list[str]:
-    """Hydra takes a relative --config-path as relative to a file, not to where the user is."""
-    found = list(arguments)
-    for i, argument in enumerate(arguments):
+# Checkpoints, which are called `epoch=N.ckpt`.
+_FILES = ("pretrained_feature_extractor", "resume_from_checkpoint")
+
+
+def _quoted(argument: str) -> str:
+    """With quotes around a checkpoint's path: Hydra's grammar takes an `=` in it amiss."""
+    key, equals, path = argument.partition("=")
+    if key.lstrip("+") not in _FILES or not equals or path[:1] in ("'", '"') or "," in path:
+        return argument
+    return f"{key}='{path}'"
+
+
+def _for_hydra(arguments: list[str]) -> list[str]:
+    """Paths of checkpoints quoted, and --config-path absolute: Hydra takes a relative one as
+    relative to a file, not to where the user is."""
+    found = [_quoted(argument) for argument in arguments]
+    for i, argument in enumerate(found):
         option, equals, value = argument.partition("=")
         if option not in ("--config-path", "-cp"):
             continue
@@ -379,7 +402,7 @@ def run_by_hydra(
     _quiet()
     Plugins.instance().register(_PluginRecipes)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that errors arrive here and not as Hydra's printout
-    sys.argv = [sys.argv[0], *_with_absolute_paths(arguments)]
+    sys.argv = [sys.argv[0], *_for_hydra(arguments)]
     try:
         main()
     except (HydraException, OmegaConfBaseException) as error:

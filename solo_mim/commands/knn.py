@@ -60,10 +60,10 @@ def knn(run: str, overrides: list[str]) -> dict[str, Any]:
         chosen_on = f"{queries:,} training images, each from all others"
         measured, chosen = [], {}
         for distance, of in found.items():
-            name = f"kNN, {distance}, k = {of.setting.k}"
-            name += f", T = {of.setting.temperature:g}" if of.setting.temperature else ""
-            figures = {"top1": of.top1, "top5": of.top5}
-            measured.append(jobs.measured(name, where, len(test[1]), figures))
+            setting = f"k = {of.setting.k}"
+            setting += f", T = {of.setting.temperature:g}" if of.setting.temperature else ""
+            figures = {"setting": setting, "top1": of.top1, "top5": of.top5}
+            measured.append(jobs.measured(f"kNN, {distance}", where, len(test[1]), figures))
             chosen[distance] = {
                 **asdict(of.setting),
                 "chosen_on": chosen_on,

@@ -3,6 +3,7 @@ features."""
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from dataclasses import asdict, replace
@@ -13,7 +14,7 @@ import lightning.pytorch as pl
 import torch
 from hydra.core.config_store import ConfigStore
 from lightning.pytorch.callbacks import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 from torchvision.transforms import InterpolationMode
@@ -29,6 +30,7 @@ from solo_mim.commands.configuration import (
 from solo_mim.commands.progress import EpochLines
 from solo_mim.data import SSLDataModule
 from solo_mim.errors import ConfigError
+from solo_mim.evaluation.collect import FINE_TUNED, LINEAR_LAYER
 from solo_mim.evaluation.linear import LinearModel
 from solo_mim.evaluation.offline import chosen_probe
 
@@ -86,8 +88,11 @@ def prepared(cfg: DictConfig) -> tuple[DictConfig, trained.Source]:
     images.crop_size = images.crop_size or _CROP_SIZES.get(cfg.data.dataset, _CROP_SIZE)
     if num_devices(cfg) * cfg.num_nodes > 1:
         raise ConfigError("devices: a classifier is trained on one device; set devices=1")
-    # Of one process these say nothing.
-    cfg.devices, cfg.strategy, cfg.sync_batchnorm = 1, None, False
+    if cfg.limit_val_batches == 0:
+        raise ConfigError("limit_val_batches=0: nothing would be evaluated; leave it out")
+    # Of one process these say nothing; a list names its device.
+    cfg.devices = cfg.devices if isinstance(cfg.devices, list | ListConfig) else 1
+    cfg.strategy, cfg.sync_batchnorm = None, False
     if cfg.auto_augment:
         raise ConfigError("auto_augment=true: there is no RandAugment here; set it to false")
     if cfg.optimizer.layer_decay and not cfg.finetune:
@@ -229,7 +234,9 @@ def _trained(
     figures = {
         **{"top1": found["val_acc1"], "top5": found.get("val_acc5"), "nll": found["val_loss"]}
     }
-    classifier = "fine-tuned network" if cfg.finetune else "linear layer on augmented images"
+    if not math.isfinite(found["val_loss"]):
+        raise ConfigError(f"optimizer.lr={cfg.optimizer.lr:g}: the classifier diverged; lower it")
+    classifier = FINE_TUNED if cfg.finetune else LINEAR_LAYER
     measured = jobs.measured(classifier, where, model.images, figures)
     speed = statistics.median(lines.images_per_second) if lines.images_per_second else None
     return _recorded(
@@ -319,7 +326,6 @@ def hydra_arguments(arguments: list[str]) -> list[str]:
         (options if is_option else found).append(argument)
     if found and not jobs.is_override(found[0]):
         found[0] = f"{KEY}={found[0]}"
-    found = [_quoted(argument) for argument in found]
     named = [a.partition("=")[2].strip("'") for a in found if a.startswith(f"{KEY}=")]
     groups, others = trained.split(found)
     base: dict[str, Any] = {}
@@ -333,14 +339,6 @@ def hydra_arguments(arguments: list[str]) -> list[str]:
             base = trained_with(trained.configuration(source, chosen))
     ConfigStore.instance().store(name="trained_with", node=base)
     return [*others, *options]
-
-
-def _quoted(argument: str) -> str:
-    """With quotes around the network's path: Hydra's grammar takes an `=` in it amiss."""
-    key, equals, path = argument.partition("=")
-    if key.lstrip("+") != KEY or not equals or path[:1] in ("'", '"') or "," in path:
-        return argument
-    return f"{key}='{path}'"
 
 
 def run(arguments: list[str]) -> int:

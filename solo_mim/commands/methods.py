@@ -20,10 +20,10 @@ def run(arguments: list[str]) -> int:
     folders = [CONFIG_FOLDER, *recipe_folders().values()]
     recipes = {path.stem for folder in folders for path in (folder / "method").glob("*.yaml")}
     found = origins()
-    print(f"{'method':<16}{'from':<20}recipe")
+    print(f"{'method':<16}{'from':<26}recipe")
     for name, packages in sorted(found.items()):
         recipe = f"method={name}" if name in recipes else "-"
-        print(f"{name:<16}{' and '.join(packages):<20}{recipe}")
+        print(f"{name:<16}{' and '.join(packages):<26}{recipe}")
     print("\nrecipe -: takes a YAML of your own, and is not tested here")
     if absent := sorted(recipes - set(found)):
         print(f"recipes for methods that only solo-learn main has: {', '.join(absent)}")

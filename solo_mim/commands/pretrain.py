@@ -12,6 +12,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pandas as pd
 import torch
+import torch.distributed as dist
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
@@ -112,15 +113,22 @@ def _trained_and_evaluated(
         checkpoint = Path(cfg.resume_from_checkpoint)
         foreign, is_plain = checkpoints.read(checkpoint)
         checkpoints.refuse_misfit(foreign, model, checkpoint)
+        if (epochs_done := foreign["epoch"] + 1) >= cfg.max_epochs:
+            raise ConfigError(
+                f"max_epochs={cfg.max_epochs}: {checkpoint} has {epochs_done} behind it already"
+            )
         foreign = None if is_plain else foreign
     departure = runs.departure(folder, cfg)
     if trainer.is_global_zero:
         lock.acquire()
         runs.prepare(folder, cfg)
         print(_announcement(resolved, data, folder, departure, checkpoint))
+    copied = folder / "resumed_from.ckpt"
     if foreign is not None:
-        checkpoint = folder / "resumed_from.ckpt"
-        torch.save(foreign, checkpoint)
+        checkpoint = copied
+        if trainer.is_global_zero:  # the others wait for it before they read
+            with runs.whole(copied) as partial:
+                torch.save(foreign, partial)
 
     offline: dict[str, Predictions] = {}
     split, offline_evaluated_on = jobs.offline_split(cfg)
@@ -137,10 +145,12 @@ def _trained_and_evaluated(
         jobs.fit(trainer, model, data, checkpoint)
     except ExplicitMIMError as error:
         raise ConfigError(
-            f"method={cfg.method} has diverged in epoch {trainer.current_epoch + 1}: {error}; "
-            "lower optimizer.lr"
+            f"optimizer.lr={cfg.optimizer.lr:g}: {cfg.method} has diverged in epoch "
+            f"{trainer.current_epoch + 1}: {error}; lower it"
         ) from error
     seconds = time.perf_counter() - started
+    if trainer.is_global_zero:
+        copied.unlink(missing_ok=True)
 
     metrics = epochs.metrics
     information = None
@@ -164,13 +174,13 @@ def _trained_and_evaluated(
         },
         "offline": {name: predictions.accuracies() for name, predictions in offline.items()},
         "information": None if information is None else asdict(information),
-        "corrupt_images": data.corrupt_images,
+        "corrupt_images": _of_all_processes(data.corrupt_images),
         # None where this sitting only had the evaluation left to do.
         "images_per_second": statistics.median(lines.images_per_second)
         if lines.images_per_second
         else None,
         "training_seconds_of_last_sitting": seconds,
-        "shared_machine": _shared_machine(lines.loads, data.num_workers * trainer.world_size),
+        "shared_machine": _shared_machine(lines.loads, data.num_workers, num_devices(resolved)),
         "peak_memory_mib": jobs.peak_memory_mib(),
         "folder": str(folder),
         "versions": runs.versions(cfg.method),
@@ -185,12 +195,23 @@ def _trained_and_evaluated(
     return result
 
 
-def _shared_machine(loads: list[float], workers: int) -> bool | None:
+def _of_all_processes(paths: list[str]) -> list[str]:
+    """Those that any process has met, each once."""
+    met: list[list[str] | None] = [paths]
+    if dist.is_available() and dist.is_initialized():
+        met = [None] * dist.get_world_size()
+        dist.all_gather_object(met, paths)
+    return list(dict.fromkeys(path for part in met for path in part or []))
+
+
+def _shared_machine(loads: list[float], workers: int, processes: int) -> bool | None:
     """Whether others computed here too, as far as the load average tells; None where it does not.
 
-    Seconds of runs that shared their machine compare with nothing.
+    Seconds of runs that shared their machine compare with nothing. Each of this machine's processes
+    has its threads and its workers.
     """
-    return statistics.median(loads) > torch.get_num_threads() + workers + 0.7 if loads else None
+    own = processes * (torch.get_num_threads() + workers)
+    return statistics.median(loads) > own + 0.7 if loads else None
 
 
 def _announcement(
@@ -250,10 +271,9 @@ def summary(result: dict[str, Any]) -> str:
     lines += [
         f"  {speed}peak memory {memory}",
         f"  run: {result['folder']}",
-        f"       (result.json, metrics.csv, {'predictions.csv, ' if offline else ''}curves.png, "
-        "checkpoints)",
-        f"  next: {_prefix()}solo-mim pretrain method=vicreg   a baseline under the same budget",
-        f"        {_prefix()}solo-mim methods                   all that can be trained",
+        f"       (result.json, metrics.csv, {'predictions.csv, ' if offline else ''}curves.png)",
+        f"  next: the same command with another method=... for the rows beside it; "
+        f"{_prefix()}solo-mim methods lists them",
     ]
     return "\n".join(lines)
 

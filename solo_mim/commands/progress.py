@@ -9,12 +9,16 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 
-# What lines and bar show, in this order, where a method logs it.
+# What an epoch's line shows beside the method's own terms, in this order.
 _SHOWN = {
     "val_acc1": "probe",
     "val_knn_acc1": "kNN",
 }
-_HOUSEKEEPING = {"train_class_loss", "train_acc1", "train_acc5", "train_n_positives", "tau"}
+_HOUSEKEEPING = {
+    "train_n_positives",
+    *(f"train_{probe}{name}" for probe in ("", "momentum_") for name in ("acc1", "acc5")),
+    *("train_class_loss", "train_momentum_class_loss"),
+}
 
 
 def _terms(metrics: dict[str, Any], suffix: str) -> dict[str, float]:
@@ -50,7 +54,7 @@ class EpochLines(Callback):
     def __init__(self) -> None:
         self.images_per_second: list[float] = []
         self.loads: list[float] = []
-        self._images, self._seconds, self._batch_started = 0, 0.0, 0.0
+        self._images, self._seconds, self._epoch_started = 0, 0.0, 0.0
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts the clock: the wait for the first batch counts."""

@@ -9,8 +9,8 @@ from solo_mim.commands.runs import write
 from solo_mim.errors import ConfigError
 
 
-def run(arguments: list[str]) -> int:
-    """Collects the runs below a folder, prints the tables and writes the report."""
+def parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
     parser = argparse.ArgumentParser(
         prog="solo-mim report",
         description="Tables of the finished runs below a folder: mean and deviation over seeds, "
@@ -23,7 +23,12 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("--output", type=Path, help="FOLDER/report unless given")
     parser.add_argument("--title", default="Head to head")
     parser.add_argument("--latex", action="store_true", help="also booktabs tables, report.tex")
-    given = parser.parse_args(arguments)
+    return parser
+
+
+def run(arguments: list[str]) -> int:
+    """Collects the runs below a folder, prints the tables and writes the report."""
+    given = parser().parse_args(arguments)
     if not given.folder.is_dir():
         raise ConfigError(f"{given.folder}: there is no such folder")
     from solo_mim.evaluation.collect import collect

@@ -5,14 +5,16 @@ Every file in it is there whole or not at all: it is written under another name 
 
 from __future__ import annotations
 
+import contextlib
 import glob
+import hashlib
 import importlib.metadata
 import json
 import os
 import platform
 import re
-import subprocess
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +27,9 @@ from yaml import YAMLError
 
 import solo_mim
 from solo_mim import host
-from solo_mim.commands.configuration import NOT_IDENTITY, PACKAGE, identity
+from solo_mim.commands.configuration import PACKAGE, identity
 from solo_mim.errors import ConfigError
+from solo_mim.evaluation.collect import settings_of
 from solo_mim.evaluation.offline import Predictions
 from solo_mim.methods import METHODS, origins
 
@@ -43,9 +46,12 @@ PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "
 
 
 def folder_of(cfg: DictConfig) -> Path:
-    """`output_dir/name-seedS-HASH`: the hash is of configuration, code version and host, and of the
-    plug-in's version where the method is of one."""
+    """`output_dir/name-seedS-HASH`: the hash is of configuration, code version and host; of the
+    plug-in's version where the method is of one, and of the checkpoint that it resumes from."""
     made_with = [host.GENERATION, host.host_version(), *_plugin(cfg.method)]
+    start = Path(cfg.resume_from_checkpoint or "")
+    if start.is_file():
+        made_with.append(hashlib.sha256(start.read_bytes()).hexdigest())
     digest = identity(cfg, " ".join(made_with))
     return Path(cfg.output_dir) / f"{cfg.name}-seed{cfg.seed}-{digest}"
 
@@ -57,19 +63,7 @@ def _plugin(method: str) -> list[str]:
 def commit() -> str | None:
     """Commit of the checkout that the package is imported from, `+` appended when it has
     changes."""
-    if not (PACKAGE.parent / ".git").exists():
-        return None
-    git = ["git", "-C", str(PACKAGE.parent)]
-    try:
-        revision = subprocess.run(
-            [*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
-        )
-        dirty = subprocess.run(
-            [*git, "status", "--porcelain"], capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return revision.stdout.strip() + ("+" if dirty.stdout.strip() else "")
+    return host.commit_of(PACKAGE.parent)
 
 
 def versions(method: str | None = None) -> dict[str, str]:
@@ -89,11 +83,18 @@ def versions(method: str | None = None) -> dict[str, str]:
     return found
 
 
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Where to write a file that gets its own name once it is written."""
+    partial = path.with_name(f"{path.name}.partial")
+    yield partial
+    os.replace(partial, path)
+
+
 def write(path: Path, text: str) -> None:
     """Writes a file that is there whole or not at all."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text)
-    os.replace(partial, path)
+    with whole(path) as partial:
+        partial.write_text(text)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -143,6 +144,8 @@ class FolderLock:
             raise ConfigError(
                 f"another process is at work on this run, in {self.folder}; wait for it or stop it"
             ) from error
+        except OSError:  # a file system without locks
+            pass
         self.held = True
 
     def __exit__(self, *_: object) -> None:
@@ -210,19 +213,7 @@ def departure(folder: Path, cfg: DictConfig) -> str | None:
 
 def _settings(cfg: Any) -> dict[str, Any]:
     """What of a configuration counts for a run's identity, by dotted key."""
-    ignored = tuple(f"{key}." for key in NOT_IDENTITY)
-    flat = _flat(OmegaConf.to_container(cfg, resolve=True), "")
-    return {key: value for key, value in flat.items() if not f"{key}.".startswith(ignored)}
-
-
-def _flat(node: Any, key: str) -> dict[str, Any]:
-    if isinstance(node, dict) and node:
-        parts = [(f"{key}.{name}" if key else str(name), value) for name, value in node.items()]
-    elif isinstance(node, list) and node:
-        parts = [(f"{key}[{index}]", value) for index, value in enumerate(node)]
-    else:
-        return {key: node}
-    return dict(leaf for name, value in parts for leaf in _flat(value, name).items())
+    return settings_of(OmegaConf.to_container(cfg, resolve=True))
 
 
 def _changes(old: dict[str, Any], new: dict[str, Any]) -> str:

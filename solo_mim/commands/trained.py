@@ -28,6 +28,7 @@ from solo_mim.commands.configuration import (
 from solo_mim.commands.jobs import composed
 from solo_mim.errors import ConfigError
 from solo_mim.host.backbones import fit_to_weights
+from solo_mim.host.lifecycle import LATE_STATE
 from solo_mim.methods import find_method
 
 # Results on weights that are no run's.
@@ -65,6 +66,8 @@ def find(given: str | Path) -> Source:
         ConfigError: there is nothing, or the configuration cannot be read.
     """
     path = Path(given)
+    if path.is_file() and not path.parent.name:  # called by its name alone
+        path = path.absolute()
     run = path if path.is_dir() else path.parent.parent
     if path.is_dir():
         newest = runs.newest_checkpoint(path)
@@ -272,7 +275,11 @@ def whole_model(network: Opened, large_crops: int, small_crops: int) -> Any:
     method = find_method(network.cfg.method)
     classes = len(state["classifier.weight"])
     model = method(completed(network.cfg, classes, large_crops, small_crops))
-    checkpoints.refuse_misfit({"state_dict": state}, model, network.source.path)
+    ours = {key: value for key, value in model.state_dict().items() if key not in LATE_STATE}
+    theirs = {key: value for key, value in state.items() if key not in LATE_STATE}
+    if wrong := checkpoints.misfit(theirs, ours):
+        what = f"method={network.cfg.method}"
+        raise ConfigError(f"{network.source.path} does not fit {what}; {wrong}")
     model.load_state_dict(state, strict=False)  # what appears late is not needed
     return model.eval()
 

@@ -1,7 +1,6 @@
 """The schema: what is refused and how, what main's files mean, what makes two runs the same."""
 
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -118,11 +117,13 @@ def test_batch_norm_is_synchronised_only_where_torch_can(compose_cfg):
 def test_what_nothing_reads_is_said(compose_cfg, capsys):
     compose_cfg()
     assert capsys.readouterr().out == ""
-    compose_cfg("auto_umap.enabled=true", "auto_resume.max_hours=36")
+    cfg = compose_cfg("auto_umap.enabled=true", "auto_resume.max_hours=36", "data.num_classes=3")
+    assert cfg.data.num_classes is None
     assert capsys.readouterr().out.splitlines() == [
         "note: nothing reads auto_resume.max_hours=36.0: "
         "an unfinished run resumes however old it is",
         "note: nothing reads auto_umap.enabled=True: no UMAP is drawn while training",
+        "note: nothing reads data.num_classes=3: the data set and the augmentations tell",
     ]
 
 
@@ -163,15 +164,14 @@ _MINE = "# @package _global_\ndefaults: [vicreg, _self_]\n"
     ],
 )
 def test_refusals_name_the_file_or_the_command_line(
-    files, override, message, tmp_path, monkeypatch, capsys
+    files, override, message, tmp_path, monkeypatch, refused
 ):
     _write(tmp_path, files)
     # After the data, whose budget would set the optimiser again.
     arguments = ["pretrain", "--config-dir", str(tmp_path), "data=cifar10", override]
     known = "batch_size, classifier_lr, exclude_bias_n_norm_wd, kwargs, lr, name, weight_decay"
-    assert _said(arguments, tmp_path, monkeypatch, capsys) == message.format(
-        folder=tmp_path, known=known
-    )
+    monkeypatch.chdir(tmp_path)  # where Hydra leaves its log, unless a file tells it not to
+    assert refused(*arguments) == "solo-mim: " + message.format(folder=tmp_path, known=known)
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ def test_refusals_name_the_file_or_the_command_line(
     ],
 )
 def test_files_without_our_schema_are_held_to_it_too(
-    overrides, message, tmp_path, monkeypatch, capsys
+    overrides, message, tmp_path, monkeypatch, refused
 ):
     main_like = "defaults: [_self_, wandb: private]\nname: x\nmethod: vicreg\noptimiser: {lr: 1}"
     _write(tmp_path, {"main.yaml": main_like, "wandb/private.yaml": "entitty: me"})
@@ -214,24 +214,14 @@ def test_files_without_our_schema_are_held_to_it_too(
         "main",
         *overrides.split(),
     ]
-    assert _said(arguments, tmp_path, monkeypatch, capsys) == message.format(folder=tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert refused(*arguments) == "solo-mim: " + message.format(folder=tmp_path)
 
 
 def _write(folder, files):
     for name, content in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(content + "\n")
-
-
-def _said(arguments, folder, monkeypatch, capsys):
-    """What the command says when it refuses, without its name."""
-    monkeypatch.chdir(folder)  # where Hydra leaves its log, unless a file tells it not to
-    monkeypatch.setattr(sys, "argv", ["solo-mim", *arguments])
-    assert main(arguments) == 2
-    (line,) = (
-        line for line in capsys.readouterr().err.splitlines() if line.startswith("solo-mim: ")
-    )
-    return line.removeprefix("solo-mim: ")
 
 
 def test_every_method_has_a_recipe(capsys):
@@ -282,7 +272,7 @@ class _Toy(_Parent):
         kwargs = cfg.method_kwargs
         self.rate: float = cfg.method_kwargs.rate
         self.mode: str = kwargs["mode"]
-        self.steps = kwargs.get("steps", 3)
+        self.steps: int = kwargs.get("steps", 3)
         self.name = getattr(cfg.method_kwargs, "name", None)
 
     @property
@@ -295,13 +285,21 @@ class _HandsItOn(_Parent):
         self.settings = dict(**cfg.method_kwargs)
 
 
+class _WithTextAtTheMargin(_Parent):
+    def help(self):
+        return """
+at the margin
+"""
+
+
 def test_keys_of_a_method_are_those_that_its_source_reads():
     assert method_keys(_Toy) == {
         **{"deep": False, "depth": True, "mode": True, "name": False},
         **{"rate": False, "steps": False, "width": True},
     }
-    assert numeric_keys(_Toy) == {"width": "int", "rate": "float"}
+    assert numeric_keys(_Toy) == {"width": "int", "rate": "float", "steps": "int"}
     assert method_keys(_HandsItOn) is None
+    assert method_keys(_WithTextAtTheMargin) is None, "its source cannot be taken out of its class"
 
 
 @pytest.mark.parametrize(
@@ -311,6 +309,7 @@ def test_keys_of_a_method_are_those_that_its_source_reads():
         ({"width": 3}, r"method=toy needs method_kwargs.depth, method_kwargs.mode"),
         ({"depth": 1, "mode": "a", "width": "wide"}, r"method_kwargs.width: a whole .* 'wide'"),
         ({"depth": 1, "mode": "a", "width": 1.5}, r"method_kwargs.width: a whole .* 1.5"),
+        ({"depth": 1, "mode": "a", "width": 1, "steps": "b"}, r"kwargs.steps: a whole .* 'b'"),
     ],
 )
 def test_method_kwargs_are_refused_by_name(kwargs, message):
@@ -318,6 +317,9 @@ def test_method_kwargs_are_refused_by_name(kwargs, message):
     with pytest.raises(ConfigError, match=message):
         check_method_kwargs(cfg, method_keys(_Toy), numeric_keys(_Toy))
     check_method_kwargs(cfg, method_keys(_HandsItOn), {})
+    wide = OmegaConf.create({"method": "toy", "method_kwargs": {"width": "wide", "else": 1}})
+    with pytest.raises(ConfigError, match=r"method_kwargs.width: a whole .* 'wide'"):
+        check_method_kwargs(wide, method_keys(_HandsItOn), numeric_keys(_HandsItOn))
 
 
 def test_identity_follows_what_changes_the_result_and_nothing_else(compose_cfg):

@@ -27,7 +27,8 @@ def test_the_result_says_what_was_chosen_on_what_and_is_that_of_the_features(own
         result["measured"], result["chosen"].items(), strict=True
     ):
         assert measured["protocol"] == "offline"
-        assert measured["classifier"].startswith(f"kNN, {distance}, k = {chosen['k']}")
+        assert measured["classifier"] == f"kNN, {distance}"
+        assert measured["setting"].startswith(f"k = {chosen['k']}")
         assert (measured["split"], measured["images"]) == ("validation split", 102)
         assert chosen["chosen_on"] == "408 training images, each from all others"
         best = max(row["top1"] for row in chosen["candidates"])
@@ -37,7 +38,8 @@ def test_the_result_says_what_was_chosen_on_what_and_is_that_of_the_features(own
         )
         top1 = 100 * (ranked[:, 0] == val[1]).double().mean().item()
         assert measured["top1"] == pytest.approx(top1)
-        assert f"{measured['classifier']}, 102 validation split: top-1 {top1:.1f} %" in said.out
+        of = f"{measured['classifier']}, {measured['setting']}"
+        assert f"{of}, 102 validation split: top-1 {top1:.1f} %" in said.out
     again = solo_mim("knn", own_run)
     assert "finished before" in again.out
 

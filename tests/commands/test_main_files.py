@@ -27,6 +27,7 @@ RESSL = [
     for key in ("base_tau_momentum", "final_tau_momentum", "momentum_classifier")
 ]
 NOTES = {
+    "imagenet-100/deepclusterv2.yaml": ["dali.encode_indexes_into_labels"],
     "cifar/simsiam.yaml": ["method_kwargs.temperature"],
     "imagenet-100/simsiam.yaml": ["method_kwargs.temperature", "augmentations_cfg", "wandb_cfg"],
     "cifar/ressl.yaml": RESSL,

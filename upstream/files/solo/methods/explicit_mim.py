@@ -79,7 +79,8 @@ class ExplicitMIM(BaseMethod):
         assert not omegaconf.OmegaConf.is_missing(cfg, "method_kwargs.proj_output_dim")
         assert not omegaconf.OmegaConf.is_missing(cfg, "method_kwargs.proj_hidden_dim")
 
-        # small crops are not exchangeable with the large ones
+        # any number of large crops; small ones are not exchangeable with them
+        assert cfg.data.num_large_crops >= 2
         assert cfg.data.num_small_crops == 0
 
         cfg.method_kwargs.reading = omegaconf_select(cfg, "method_kwargs.reading", "infomax")
