@@ -1,11 +1,13 @@
 """Fixtures that every part of the suite uses."""
 
+import importlib.util
 import os
 import subprocess
 import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -39,6 +41,22 @@ def compose_cfg() -> Callable[..., DictConfig]:
             return checked(compose("pretrain", overrides=list(overrides)))
 
     return composed
+
+
+@pytest.fixture
+def load_script(monkeypatch) -> Callable[[Path], ModuleType]:
+    """Imports a file that belongs to no package, for one test: `load_script(path)`."""
+
+    def load(path: Path) -> ModuleType:
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, path.stem, module)  # where dataclasses look for it
+        spec.loader.exec_module(module)
+        return module
+
+    return load
 
 
 @pytest.fixture

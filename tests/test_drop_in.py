@@ -1,6 +1,5 @@
 """The loss in loops that are not ours, and the signatures that those who use it rely on."""
 
-import importlib.util
 import inspect
 from pathlib import Path
 
@@ -67,19 +66,12 @@ def test_public_signatures():
     assert {name: shown(value) for name, value in public().items()} == SIGNATURES
 
 
-def example(name):
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_plain_torch_learns():
-    untrained, trained = example("plain_torch").main(epochs=1)
+def test_plain_torch_learns(load_script):
+    untrained, trained = load_script(EXAMPLES / "plain_torch.py").main(epochs=1)
     assert trained > untrained + 3
 
 
-def test_lightly_learns():
+def test_lightly_learns(load_script):
     pytest.importorskip("lightly", reason="lightly is not installed")
-    first, second = example("lightly_vicreg").main(epochs=2)
+    first, second = load_script(EXAMPLES / "lightly_vicreg.py").main(epochs=2)
     assert second < first

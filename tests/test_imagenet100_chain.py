@@ -1,6 +1,5 @@
 """scripts/imagenet100/reproduce.py: what it starts and goes on with, and the whole chain."""
 
-import importlib.util
 import re
 import subprocess
 import sys
@@ -14,12 +13,10 @@ SCRIPT = Path(__file__).parents[1] / "scripts" / "imagenet100" / "reproduce.py"
 
 
 @pytest.fixture
-def started(monkeypatch, tmp_path):
+def started(load_script, monkeypatch, tmp_path):
     """Exit code of the script, and the commands that it gave, of which those with a word of
     `failing` end badly: `started("linear", failing="byol")`."""
-    spec = importlib.util.spec_from_file_location("reproduce", SCRIPT)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    script = load_script(SCRIPT)
 
     def run(*arguments, failing="nothing"):
         commands = []

@@ -1,6 +1,5 @@
 """scripts/study.py: what it tries beyond a range, chooses and leaves out."""
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -10,15 +9,8 @@ SCRIPT = Path(__file__).parents[1] / "scripts" / "study.py"
 
 
 @pytest.fixture
-def study():
-    import sys
-
-    spec = importlib.util.spec_from_file_location("study", SCRIPT)
-    script = importlib.util.module_from_spec(spec)
-    sys.modules["study"] = script  # where dataclasses look for it
-    spec.loader.exec_module(script)
-    yield script
-    del sys.modules["study"]
+def study(load_script):
+    return load_script(SCRIPT)
 
 
 @pytest.fixture

@@ -117,11 +117,7 @@ def _without_inert(node: Any) -> Any:
 
 def refuse_misfit(checkpoint: dict[str, Any], model: nn.Module, path: str | Path) -> None:
     """Raises ConfigError where a checkpoint's weights are not those of the model; names keys."""
-    theirs, ours = (
-        {key: value for key, value in weights.items() if key not in LATE_STATE}
-        for weights in (checkpoint["state_dict"], model.state_dict())
-    )
-    if wrong := misfit(theirs, ours):
+    if wrong := misfit(checkpoint["state_dict"], model.state_dict()):
         raise ConfigError(f"{KEY}: {path} does not fit this configuration; {wrong}")
 
 
@@ -129,8 +125,13 @@ def misfit(theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> str:
     """Which weights of a file are not those of a network, the first three of a kind; empty of
     none.
 
-    Counts of batches, which old files lack, are not missed.
+    Counts of batches, which old files lack, are not missed; what a host registers late is passed
+    over.
     """
+    theirs, ours = (
+        {key: value for key, value in weights.items() if key not in LATE_STATE}
+        for weights in (theirs, ours)
+    )
     missing = [key for key in ours if key not in theirs and not key.endswith(_COUNT)]
     unknown = [key for key in theirs if key not in ours]
     shapes = [

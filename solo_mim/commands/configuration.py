@@ -27,7 +27,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 import solo_mim
 from solo_mim.errors import ConfigError, nearest
-from solo_mim.evaluation.collect import NOT_IDENTITY
+from solo_mim.evaluation.collect import settings_of
 from solo_mim.host.optimisation import OPTIMIZERS
 
 PACKAGE = Path(solo_mim.__file__).parent
@@ -650,15 +650,8 @@ def completed(
 def identity(cfg: DictConfig, made_with: str) -> str:
     """Eight hex digits of the checked configuration, our version and what else made the result: the
     host, a plug-in, weights that it starts from."""
-    container = OmegaConf.to_container(cfg)
-    assert isinstance(container, dict)
-    for dotted in NOT_IDENTITY:
-        *parents, key = dotted.split(".")
-        node: Any = container
-        for parent in parents:
-            node = node[parent]
-        node.pop(key, None)
-    content = json.dumps([container, solo_mim.__version__, made_with], sort_keys=True, default=str)
+    settings = settings_of(OmegaConf.to_container(cfg))
+    content = json.dumps([settings, solo_mim.__version__, made_with], sort_keys=True, default=str)
     return hashlib.sha256(content.encode()).hexdigest()[:8]
 
 

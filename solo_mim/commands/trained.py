@@ -28,7 +28,6 @@ from solo_mim.commands.configuration import (
 from solo_mim.commands.jobs import composed
 from solo_mim.errors import ConfigError
 from solo_mim.host.backbones import fit_to_weights
-from solo_mim.host.lifecycle import LATE_STATE
 from solo_mim.methods import find_method
 
 # Results on weights that are no run's.
@@ -275,9 +274,7 @@ def whole_model(network: Opened, large_crops: int, small_crops: int) -> Any:
     method = find_method(network.cfg.method)
     classes = len(state["classifier.weight"])
     model = method(completed(network.cfg, classes, large_crops, small_crops))
-    ours = {key: value for key, value in model.state_dict().items() if key not in LATE_STATE}
-    theirs = {key: value for key, value in state.items() if key not in LATE_STATE}
-    if wrong := checkpoints.misfit(theirs, ours):
+    if wrong := checkpoints.misfit(state, model.state_dict()):
         what = f"method={network.cfg.method}"
         raise ConfigError(f"{network.source.path} does not fit {what}; {wrong}")
     model.load_state_dict(state, strict=False)  # what appears late is not needed

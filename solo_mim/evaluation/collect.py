@@ -249,8 +249,9 @@ def _without_copies(runs: list[Run], problems: list[Problem]) -> tuple[list[Run]
             kept[key] = run
             continue
         first = kept[key]
-        same = run.values() == first.values()
-        reason = f"a copy of {first.folder}" if same else f"another run as {first.folder}, with"
-        reason += "" if same else " other figures"
-        problems.append(Problem(run.folder, f"{reason}: left out"))
+        if run.values() == first.values():
+            reason = f"a copy of {first.folder}: left out"
+        else:
+            reason = f"another run as {first.folder}, with other figures: left out"
+        problems.append(Problem(run.folder, reason))
     return list(kept.values()), problems

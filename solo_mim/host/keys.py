@@ -61,13 +61,11 @@ def check_method_kwargs(
         ConfigError: naming the key, and the nearest known one.
     """
     given: Any = OmegaConf.to_container(cfg.get(SECTION) or OmegaConf.create())
-    known = given if keys is None else keys
     for key in given:
-        if key not in known:
-            raise ConfigError(f"unknown key '{SECTION}.{key}'{nearest(key, known)}")
-    needed_keys = [] if keys is None else [key for key, needed in keys.items() if needed]
-    missing = [key for key in needed_keys if given.get(key) in (None, "???")]
-    if missing:
+        if keys is not None and key not in keys:
+            raise ConfigError(f"unknown key '{SECTION}.{key}'{nearest(key, keys)}")
+    required = [key for key, needed in (keys or {}).items() if needed]
+    if missing := [key for key in required if given.get(key) in (None, "???")]:
         named = ", ".join(f"{SECTION}.{key}" for key in missing)
         raise ConfigError(f"method={cfg.method} needs {named}")
     for key, kind in sorted(numeric.items()):

@@ -234,25 +234,21 @@ def test_host_is_the_one_expected():
     assert expected == host.GENERATION
 
 
-def test_probe_is_of_the_labelled_images_alone(make_model):
-    model = make_model("explicit_mim").eval()
+@pytest.mark.parametrize(
+    ("arguments", "step"),
+    [
+        (["explicit_mim"], "_base_shared_step"),
+        (["byol", "momentum.classifier=true"], "_shared_step_momentum"),
+    ],
+)
+def test_probe_is_of_the_labelled_images_alone(arguments, step, make_model):
+    step = getattr(make_model(*arguments).eval(), step)
     images, targets = torch.randn(12, 3, 32, 32), torch.arange(12) % 4
-    few = model._base_shared_step(images[:4], targets[:4])
-    mixed = model._base_shared_step(images, torch.where(torch.arange(12) < 4, targets, -1))
+    few = step(images[:4], targets[:4])
+    mixed = step(images, torch.where(torch.arange(12) < 4, targets, -1))
     for key in ("loss", "acc1", "acc5"):
         torch.testing.assert_close(mixed[key].squeeze(), few[key].squeeze())
-    none = model._base_shared_step(images, torch.full((12,), -1))
-    assert [float(none[key].detach()) for key in ("loss", "acc1", "acc5")] == [0, 0, 0]
-
-
-def test_momentum_probe_is_of_the_labelled_images_alone(make_model, fit):
-    model = make_model("byol", "momentum.classifier=true").eval()
-    images, targets = torch.randn(12, 3, 32, 32), torch.arange(12) % 4
-    few = model._shared_step_momentum(images[:4], targets[:4])
-    mixed = model._shared_step_momentum(images, torch.where(torch.arange(12) < 4, targets, -1))
-    for key in ("loss", "acc1", "acc5"):
-        torch.testing.assert_close(mixed[key].squeeze(), few[key].squeeze())
-    none = model._shared_step_momentum(images, torch.full((12,), -1))
+    none = step(images, torch.full((12,), -1))
     assert [float(none[key].detach()) for key in ("loss", "acc1", "acc5")] == [0, 0, 0]
 
 

@@ -1,6 +1,6 @@
 """explicit MIM on several processes against one with the joined batch, under lightning's DDP.
 
-The file is also their program, started by torchrun: `test_processes.py FOLDER`.
+The file is also their program, started by torchrun: `test_processes.py FOLDER [resume]`.
 """
 
 import os
@@ -47,77 +47,78 @@ def _without_norm(self, x):
     return x * self.weight.view(shape) + self.bias.view(shape)
 
 
-def run(folder, norm):
-    """Trains on this process's share of each batch; rank 0 saves the weights."""
-    import lightning.pytorch as pl
+def toy(method, *overrides):
+    """A builder of the method at toy size, for as many processes as there are."""
     from hydra import compose, initialize_config_dir
-    from torch.utils.data import DataLoader, DistributedSampler
-    from toys import NUM_CLASSES, TwoViews, small_cfg
+    from toys import NUM_CLASSES, small_cfg
 
     from solo_mim.commands.configuration import CONFIG_FOLDER, checked, completed
     from solo_mim.methods import METHODS
 
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
-    batch_norm = nn.modules.batchnorm
-    forward = _joined_forward if norm == "joined" else _without_norm
-    batch_norm.BatchNorm1d.forward = batch_norm.BatchNorm2d.forward = forward
-    world = int(os.environ["WORLD_SIZE"])
-    overrides = [
-        f"devices={world}",
-        "optimizer.name=sgd",
-        "optimizer.lr=0.2",
-        f"max_epochs={EPOCHS}",
-    ]
-    overrides.append(f"optimizer.batch_size={BATCH // world}")
+    overrides = (f"devices={os.environ['WORLD_SIZE']}", *overrides)
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
-        cfg = small_cfg(checked(compose("pretrain")), "explicit_mim", *overrides)
-    pl.seed_everything(0, verbose=False)
-    model = METHODS["explicit_mim"](completed(cfg, NUM_CLASSES, 2, 0))
-    before = [p.detach().clone() for p in model.backbone.parameters()]
-    images = TwoViews(BATCH * STEPS // EPOCHS)
-    # Rank r has every W-th image from the r-th on: the shares of a step join to one of BATCH.
-    sampler = DistributedSampler(images, world, int(os.environ["RANK"]), shuffle=False)
+        cfg = small_cfg(checked(compose("pretrain")), method, *overrides)
+    return lambda: METHODS[method](completed(cfg, NUM_CLASSES, 2, 0))
+
+
+def fitted(model, images, batch_size, folder, ckpt_path=None, **settings):
+    """The trainer that has trained on this process's share: of W, every W-th image."""
+    import lightning.pytorch as pl
+    from torch.utils.data import DataLoader, DistributedSampler
+
+    world, rank = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
     trainer = pl.Trainer(
-        max_epochs=EPOCHS,
         accelerator="cpu",
         devices=world,
-        strategy="ddp",
-        precision="64-true",  # in float32 twenty steps carry rounding to 1e-3
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         limit_val_batches=0,
         default_root_dir=folder,
+        **settings,
     )
-    trainer.fit(model, DataLoader(images, batch_size=BATCH // world, sampler=sampler))
+    sampler = DistributedSampler(images, world, rank, shuffle=False)
+    loader = DataLoader(images, batch_size=batch_size, sampler=sampler)
+    trainer.fit(model, loader, ckpt_path=ckpt_path, weights_only=True)
+    return trainer
+
+
+def run(folder, norm):
+    """Trains on this process's share of each batch; rank 0 saves the weights."""
+    import lightning.pytorch as pl
+    from toys import TwoViews
+
+    batch_norm = nn.modules.batchnorm
+    forward = _joined_forward if norm == "joined" else _without_norm
+    batch_norm.BatchNorm1d.forward = batch_norm.BatchNorm2d.forward = forward
+    world = int(os.environ["WORLD_SIZE"])
+    settings = ("optimizer.name=sgd", "optimizer.lr=0.2", f"max_epochs={EPOCHS}")
+    build = toy("explicit_mim", *settings, f"optimizer.batch_size={BATCH // world}")
+    pl.seed_everything(0, verbose=False)
+    model = build()
+    before = [p.detach().clone() for p in model.backbone.parameters()]
+    # The shares of a step join to one of BATCH.
+    images = TwoViews(BATCH * STEPS // EPOCHS)
+    # In float32 twenty steps carry rounding to 1e-3.
+    precise = {"max_epochs": EPOCHS, "strategy": "ddp", "precision": "64-true"}
+    trainer = fitted(model, images, BATCH // world, folder, **precise)
     assert trainer.global_step == STEPS
     if trainer.is_global_zero:
         networks = {"backbone": model.backbone, "projector": model.projector}
         state = {n: list(m.parameters()) for n, m in networks.items()}
         pairs = zip(before, state["backbone"], strict=True)
         state["moved"] = max(float((a - b).abs().max()) for a, b in pairs)
-        torch.save(state, Path(folder) / f"{norm}-{world}.pt")
+        torch.save(state, folder / f"{norm}-{world}.pt")
 
 
 def resume(folder):
     """Trains SwAV on this process's share, saves, and notes the queue that a second model begins
     with."""
     import lightning.pytorch as pl
-    from hydra import compose, initialize_config_dir
-    from torch.utils.data import DataLoader, DistributedSampler
-    from toys import NUM_CLASSES, TwoViews, small_cfg
+    from toys import TwoViews
 
-    from solo_mim.commands.configuration import CONFIG_FOLDER, checked, completed
-    from solo_mim.methods import METHODS
-
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
-    world, rank = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
-    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
-        cfg = small_cfg(checked(compose("pretrain")), "swav", f"devices={world}")
-    cfg.knn_eval.enabled = False
+    build = toy("swav", "knn_eval.enabled=false")
     images, checkpoint = TwoViews(64), folder / "swav.ckpt"
     found = []
 
@@ -126,28 +127,14 @@ def resume(folder):
             if batch_idx == 0:
                 found.append(model.queue.clone())
 
-    for start in (None, checkpoint):
-        model = METHODS["swav"](completed(cfg, NUM_CLASSES, 2, 0))
-        trainer = pl.Trainer(
-            max_epochs=2 if start is None else 3,
-            accelerator="cpu",
-            devices=world,
-            strategy="ddp_find_unused_parameters_true" if world > 1 else "auto",
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            limit_val_batches=0,
-            default_root_dir=folder,
-            callbacks=[Note()],
-        )
-        sampler = DistributedSampler(images, world, rank, shuffle=False)
-        loader = DataLoader(images, batch_size=16, sampler=sampler)
-        trainer.fit(model, loader, ckpt_path=start, weights_only=True)
-        if start is None:
-            trainer.save_checkpoint(checkpoint)
-            left = model.queue.clone()
+    settings = {"strategy": "ddp_find_unused_parameters_true", "callbacks": [Note()]}
+    model = build()
+    trainer = fitted(model, images, 16, folder, max_epochs=2, **settings)
+    trainer.save_checkpoint(checkpoint)
+    left = model.queue.clone()
+    fitted(build(), images, 16, folder, ckpt_path=checkpoint, max_epochs=3, **settings)
     assert dist.is_initialized()
+    rank, world = dist.get_rank(), dist.get_world_size()
     result = {"left": left, "found": found[-1], "knn": neighbours(rank, world)}
     torch.save(result, folder / f"{rank}.pt")
 
@@ -166,23 +153,28 @@ def neighbours(rank=0, world=1):
     return knn.compute()
 
 
+def torchrun(world, *arguments):
+    """This file as a program on so many processes."""
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+            *(f"--nproc-per-node={world}", __file__, *arguments),
+        ],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """Parameters after 20 steps by batch norm, over all processes or none at all, and by their
     number."""
     folder = tmp_path_factory.mktemp("processes")
-    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     for world in (1, 2, 3):
-        done = subprocess.run(
-            [
-                *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-                *(f"--nproc-per-node={world}", __file__, folder),
-            ],
-            env={**os.environ, "PYTHONPATH": path},
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr
+        torchrun(world, folder)
     return {
         (norm, world): torch.load(folder / f"{norm}-{world}.pt", weights_only=False)
         for norm in NORMS
@@ -204,17 +196,7 @@ def test_twenty_steps_equal_those_of_one_process_with_the_joined_batch(trained, 
 def two_processes(tmp_path_factory):
     """The folder of `resume` on two of them, and what each has left."""
     folder = tmp_path_factory.mktemp("resumed")
-    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-            *("--nproc-per-node=2", __file__, folder, "resume"),
-        ],
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    torchrun(2, folder, "resume")
     return folder, [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
@@ -233,8 +215,11 @@ def test_online_knn_pools_the_features_of_all_processes(two_processes):
 
 
 if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    target = Path(sys.argv[1])
     if sys.argv[2:] == ["resume"]:
-        resume(Path(sys.argv[1]))
+        resume(target)
         sys.exit()
     for each in NORMS:
-        run(sys.argv[1], each)
+        run(target, each)
