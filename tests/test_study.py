@@ -1,11 +1,19 @@
-"""scripts/study.py: what it tries beyond a range, chooses and leaves out."""
+"""scripts/study.py: what it tries beyond a range, chooses and leaves out; and the preset of its
+final runs."""
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "study.py"
+from solo_mim.commands.configuration import CONFIG_FOLDER
+from solo_mim.evaluation.collect import settings_of
+
+ROOT = Path(__file__).parents[1]
+SCRIPT = ROOT / "scripts" / "study.py"
+PRESET = "cifar10-small"
 
 
 @pytest.fixture
@@ -73,3 +81,20 @@ def test_an_arm_whose_sweep_broke_off_is_left_out_and_named(study, finish, tmp_p
     assert "the sweep of vicreg is not finished" in said
     study.report(tmp_path, tmp_path / "report")
     assert "Fashion-MNIST: 5 of 5 runs are missing" in capsys.readouterr().out
+
+
+def test_the_preset_trains_what_the_study_chose(compose_cfg):
+    commands = json.loads((ROOT / "docs" / "results" / "study.json").read_text())["commands"]
+    finals = [shlex.split(line)[2:] for line in commands if " name=final-" in line]
+    preset = OmegaConf.load(CONFIG_FOLDER / "benchmark" / f"{PRESET}.yaml")
+    (group, arms), (_, seeds) = preset.hydra.sweeper.params.items()
+    assert len(finals) == len(arms.split(",")) * len(seeds.split(","))
+    for arm in arms.split(","):
+        final, *_ = [run for run in finals if any(o.startswith(f"name=final-{arm}-") for o in run)]
+        own = (f"+benchmark={PRESET}", f"{group}={arm}")
+        places = [option for option in final if option.startswith(("data.", "seed="))]
+        expected, found = (
+            settings_of(OmegaConf.to_container(compose_cfg(*overrides)))
+            for overrides in (final, (*own, *places))
+        )
+        assert found == {**expected, "name": arm}

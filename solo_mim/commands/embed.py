@@ -14,7 +14,7 @@ from torch import Tensor
 from solo_mim.commands import jobs, runs, trained
 from solo_mim.data import SSLDataModule
 from solo_mim.errors import ConfigError
-from solo_mim.evaluation.diagnostics import held_out_information, project_views
+from solo_mim.evaluation.diagnostics import MAX_IMAGES, held_out_information, project_views
 from solo_mim.evaluation.embedding import (
     FeaturesAsZ,
     covariance_spectrum,
@@ -89,7 +89,8 @@ def embed(run: str, overrides: list[str], split: str | None = None) -> dict[str,
         }
         plot_spectra(spectra, folder / SPECTRA, where)
         module = FeaturesAsZ(network.backbone) if z is None else model
-        views = project_views(module.to(device), data.views_dataloader(split))
+        loader = data.views_dataloader(split, max_images=MAX_IMAGES)
+        views = project_views(module.to(device), loader)
         information = None if views is None else asdict(held_out_information(views))
         result = {
             "data": cfg.data.dataset,

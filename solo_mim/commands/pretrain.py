@@ -21,7 +21,7 @@ from solo_mim.commands.configuration import PretrainConfig, checked, completed, 
 from solo_mim.commands.progress import EpochLines
 from solo_mim.data import SSLDataModule
 from solo_mim.errors import ConfigError
-from solo_mim.evaluation.diagnostics import InformationCallback
+from solo_mim.evaluation.diagnostics import MAX_IMAGES, InformationCallback
 from solo_mim.evaluation.offline import Predictions, evaluate_features
 from solo_mim.evaluation.plots import plot_curves
 from solo_mim.losses import ExplicitMIMError
@@ -101,8 +101,8 @@ def _trained_and_evaluated(
     callbacks: list[pl.Callback] = [lines, epochs]
     has_validation = data.num_val_images > 0
     if has_validation:
-        views, every = data.views_dataloader("val"), cfg.evaluation.information_every_n_epochs
-        held_out = InformationCallback(views, every)
+        views = data.views_dataloader("val", max_images=MAX_IMAGES)
+        held_out = InformationCallback(views, cfg.evaluation.information_every_n_epochs)
         callbacks.append(held_out)
     trainer = jobs.trainer_of(resolved, folder, callbacks)
     device = trainer.strategy.root_device

@@ -175,18 +175,21 @@ class SSLDataModule(LightningDataModule):
         """
         return self._loader(self._plain_images(split))
 
-    def views_dataloader(self, split: str, num_views: int = 2) -> DataLoader[ViewsBatch]:
+    def views_dataloader(
+        self, split: str, num_views: int = 2, max_images: int | None = None
+    ) -> DataLoader[ViewsBatch]:
         """Yields ``[indexes, [X_1 .. X_num_views], targets]`` of a split, in order, none dropped.
 
         The training augmentation of the large crops under a seed that is the same in every run and
-        at every call, so that a held-out quantity moves with the model and not with the draw.
+        at every call, so that a held-out quantity moves with the model and not with the draw. Of
+        more images than `max_images` so many are drawn, under that seed too.
         """
         images = self._images(split)
         large = [a for a in self.augmentations if a.crop_size == self.crop_size]
         augmentations = tuple(islice(cycle(_one_per_view(large)), num_views))
         views = Views(images, augmentations, on_corrupt=self._in_evaluation)
-        sampler = EpochSampler(images, seed=SPLIT_SEED, shuffle=False, num_replicas=1, rank=0)
-        return self._loader(views, sampler=sampler)
+        drawn = EpochSampler(images, seed=SPLIT_SEED, shuffle=True, num_replicas=1, rank=0)
+        return self._loader(views, sampler=sorted(islice(drawn, max_images)))
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run has to know: the unreadable images met so far."""

@@ -64,26 +64,21 @@ class HeldOutInformation:
 
 
 @torch.no_grad()
-def project_views(
-    model: LightningModule, loader: Iterable[Any], max_images: int = MAX_IMAGES
-) -> Tensor | None:
-    """Projected features of every view, V x N x D on the CPU; N at most `max_images`.
+def project_views(model: LightningModule, loader: Iterable[Any]) -> Tensor | None:
+    """Projected features of every view, V x N x D on the CPU.
 
     None for a method whose `forward` gives no `z`, or one of more than `MAX_DIM` dimensions.
     """
     was_training = model.training
     model.eval()
-    batches, images = [], 0
+    batches = []
     for _, views, _ in loader:
         outputs = [model(x.to(model.device)) for x in views]
         if "z" not in outputs[0] or outputs[0]["z"].shape[1] > MAX_DIM:
             break
         batches.append(torch.stack([out["z"].float().cpu() for out in outputs]))
-        images += batches[-1].shape[1]
-        if images >= max_images:
-            break
     model.train(was_training)
-    return torch.cat(batches, dim=1)[:, :max_images] if batches else None
+    return torch.cat(batches, dim=1) if batches else None
 
 
 def held_out_information(views: Tensor) -> HeldOutInformation:

@@ -39,7 +39,7 @@ class ExplicitMIMTerms(NamedTuple):
 def explicit_mim_loss_func(
     views: Sequence[Tensor] | Tensor,
     reading: str = "infomax",
-    within_noise: float = 1.0,
+    within_noise: float = 0.1,
     total_noise: float = 0.01,
     between_noise: float | None = None,
     normalisation: str = "standardise",
@@ -117,7 +117,7 @@ class ExplicitMIMLoss(nn.Module):
     def __init__(
         self,
         reading: str = "infomax",
-        within_noise: float = 1.0,
+        within_noise: float = 0.1,
         total_noise: float = 0.01,
         between_noise: float | None = None,
         normalisation: str = "standardise",

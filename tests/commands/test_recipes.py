@@ -258,12 +258,13 @@ BENCHMARKS = sorted((CONFIG_FOLDER / "benchmark").glob("*.yaml"))
 
 @pytest.mark.parametrize("preset", BENCHMARKS, ids=lambda path: path.stem)
 def test_benchmark_presets_sweep_over_methods_that_compose(preset, compose_cfg):
-    params = OmegaConf.load(preset).hydra.sweeper.params
-    methods = params.method.split(",")
-    assert len(methods) >= 8
-    assert set(methods) <= set(METHODS)
-    folders = {
-        compose_cfg(f"+benchmark={preset.stem}", f"method={method}").output_dir
-        for method in methods
-    }
-    assert folders == {f"runs/{preset.stem}"}
+    params = dict(OmegaConf.load(preset).hydra.sweeper.params)
+    assert params.pop("seed")
+    ((group, options),) = params.items()
+    composed = [
+        compose_cfg(f"+benchmark={preset.stem}", f"{group}={option}")
+        for option in options.split(",")
+    ]
+    assert len({cfg.name for cfg in composed}) >= 8
+    assert {cfg.method for cfg in composed} <= set(METHODS)
+    assert {cfg.output_dir for cfg in composed} == {f"runs/{preset.stem}"}

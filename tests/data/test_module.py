@@ -118,6 +118,23 @@ def test_views_loader_gives_the_same_views_at_every_call_and_seed(make_cfg: Make
     assert [index for indexes, _ in first for index in indexes] == list(range(255))
 
 
+def test_views_loader_draws_some_of_all_classes_with_the_views_that_they_always_have(
+    make_cfg: MakeCfg,
+) -> None:
+    module = SSLDataModule(make_cfg(batch_size=100))
+    (indexes, X, targets), *rest = module.views_dataloader("val", max_images=80)
+    assert not rest
+    assert indexes.tolist() == sorted(set(indexes.tolist()))
+    assert set(targets.tolist()) == set(range(module.num_classes))
+    everything = list(module.views_dataloader("val", max_images=10**6))
+    assert sum(len(drawn) for drawn, _, _ in everything) == module.num_val_images
+    for drawn, views, _ in everything[:2]:
+        for row, index in enumerate(drawn.tolist()):
+            if index in indexes:
+                position = indexes.tolist().index(index)
+                assert torch.equal(views[0][row], X[0][position])
+
+
 def test_views_loader_repeats_the_pipelines_for_more_views(
     make_cfg: MakeCfg, pipeline: Callable[..., Any]
 ) -> None:

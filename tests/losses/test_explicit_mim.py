@@ -36,7 +36,7 @@ def views_of(num_views, num_samples, dim, spread=0.5, seed=0):
 
 
 def reference_terms(
-    z, reading="infomax", within_noise=1.0, total_noise=0.01, between_noise=None, normalisation=""
+    z, reading="infomax", within_noise=0.1, total_noise=0.01, between_noise=None, normalisation=""
 ):
     """The definition, D x D and left to autograd: loss, total, within, between."""
     num_views, num_samples, dim = z.shape
@@ -225,7 +225,7 @@ def test_default_floors_reward_correlation_from_the_start(rho):
     for reading in READINGS:
         assert loss(rho + 0.01, reading=reading) < loss(rho, reading=reading)
     # What docs/method.md says of a lower floor for B: (1 - 0.01) / 2 is where it turns.
-    low = {"reading": "two_view", "between_noise": 0.01}
+    low = {"reading": "two_view", "within_noise": 1.0, "between_noise": 0.01}
     assert (loss(rho + 0.01, **low) < loss(rho, **low)) == (rho > 0.495)
 
 

@@ -50,7 +50,7 @@ def entropy(rows: torch.Tensor, noise: float) -> torch.Tensor:
 def explicit_mim_loss_func(
     views: Sequence[torch.Tensor],
     reading: str = "infomax",
-    within_noise: float = 1.0,
+    within_noise: float = 0.1,
     total_noise: float = 0.01,
 ) -> Dict[str, torch.Tensor]:
     """Computes the explicit MIM loss given V batches of projected features, one for each view.
@@ -66,7 +66,7 @@ def explicit_mim_loss_func(
     Args:
         views (Sequence[torch.Tensor]): V >= 2 NxD Tensors containing projected features.
         reading (str): "infomax" or "two_view". Defaults to "infomax".
-        within_noise (float): floor of W and B, in units of the features' variance. Defaults to 1.0.
+        within_noise (float): floor of W and B, in units of the features' variance. Defaults to 0.1.
         total_noise (float): floor of A, at most within_noise: the lower it is, the stronger the
             barrier against dimensional collapse. Defaults to 0.01.
 

@@ -84,7 +84,7 @@ class ExplicitMIM(BaseMethod):
         assert cfg.data.num_small_crops == 0
 
         cfg.method_kwargs.reading = omegaconf_select(cfg, "method_kwargs.reading", "infomax")
-        cfg.method_kwargs.within_noise = omegaconf_select(cfg, "method_kwargs.within_noise", 1.0)
+        cfg.method_kwargs.within_noise = omegaconf_select(cfg, "method_kwargs.within_noise", 0.1)
         cfg.method_kwargs.total_noise = omegaconf_select(cfg, "method_kwargs.total_noise", 0.01)
 
         return cfg

@@ -28,7 +28,7 @@ def test_explicit_mim():
         "proj_hidden_dim": 2048,
         "proj_output_dim": 2048,
         "reading": "infomax",
-        "within_noise": 1.0,
+        "within_noise": 0.1,
         "total_noise": 0.01,
     }
 
