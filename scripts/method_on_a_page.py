@@ -34,7 +34,7 @@ from matplotlib import pyplot as plt
 DIM, SIZES = 16, (64, 256, 4096)
 RUNS = {
     "two_view, floors 3": ("reading=two_view", "total_noise=3.0", "within_noise=3.0"),
-    "two_view, floors 0.01 and 1": ("reading=two_view",),
+    "two_view": ("reading=two_view",),
     "infomax": (),
 }
 

@@ -223,6 +223,21 @@ def finals(stage: str, output: Path) -> list[Run]:
     ]
 
 
+def swept(output: Path) -> str:
+    """What each arm tried, as a table: each value and its probe on validation images."""
+    best = chosen(output).values()
+    lines = ["| arm | rate | value: probe |", "|---|---|---|"]
+    for name, rate in itertools.product(ARMS, RATES):
+        runs = [run for run in tried(name, output) if run.rate == rate and run.result(output)]
+        cells = [
+            f"{mark}{run.value:g}: {probe(run.result(output)):.1f}{mark}"
+            for run in sorted(runs, key=lambda run: run.value)
+            for mark in ["**" if run in best else ""]
+        ]
+        lines.append(f"| {name} | {rate:g} | {', '.join(cells)} |")
+    return "\n".join(lines)
+
+
 STAGES = {"final": "CIFAR-10 (JPEG)", "confirm": "Fashion-MNIST"}
 REFERENCE = "infomax"
 
@@ -299,6 +314,7 @@ def report(output: Path, folder: Path) -> None:
     for problem in problems:
         print(f"left out: {problem.folder}: {problem.reason}")
     folder.mkdir(parents=True, exist_ok=True)
+    print(f"\nSweep, validation images\n\n{swept(output)}")
     comparisons = {}
     expected = {stage: finals(stage, output) for stage in STAGES}
     for stage, data in STAGES.items():

@@ -80,7 +80,10 @@ def test_an_arm_whose_sweep_broke_off_is_left_out_and_named(study, finish, tmp_p
     said = capsys.readouterr().out
     assert "the sweep of vicreg is not finished" in said
     study.report(tmp_path, tmp_path / "report")
-    assert "Fashion-MNIST: 5 of 5 runs are missing" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "| simclr | 0.001 | 0.1: 50.0, **0.2: 51.0**, 0.5: 50.0 |" in said
+    assert "| vicreg | 0.001 | 25: 50.0, 50: 50.0 |" in said
+    assert "Fashion-MNIST: 5 of 5 runs are missing" in said
 
 
 def test_the_preset_trains_what_the_study_chose(compose_cfg):

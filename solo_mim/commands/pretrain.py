@@ -189,7 +189,7 @@ def _trained_and_evaluated(
     if trainer.is_global_zero:
         if trained := offline.get("trained"):
             runs.write_predictions(folder, trained)
-        plot_curves({cfg.method: metrics}, folder / "curves.png", folder.name)
+        plot_curves(metrics, folder / "curves.png", folder.name)
         runs.write_json(folder / runs.RESULT, result)  # last: it says that the run is finished
         print("\n" + summary(result))
     return result

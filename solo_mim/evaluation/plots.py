@@ -30,33 +30,28 @@ def loss_terms(metrics: pd.DataFrame) -> dict[str, str]:
     }
 
 
-def plot_curves(runs: Mapping[str, pd.DataFrame], path: Path, title: str = "") -> None:
-    """A panel for each measured column of `LABELS`, a line for each run; of one run its losses too.
+def plot_curves(metrics: pd.DataFrame, path: Path, title: str = "") -> None:
+    """A panel of the loss terms, and one for each measured column of `LABELS`.
 
     Args:
-        runs: label -> metrics with the column `epoch` and whatever was logged.
+        metrics: of one run, with the column `epoch` and whatever was logged.
         path: picture to write; its ending gives the format. None is written of nothing.
         title: above the panels.
     """
-    panels: list[tuple[str, dict[str, tuple[str, str]]]] = []  # y label, line -> run and column
-    if len(runs) == 1:
-        ((run, frame),) = runs.items()
-        terms = {name: (run, column) for name, column in loss_terms(frame).items()}
-        panels += [("loss terms", terms)] if terms else []
-    for column, label in LABELS.items():
-        lines = {run: (run, column) for run, frame in runs.items() if column in frame}
-        panels += [(label, lines)] if lines else []
+    measured = [{label: name} for name, label in LABELS.items() if name in metrics]
+    terms = loss_terms(metrics)
+    panels = [terms, *measured] if terms else measured  # line -> column
     if not panels:
         return
     figure, axes = plt.subplots(1, len(panels), figsize=(4.6 * len(panels), 3.6), squeeze=False)
-    for axis, (label, lines) in zip(axes[0], panels, strict=True):
-        for line, (run, column) in lines.items():
-            points = runs[run][["epoch", column]].dropna()
-            axis.plot(points["epoch"] + 1, points[column], marker=".", label=line)
-        axis.set(xlabel="epoch", ylabel=label)
+    for axis, lines in zip(axes[0], panels, strict=True):
+        for label, column in lines.items():
+            points = metrics[["epoch", column]].dropna()
+            axis.plot(points["epoch"] + 1, points[column], marker=".", label=label)
+        axis.set(xlabel="epoch", ylabel="loss terms" if lines is terms else label)
         axis.grid(alpha=0.3)
-        if len(lines) > 1:
-            axis.legend(fontsize="small")
+    if len(terms) > 1:
+        axes[0, 0].legend(fontsize="small")
     figure.suptitle(title)
     figure.tight_layout()
     figure.savefig(path, dpi=120)

@@ -22,8 +22,8 @@ def drawn(tmp_path, monkeypatch):
     figures = []
     monkeypatch.setattr(plots.plt, "close", figures.append)
 
-    def draw(runs):
-        plots.plot_curves(runs, tmp_path / "curves.png")
+    def draw(metrics):
+        plots.plot_curves(metrics, tmp_path / "curves.png")
         return figures[0] if figures else None
 
     yield draw
@@ -31,21 +31,15 @@ def drawn(tmp_path, monkeypatch):
     plt.close("all")
 
 
-def test_one_run_shows_its_loss_terms_and_each_measured_epoch(drawn):
-    terms, accuracy = drawn({"a": FRAME}).axes
+def test_loss_terms_and_each_measured_epoch_are_shown(drawn):
+    terms, accuracy = drawn(FRAME).axes
     assert [line.get_label() for line in terms.lines] == ["explicit_mim_total"]
+    assert accuracy.get_ylabel() == "online probe, top-1 (%)"
     (line,) = accuracy.lines
     assert line.get_xdata().tolist() == [1, 3]
     assert line.get_ydata().tolist() == [10.0, 30.0]
 
 
-def test_several_runs_share_the_panels_of_what_any_measured(drawn):
-    ranks = FRAME.assign(val_information_effective_rank=[1.0, 2.0, 3.0]).drop(columns="val_acc1")
-    accuracy, rank = drawn({"a": FRAME, "b": ranks}).axes
-    assert [line.get_label() for line in accuracy.lines] == ["a"]
-    assert [line.get_label() for line in rank.lines] == ["b"]
-
-
 def test_nothing_measured_draws_nothing(drawn, tmp_path):
-    assert drawn({"a": pd.DataFrame({"epoch": [0]})}) is None
+    assert drawn(pd.DataFrame({"epoch": [0]})) is None
     assert not (tmp_path / "curves.png").exists()
