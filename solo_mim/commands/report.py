@@ -13,36 +13,37 @@ def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     parser = argparse.ArgumentParser(
         prog="solo-mim report",
-        description="Tables of the finished runs below a folder: mean and deviation over seeds, "
+        description="Tables of the finished runs below folders: mean and deviation over seeds, "
         "ranking, pairwise significance; as Markdown, CSV, JSON, PNG, SVG, and one HTML page "
         "without network. Runs on other images stand in tables of their own; what is not "
         "finished or broken is listed with its reason.",
         epilog="example: solo-mim report runs --latex",
     )
-    parser.add_argument("folder", type=Path, help="of runs, at any depth")
-    parser.add_argument("--output", type=Path, help="FOLDER/report unless given")
+    parser.add_argument("folder", type=Path, nargs="+", help="of runs, at any depth, or of one")
+    parser.add_argument("--output", type=Path, help="FOLDER/report, or report of several")
     parser.add_argument("--title", default="Head to head")
     parser.add_argument("--latex", action="store_true", help="also booktabs tables, report.tex")
     return parser
 
 
 def run(arguments: list[str]) -> int:
-    """Collects the runs below a folder, prints the tables and writes the report."""
+    """Collects the runs below the folders, prints the tables and writes the report."""
     given = parser().parse_args(arguments)
-    if not given.folder.is_dir():
-        raise ConfigError(f"{given.folder}: there is no such folder")
+    for folder in given.folder:
+        if not folder.is_dir():
+            raise ConfigError(f"{folder}: there is no such folder")
     from solo_mim.evaluation.collect import collect
     from solo_mim.evaluation.compare import tables
     from solo_mim.evaluation.report import markdown, write_all
 
-    runs, problems = collect(given.folder)
+    runs, problems = collect(*given.folder)
+    first, *others = given.folder
     if not runs and not problems:
-        raise ConfigError(
-            f"{given.folder} holds no run; `solo-mim pretrain output_dir={given.folder}` makes some"
-        )
+        where = " and ".join(map(str, given.folder))
+        raise ConfigError(f"no run in {where}; `solo-mim pretrain output_dir={first}` makes some")
     found = tables(runs)
     print(markdown(found, problems))
-    output = given.output or given.folder / "report"
+    output = given.output or (Path("report") if others else first / "report")
     written = write_all(found, problems, output, given.title, write, given.latex)
     print(f"written: {output}/{', '.join(path.name for path in written)}")
     return 0

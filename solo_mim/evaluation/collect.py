@@ -136,15 +136,18 @@ def _images(config: dict[str, Any]) -> str:
     return json.dumps([data.get(key) for key in _IMAGES])
 
 
-def collect(root: Path) -> tuple[list[Run], list[Problem]]:
-    """Every run folder at or below `root`, in the order of their paths."""
+def collect(*roots: Path) -> tuple[list[Run], list[Problem]]:
+    """Every run folder at or below one of `roots`, in the order of their paths, each once."""
     runs: list[Run] = []
     problems: list[Problem] = []
-    folders = {p.parent for name in ("config.yaml", "result.json") for p in root.rglob(name)}
-    for folder in sorted(folders):
-        around = (parent for parent in folder.parents if parent.is_relative_to(root))
-        if any((parent / "provenance.json").exists() for parent in around):
-            continue  # an evaluation of a run, in its folder
+    folders: dict[Path, Path] = {}  # by where it really is
+    for root in roots:
+        for path in (p for name in ("config.yaml", "result.json") for p in root.rglob(name)):
+            around = (parent for parent in path.parent.parents if parent.is_relative_to(root))
+            # Otherwise it is an evaluation of a run, in its folder.
+            if not any((parent / "provenance.json").exists() for parent in around):
+                folders.setdefault(path.parent.resolve(), path.parent)
+    for folder in sorted(folders.values()):
         found = _read(folder)
         if isinstance(found, Problem):
             problems.append(found)

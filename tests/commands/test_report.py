@@ -162,6 +162,18 @@ def test_runs_on_other_images_share_no_table(tmp_path):
     assert ([row.label for row in second.rows], second.title) == (["c"], "fashion_mnist")
 
 
+def test_folders_that_are_named_make_one_report_each_run_once(tmp_path, monkeypatch, capsys):
+    for name in "abc":
+        write_run(tmp_path / "runs", name, 1, 60.0)
+    monkeypatch.chdir(tmp_path)
+    first, second, _ = sorted((tmp_path / "runs").iterdir())
+    (tmp_path / "link").symlink_to(first)
+    assert main(["report", *map(str, (first, "link", second))]) == 0
+    said = capsys.readouterr().out
+    assert [line.split()[1] for line in said.splitlines() if " 60.00 " in line] == ["a", "b"]
+    assert "written: report/report.md" in said
+
+
 def _damage(run, kind):
     result = run / "result.json"
     if kind == "unfinished":
@@ -221,7 +233,7 @@ def test_what_gives_no_figure_is_listed_with_its_reason_and_the_rest_stands(
 
 def test_a_folder_without_runs_is_an_error_in_one_line(tmp_path, capsys):
     assert main(["report", str(tmp_path)]) == 2
-    assert "holds no run" in capsys.readouterr().err
+    assert "no run in" in capsys.readouterr().err
     assert main(["report", str(tmp_path / "nowhere")]) == 2
     assert "no such folder" in capsys.readouterr().err
 
