@@ -33,8 +33,8 @@ import pandas as pd
 
 from solo_mim.evaluation.collect import Run as Finished
 from solo_mim.evaluation.collect import collect
-from solo_mim.evaluation.compare import Table, as_records, tables
-from solo_mim.evaluation.report import figures_of
+from solo_mim.evaluation.compare import Table, as_records, p_text, tables
+from solo_mim.evaluation.report import figures_of, page
 from solo_mim.evaluation.significance import holm, mcnemar, paired_difference
 
 RATES = (1e-3, 3e-3)
@@ -299,7 +299,7 @@ def markdown(records: list[dict]) -> str:
             for_us = sum(test["only_first"] > test["only_second"] for test in sure)
             cells += [
                 "{mean:+.2f} [{low:+.2f}, {high:+.2f}]".format(**record["ahead"]),
-                f"{record['p_holm']:.3f}",
+                p_text(record["p_holm"]).removeprefix("p ").removeprefix("= "),
                 f"{for_us} for, {len(sure) - for_us} against",
             ]
         else:
@@ -308,26 +308,34 @@ def markdown(records: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def report(output: Path, folder: Path) -> None:
-    """Prints the tables; writes study.json, with every run of every stage, and pictures."""
+def report(data: Path, output: Path, folder: Path) -> None:
+    """Prints the tables; writes study.json, with every run of every stage, the page study.html and
+    pictures."""
     runs, problems = collect(output)
     for problem in problems:
         print(f"left out: {problem.folder}: {problem.reason}")
     folder.mkdir(parents=True, exist_ok=True)
     print(f"\nSweep, validation images\n\n{swept(output)}")
-    comparisons = {}
+    comparisons, finished = {}, []
     expected = {stage: finals(stage, output) for stage in STAGES}
-    for stage, data in STAGES.items():
+    for stage, images in STAGES.items():
         missing = [run.name for run in expected[stage] if not run.result(output)]
         if missing or not any(run.arm == REFERENCE for run in expected[stage]):
             first = f", {missing[0]} the first of them" if missing else ""
-            print(f"\n{data}: {len(missing)} of {len(expected[stage])} runs are missing{first}")
+            print(f"\n{images}: {len(missing)} of {len(expected[stage])} runs are missing{first}")
             continue
         table = table_of(stage, runs)
+        finished.append(table)
         comparisons[stage] = planned(table)
-        print(f"\n{data}\n\n{markdown(comparisons[stage])}")
-        for kind, figure in figures_of(table).items():
-            figure.savefig(folder / f"study-{stage}-{kind}.png", dpi=100, bbox_inches="tight")
+        print(f"\n{images}\n\n{markdown(comparisons[stage])}")
+        figures = figures_of(table)
+        for kind in ("scores", "curves"):
+            path = folder / f"study-{stage}-{kind}.png"
+            figures[kind].savefig(path, dpi=100, bbox_inches="tight")
+    shown = page(finished, [], "The study")
+    for place, name in ((output, "OUT"), (data, "DATA")):
+        shown = shown.replace(str(place), name)
+    (folder / "study.html").write_text(shown)
     kept = ("name", "seed", "online", "offline", "information", "versions", "commit")
     records = [{key: run.result[key] for key in kept} for run in runs]
     commands = [
@@ -360,7 +368,7 @@ def main() -> None:
     output.mkdir(parents=True, exist_ok=True)
     for stage in arguments.stages or stages:
         if stage == "report":
-            report(output, arguments.report)
+            report(data, output, arguments.report)
             continue
         runs = sweep() if stage == "sweep" else finals(stage, output)
         train(runs, data, output, arguments.jobs)

@@ -79,7 +79,7 @@ def test_an_arm_whose_sweep_broke_off_is_left_out_and_named(study, finish, tmp_p
     assert [run.seed for run in finals] == list(study.SEEDS)
     said = capsys.readouterr().out
     assert "the sweep of vicreg is not finished" in said
-    study.report(tmp_path, tmp_path / "report")
+    study.report(tmp_path, tmp_path, tmp_path / "report")
     said = capsys.readouterr().out
     assert "| simclr | 0.001 | 0.1: 50.0, **0.2: 51.0**, 0.5: 50.0 |" in said
     assert "| vicreg | 0.001 | 25: 50.0, 50: 50.0 |" in said

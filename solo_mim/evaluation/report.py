@@ -160,7 +160,7 @@ def losses_figure(table: Table) -> Figure | None:
         axis.remove()
     for axis, (row, found) in zip(axes.flat, shown, strict=False):
         for place, (name, column) in enumerate(found.items()):
-            _draw_band(axis, row, column, name, _colour(2 * place))
+            _draw_band(axis, row, column, name, _colour(place))
         axis.set_title(row.label, fontsize="small")
         axis.set(xlabel="epoch")
         axis.grid(alpha=0.3)
@@ -211,12 +211,14 @@ def figures_of(table: Table) -> dict[str, Figure]:
 
 
 def _colour(place: int) -> Any:
-    return matplotlib.colormaps["tab20"](place % 20)
+    """Ten strong colours, then their light halves."""
+    return matplotlib.colormaps["tab20"]((2 * place + place // 10) % 20)
 
 
 def _svg(figure: Figure) -> str:
     text = io.StringIO()
-    figure.savefig(text, format="svg", bbox_inches="tight")
+    with plt.rc_context({"svg.fonttype": "none"}):  # as paths, letters are half of the page
+        figure.savefig(text, format="svg", bbox_inches="tight")
     plt.close(figure)
     return text.getvalue().split("?>\n", 1)[1].split("\n", 2)[2]  # without XML and DOCTYPE lines
 
