@@ -4,7 +4,7 @@
    truth, at three sample sizes; and of their cubes, which are homeomorphic and so have the same
    information, before and after a Gaussian copula brings them back (Theorem 1).
 2. Collapse and its cure: three short runs on photo_patches, `two_view` with floors that reward
-   collapse, with its own floors, and `infomax`.
+   collapse, with the default floors, and `infomax`.
 
 Ten minutes on two cores. Runs go to runs/page; finished ones are skipped.
 """
@@ -12,6 +12,7 @@ Ten minutes on two cores. Runs go to runs/page; finished ones are skipped.
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import subprocess
 import sys
@@ -71,8 +72,8 @@ def recovery(panels: list) -> None:
     panels[-1].legend()
 
 
-def trained(label: str, options: tuple[str, ...], epochs: int, output: Path) -> pd.DataFrame:
-    """metrics.csv of a run on photo_patches."""
+def trained(label: str, options: tuple[str, ...], epochs: int, output: Path) -> Path:
+    """The folder of a run on photo_patches."""
     name = "page-" + "-".join(part for part in label.replace(",", "").split())
     subprocess.run(
         [
@@ -83,10 +84,10 @@ def trained(label: str, options: tuple[str, ...], epochs: int, output: Path) -> 
         ],
         check=True,
     )
-    found = list(output.glob(f"{name}-seed*/metrics.csv"))
+    found = list(output.glob(f"{name}-seed*/result.json"))
     if len(found) != 1:
         raise SystemExit(f"{output} holds {len(found)} runs {name}: give another --runs")
-    return pd.read_csv(found[0])
+    return found[0].parent
 
 
 def main() -> None:
@@ -111,8 +112,13 @@ def main() -> None:
         "val_knn_acc1": "online kNN, top-1 (%)",
     }
     figure, panels = plt.subplots(1, len(columns), figsize=(4.6 * len(columns), 4))
+    kept = ("seed", "epochs", "offline", "information", "versions", "commit")
+    results = {}
     for label, options in RUNS.items():
-        metrics = trained(label, options, arguments.epochs, arguments.runs)
+        run = trained(label, options, arguments.epochs, arguments.runs)
+        result = json.loads((run / "result.json").read_text())
+        results[label] = {key: result[key] for key in kept}
+        metrics = pd.read_csv(run / "metrics.csv")
         for panel, column in zip(panels, columns, strict=True):
             panel.plot(metrics["epoch"] + 1, metrics[column], marker=".", label=label)
     for panel, title in zip(panels, columns.values(), strict=True):
@@ -121,6 +127,7 @@ def main() -> None:
     panels[0].legend()
     figure.tight_layout()
     figure.savefig(arguments.output / "collapse.png", dpi=100)
+    (arguments.output / "collapse.json").write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

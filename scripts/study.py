@@ -9,7 +9,7 @@ sweep    every arm of ARMS on CIFAR-10 (JPEG): two rates x three values of one p
          value lies at an end of the range, the next one beyond it, twice at most.
 final    what was chosen, seeds 1 to 5, on the test images.
 confirm  the same settings and seeds on Fashion-MNIST, where nothing was chosen.
-report   tables, tests and picture of what is finished, to --report.
+report   tables and tests of what is finished; study.json, study.html and pictures go to --report.
 
 A run is one `solo-mim pretrain` command, printed to its log. Finished runs are skipped, broken ones
 resumed, and one that fails stops no other; the report says which are missing.
@@ -30,6 +30,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from matplotlib import pyplot as plt
 
 from solo_mim.evaluation.collect import Run as Finished
 from solo_mim.evaluation.collect import collect
@@ -299,7 +300,7 @@ def markdown(records: list[dict]) -> str:
             for_us = sum(test["only_first"] > test["only_second"] for test in sure)
             cells += [
                 "{mean:+.2f} [{low:+.2f}, {high:+.2f}]".format(**record["ahead"]),
-                p_text(record["p_holm"]).removeprefix("p ").removeprefix("= "),
+                p_text(record["p_holm"]),
                 f"{for_us} for, {len(sure) - for_us} against",
             ]
         else:
@@ -309,8 +310,8 @@ def markdown(records: list[dict]) -> str:
 
 
 def report(data: Path, output: Path, folder: Path) -> None:
-    """Prints the tables; writes study.json, with every run of every stage, the page study.html and
-    pictures."""
+    """Prints the tables; writes study.json, with every run of the sweep and of the stages that are
+    complete, the page study.html and pictures."""
     runs, problems = collect(output)
     for problem in problems:
         print(f"left out: {problem.folder}: {problem.reason}")
@@ -332,12 +333,20 @@ def report(data: Path, output: Path, folder: Path) -> None:
         for kind in ("scores", "curves"):
             path = folder / f"study-{stage}-{kind}.png"
             figures[kind].savefig(path, dpi=100, bbox_inches="tight")
-    shown = page(finished, [], "The study")
-    for place, name in ((output, "OUT"), (data, "DATA")):
-        shown = shown.replace(str(place), name)
-    (folder / "study.html").write_text(shown)
+        plt.close("all")
+    if finished:
+        shown = page(finished, [], "The study")
+        # Where the runs lie and, should they have been moved, where they lay.
+        for place in {str(output), *(run.config["output_dir"] for run in runs)}:
+            shown = shown.replace(place, "OUT")
+        (folder / "study.html").write_text(shown.replace(str(data), "DATA"))
     kept = ("name", "seed", "online", "offline", "information", "versions", "commit")
-    records = [{key: run.result[key] for key in kept} for run in runs]
+    whole = tuple(f"{stage}-" for stage in ("sweep", *comparisons))
+    records = [
+        {key: run.result[key] for key in kept}
+        for run in runs
+        if run.config["name"].startswith(whole)
+    ]
     commands = [
         shlex.join(["solo-mim", *run.command(Path("DATA"), Path("OUT"))])
         for run in [

@@ -5,6 +5,7 @@ import json
 import shlex
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from omegaconf import OmegaConf
 
@@ -31,6 +32,34 @@ def finish(tmp_path):
             folder.mkdir(exist_ok=True)
             offline = {"trained": {"probe_top1": accuracy_of(run)}}
             (folder / "result.json").write_text(json.dumps({"offline": offline}))
+
+    return left
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """Leaves whole runs that were trained elsewhere: `trained(run, accuracy)`."""
+
+    def left(run, accuracy):
+        folder = tmp_path / "out" / f"{run.name}-seed{run.seed}-0123abcd"
+        folder.mkdir(parents=True)
+        data = {"dataset": "custom", "train_path": f"{tmp_path}/data/train"}
+        config = {"name": run.name, "method": run.arm, "data": data, "output_dir": "/elsewhere"}
+        result = {
+            **{"name": run.name, "method": run.arm, "seed": run.seed, "data": "custom"},
+            **{"evaluated_on": "validation split", "offline_evaluated_on": "test images"},
+            **{"online": {"probe_top1": 40.0}, "information": None, "versions": {}, "commit": "c"},
+            "offline": {"trained": {"probe_top1": accuracy, "knn_top1": 40.0}},
+        }
+        right = round(10 * accuracy)
+        predictions = pd.DataFrame(
+            {"target": 1000 * [1], "probe": right * [1] + (1000 - right) * [2]}
+        )
+        (folder / "config.yaml").write_text(json.dumps(config))
+        (folder / "result.json").write_text(json.dumps(result))
+        (folder / "provenance.json").write_text("[{}]")
+        predictions.to_csv(folder / "predictions.csv")
+        pd.DataFrame({"epoch": [0], "val_acc1": [40.0]}).to_csv(folder / "metrics.csv")
 
     return left
 
@@ -84,6 +113,28 @@ def test_an_arm_whose_sweep_broke_off_is_left_out_and_named(study, finish, tmp_p
     assert "| simclr | 0.001 | 0.1: 50.0, **0.2: 51.0**, 0.5: 50.0 |" in said
     assert "| vicreg | 0.001 | 25: 50.0, 50: 50.0 |" in said
     assert "Fashion-MNIST: 5 of 5 runs are missing" in said
+
+
+def test_a_finished_stage_is_a_table_a_page_and_pictures_without_paths(
+    study, trained, tmp_path, capsys
+):
+    for arm in ("infomax", "vicreg"):
+        for run in of(study, arm):
+            trained(run, 50.0 + (run.value == study.ARMS[arm].values[1]))
+    for run in study.finals("final", tmp_path / "out"):
+        trained(run, 50.0 + run.seed + (run.arm == "vicreg") * (6 + (run.seed == 5)))
+    study.report(tmp_path / "data", tmp_path / "out", tmp_path / "report")
+    said = capsys.readouterr().out
+    ahead = "-6.20 [-6.76, -5.64] | < 0.001 | 0 for, 5 against"
+    assert f"| vicreg | lr0.001-25 | 59.20 ± 1.92 | 40.00 ± 0.00 | {ahead} |" in said
+    assert "| infomax | lr0.001-0.1 | 53.00 ± 1.58 | 40.00 ± 0.00 | - | - | - |" in said
+    names = {"study.json", "study.html", "study-final-scores.png", "study-final-curves.png"}
+    assert {path.name for path in (tmp_path / "report").iterdir()} == names
+    page = (tmp_path / "report" / "study.html").read_text()
+    assert "OUT/final-vicreg-lr0.001-25-seed1" in page
+    assert "DATA/train" in page
+    assert str(tmp_path) not in page
+    assert "/elsewhere" not in page
 
 
 def test_the_preset_trains_what_the_study_chose(compose_cfg):

@@ -19,8 +19,8 @@ def parser() -> argparse.ArgumentParser:
         "finished or broken is listed with its reason.",
         epilog="example: solo-mim report runs --latex",
     )
-    parser.add_argument("folder", type=Path, nargs="+", help="of runs, at any depth, or of one")
-    parser.add_argument("--output", type=Path, help="FOLDER/report, or report of several")
+    parser.add_argument("folder", type=Path, nargs="+", help="of runs at any depth, or a run's")
+    parser.add_argument("--output", type=Path, help="FOLDER/report, of several: report")
     parser.add_argument("--title", default="Head to head")
     parser.add_argument("--latex", action="store_true", help="also booktabs tables, report.tex")
     return parser
@@ -29,17 +29,18 @@ def parser() -> argparse.ArgumentParser:
 def run(arguments: list[str]) -> int:
     """Collects the runs below the folders, prints the tables and writes the report."""
     given = parser().parse_args(arguments)
-    for folder in given.folder:
+    folders = [folder for folder in given.folder if not folder.is_file()]  # logs lie beside runs
+    for folder in folders or given.folder:
         if not folder.is_dir():
             raise ConfigError(f"{folder}: there is no such folder")
     from solo_mim.evaluation.collect import collect
     from solo_mim.evaluation.compare import tables
     from solo_mim.evaluation.report import markdown, write_all
 
-    runs, problems = collect(*given.folder)
-    first, *others = given.folder
+    runs, problems = collect(*folders)
+    first, *others = folders
     if not runs and not problems:
-        where = " and ".join(map(str, given.folder))
+        where = " and ".join(map(str, folders))
         raise ConfigError(f"no run in {where}; `solo-mim pretrain output_dir={first}` makes some")
     found = tables(runs)
     print(markdown(found, problems))

@@ -211,7 +211,8 @@ def _judge(ranked: list[Row], pairs: list[Pair], measure: str) -> None:
         elif pair is None:
             row.verdict = "not tested: fewer than two seeds shared with the first"
         else:
-            certain = p_text(pair.p_holm)
+            value = p_text(pair.p_holm)
+            certain = f"p {value}" if value.startswith("<") else f"p = {value}"
             if pair.seeds < max(len(ranked[0].scores[measure].by_seed), len(row.seeds)):
                 certain += f", {pair.seeds} seeds shared"
             mean, first = pair.difference.mean, ranked[0].verdict
@@ -222,8 +223,8 @@ def _judge(ranked: list[Row], pairs: list[Pair], measure: str) -> None:
 
 
 def p_text(p: float) -> str:
-    """`p = 0.012`, or `p < 0.001`."""
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+    """`0.012`, or `< 0.001`."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def as_records(table: Table) -> list[dict[str, Any]]:

@@ -297,12 +297,7 @@ def _matrix(table: Table) -> list[dict[str, Any]]:
     return [
         {
             "label": row.label,
-            "cells": [
-                p_text(tested[i, j].p_holm).removeprefix("p ").removeprefix("= ")
-                if (i, j) in tested
-                else ""
-                for j in places
-            ],
+            "cells": [p_text(tested[i, j].p_holm) if (i, j) in tested else "" for j in places],
         }
         for i, row in enumerate(table.rows)
     ]

@@ -41,7 +41,7 @@ class ExplicitMIM(Projecting, BaseMethod):
             half the global batch size, beyond which the covariances are too noisy to train on.
             None (default) is 128, or half the global batch where that is less.
         reading (str): "infomax" (default), "two_view" or "first_order" (infomax with tr W for
-            log det W, the ablation).
+            log det W, the ablation, which wants a within_noise of 0.3).
         within_noise (float): power of the noise channel in the within-image term.
         total_noise (float): floor of the total term, in (0, within_noise].
         between_noise (float): floor of the between term, "two_view" only.

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from solo_mim.commands import trained
+from solo_mim.commands import embed, trained
 from solo_mim.data import SSLDataModule
 from solo_mim.information import effective_rank
 
@@ -46,6 +46,7 @@ def test_without_a_projector_the_information_is_of_the_features(solo_mim, tmp_pa
     import torchvision
 
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(embed, "MAX_IMAGES", 60)
     torch.save(torchvision.models.resnet18().state_dict(), "w.pth")
     said = solo_mim(
         *("embed", "w.pth", "--split", "train", "backbone=resnet18", "data=photo_patches"),
@@ -59,6 +60,7 @@ def test_without_a_projector_the_information_is_of_the_features(solo_mim, tmp_pa
     assert "z" not in arrays
     result = json.loads((folder / "result.json").read_text())
     assert (result["split"], result["information_of"]) == ("training images", "features")
+    assert result["information"]["images"] == 60
     assert result["no_z"] == "no method's checkpoint"
     assert "I(features; image) >=" in said.out
 
