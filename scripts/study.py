@@ -35,7 +35,7 @@ from matplotlib import pyplot as plt
 from solo_mim.evaluation.collect import Run as Finished
 from solo_mim.evaluation.collect import collect
 from solo_mim.evaluation.compare import Table, as_records, p_text, tables
-from solo_mim.evaluation.report import figures_of, page
+from solo_mim.evaluation.report import curves_figure, page, scores_figure
 from solo_mim.evaluation.significance import holm, mcnemar, paired_difference
 
 RATES = (1e-3, 3e-3)
@@ -228,14 +228,13 @@ def swept(output: Path) -> str:
     """What each arm tried, as a table: each value and its probe on validation images."""
     best = chosen(output).values()
     lines = ["| arm | rate | value: probe |", "|---|---|---|"]
-    for name, rate in itertools.product(ARMS, RATES):
-        runs = [run for run in tried(name, output) if run.rate == rate and run.result(output)]
-        cells = [
-            f"{mark}{run.value:g}: {probe(run.result(output)):.1f}{mark}"
-            for run in sorted(runs, key=lambda run: run.value)
-            for mark in ["**" if run in best else ""]
-        ]
-        lines.append(f"| {name} | {rate:g} | {', '.join(cells)} |")
+    for name in ARMS:
+        cells: dict[float, list[str]] = {rate: [] for rate in RATES}
+        for run in sorted(tried(name, output), key=lambda run: run.value):
+            if result := run.result(output):
+                cell = f"{run.value:g}: {probe(result):.1f}"
+                cells[run.rate].append(f"**{cell}**" if run in best else cell)
+        lines += [f"| {name} | {rate:g} | {', '.join(found)} |" for rate, found in cells.items()]
     return "\n".join(lines)
 
 
@@ -329,10 +328,9 @@ def report(data: Path, output: Path, folder: Path) -> None:
         finished.append(table)
         comparisons[stage] = planned(table)
         print(f"\n{images}\n\n{markdown(comparisons[stage])}")
-        figures = figures_of(table)
-        for kind in ("scores", "curves"):
+        for kind, draw in {"scores": scores_figure, "curves": curves_figure}.items():
             path = folder / f"study-{stage}-{kind}.png"
-            figures[kind].savefig(path, dpi=100, bbox_inches="tight")
+            draw(table).savefig(path, dpi=100, bbox_inches="tight")
         plt.close("all")
     if finished:
         shown = page(finished, [], "The study")

@@ -24,42 +24,30 @@ def study(load_script):
 
 @pytest.fixture
 def finish(tmp_path):
-    """Leaves results of runs, as training does: `finish(runs, accuracy_of)`."""
+    """Leaves runs as training elsewhere does: `finish(runs, accuracy_of)`."""
 
     def left(runs, accuracy_of):
         for run in runs:
             folder = tmp_path / f"{run.name}-seed{run.seed}-0123abcd"
             folder.mkdir(exist_ok=True)
-            offline = {"trained": {"probe_top1": accuracy_of(run)}}
-            (folder / "result.json").write_text(json.dumps({"offline": offline}))
-
-    return left
-
-
-@pytest.fixture
-def trained(tmp_path):
-    """Leaves whole runs that were trained elsewhere: `trained(run, accuracy)`."""
-
-    def left(run, accuracy):
-        folder = tmp_path / "out" / f"{run.name}-seed{run.seed}-0123abcd"
-        folder.mkdir(parents=True)
-        data = {"dataset": "custom", "train_path": f"{tmp_path}/data/train"}
-        config = {"name": run.name, "method": run.arm, "data": data, "output_dir": "/elsewhere"}
-        result = {
-            **{"name": run.name, "method": run.arm, "seed": run.seed, "data": "custom"},
-            **{"evaluated_on": "validation split", "offline_evaluated_on": "test images"},
-            **{"online": {"probe_top1": 40.0}, "information": None, "versions": {}, "commit": "c"},
-            "offline": {"trained": {"probe_top1": accuracy, "knn_top1": 40.0}},
-        }
-        right = round(10 * accuracy)
-        predictions = pd.DataFrame(
-            {"target": 1000 * [1], "probe": right * [1] + (1000 - right) * [2]}
-        )
-        (folder / "config.yaml").write_text(json.dumps(config))
-        (folder / "result.json").write_text(json.dumps(result))
-        (folder / "provenance.json").write_text("[{}]")
-        predictions.to_csv(folder / "predictions.csv")
-        pd.DataFrame({"epoch": [0], "val_acc1": [40.0]}).to_csv(folder / "metrics.csv")
+            accuracy = accuracy_of(run)
+            data = {"dataset": "custom", "train_path": "/photographs/train"}
+            config = {"name": run.name, "method": run.arm, "data": data, "output_dir": "/elsewhere"}
+            result = {
+                **{"name": run.name, "method": run.arm, "seed": run.seed, "data": "custom"},
+                **{"evaluated_on": "validation split", "offline_evaluated_on": "test images"},
+                **{"online": {"probe_top1": 40.0}, "information": None, "versions": {}},
+                "commit": "c",
+                "offline": {"trained": {"probe_top1": accuracy, "knn_top1": 40.0}},
+            }
+            right = round(10 * accuracy)
+            predicted = right * [1] + (1000 - right) * [2]
+            predictions = pd.DataFrame({"target": 1000 * [1], "probe": predicted})
+            (folder / "config.yaml").write_text(json.dumps(config))
+            (folder / "result.json").write_text(json.dumps(result))
+            (folder / "provenance.json").write_text("[{}]")
+            predictions.to_csv(folder / "predictions.csv")
+            pd.DataFrame({"epoch": [0], "val_acc1": [40.0]}).to_csv(folder / "metrics.csv")
 
     return left
 
@@ -116,14 +104,14 @@ def test_an_arm_whose_sweep_broke_off_is_left_out_and_named(study, finish, tmp_p
 
 
 def test_a_finished_stage_is_a_table_a_page_and_pictures_without_paths(
-    study, trained, tmp_path, capsys
+    study, finish, tmp_path, capsys
 ):
     for arm in ("infomax", "vicreg"):
-        for run in of(study, arm):
-            trained(run, 50.0 + (run.value == study.ARMS[arm].values[1]))
-    for run in study.finals("final", tmp_path / "out"):
-        trained(run, 50.0 + run.seed + (run.arm == "vicreg") * (6 + (run.seed == 5)))
-    study.report(tmp_path / "data", tmp_path / "out", tmp_path / "report")
+        finish(of(study, arm), lambda run: 50.0 + (run.value == study.ARMS[run.arm].values[1]))
+    lead = {"vicreg": [6, 6, 6, 6, 7], "infomax": 5 * [0]}
+    finals = study.finals("final", tmp_path)
+    finish(finals, lambda run: 50.0 + run.seed + lead[run.arm][run.seed - 1])
+    study.report(Path("/photographs"), tmp_path, tmp_path / "report")
     said = capsys.readouterr().out
     ahead = "-6.20 [-6.76, -5.64] | < 0.001 | 0 for, 5 against"
     assert f"| vicreg | lr0.001-25 | 59.20 ± 1.92 | 40.00 ± 0.00 | {ahead} |" in said
@@ -135,6 +123,7 @@ def test_a_finished_stage_is_a_table_a_page_and_pictures_without_paths(
     assert "DATA/train" in page
     assert str(tmp_path) not in page
     assert "/elsewhere" not in page
+    assert "/photographs" not in page
 
 
 def test_the_preset_trains_what_the_study_chose(compose_cfg):

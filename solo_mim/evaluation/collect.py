@@ -142,11 +142,13 @@ def collect(*roots: Path) -> tuple[list[Run], list[Problem]]:
     problems: list[Problem] = []
     folders: dict[Path, Path] = {}  # by where it really is
     for root in roots:
-        for path in (p for name in ("config.yaml", "result.json") for p in root.rglob(name)):
-            around = (parent for parent in path.parent.parents if parent.is_relative_to(root))
+        for folder in {
+            p.parent for name in ("config.yaml", "result.json") for p in root.rglob(name)
+        }:
+            around = (parent for parent in folder.parents if parent.is_relative_to(root))
             # Otherwise it is an evaluation of a run, in its folder.
             if not any((parent / "provenance.json").exists() for parent in around):
-                folders.setdefault(path.parent.resolve(), path.parent)
+                folders.setdefault(folder.resolve(), folder)
     for folder in sorted(folders.values()):
         found = _read(folder)
         if isinstance(found, Problem):

@@ -38,20 +38,20 @@ def plot_curves(metrics: pd.DataFrame, path: Path, title: str = "") -> None:
         path: picture to write; its ending gives the format. None is written of nothing.
         title: above the panels.
     """
-    measured = [{label: name} for name, label in LABELS.items() if name in metrics]
     terms = loss_terms(metrics)
-    panels = [terms, *measured] if terms else measured  # line -> column
+    panels = {"loss terms": terms} if terms else {}  # y label -> line -> column
+    panels |= {label: {label: name} for name, label in LABELS.items() if name in metrics}
     if not panels:
         return
     figure, axes = plt.subplots(1, len(panels), figsize=(4.6 * len(panels), 3.6), squeeze=False)
-    for axis, lines in zip(axes[0], panels, strict=True):
-        for label, column in lines.items():
+    for axis, (label, lines) in zip(axes[0], panels.items(), strict=True):
+        for line, column in lines.items():
             points = metrics[["epoch", column]].dropna()
-            axis.plot(points["epoch"] + 1, points[column], marker=".", label=label)
-        axis.set(xlabel="epoch", ylabel="loss terms" if lines is terms else label)
+            axis.plot(points["epoch"] + 1, points[column], marker=".", label=line)
+        axis.set(xlabel="epoch", ylabel=label)
         axis.grid(alpha=0.3)
-    if len(terms) > 1:
-        axes[0, 0].legend(fontsize="small")
+        if len(lines) > 1:
+            axis.legend(fontsize="small")
     figure.suptitle(title)
     figure.tight_layout()
     figure.savefig(path, dpi=120)
