@@ -240,6 +240,7 @@ def swept(output: Path) -> str:
 
 STAGES = {"final": "CIFAR-10 (JPEG)", "confirm": "Fashion-MNIST"}
 REFERENCE = "infomax"
+MEASURES = {"probe": "offline probe", "kNN": "offline kNN"}  # the probe decides
 
 
 def table_of(stage: str, runs: list[Finished]) -> Table:
@@ -253,21 +254,22 @@ def table_of(stage: str, runs: list[Finished]) -> Table:
 def planned(table: Table) -> list[dict]:
     """The comparisons that the protocol names, the reference against each: rows of the table.
 
-    p-values after Holm for these alone; McNemar's test of each pair of runs that share a seed.
+    By probe and by kNN, p-values after Holm for the rows of one measure; McNemar's test of the
+    probes of each pair of runs that share a seed.
     """
-    rows = {row.label: row for row in table.rows}
-    ours = rows[REFERENCE]
+    (ours,) = (row for row in table.rows if row.label == REFERENCE)
     others = [row for row in table.rows if row is not ours]
-    scores = {row.label: list(row.scores["offline probe"].by_seed.values()) for row in table.rows}
-    found = [paired_difference(scores[REFERENCE], scores[row.label]) for row in others]
-    tests = dict(zip([row.label for row in others], holm([d.p for d in found]), strict=True))
-    differences = dict(zip(tests, found, strict=True))
+    ahead: dict[str, dict] = {row.label: {} for row in others}
+    for short, measure in MEASURES.items():
+        first, *scores = (list(row.scores[measure].by_seed.values()) for row in [ours, *others])
+        found = [paired_difference(first, second) for second in scores]
+        for row, difference, p in zip(others, found, holm([d.p for d in found]), strict=True):
+            ahead[row.label][short] = {**difference._asdict(), "p_holm": p}
     records = []
     for row, plain in zip(table.rows, as_records(table), strict=True):
         record = {**plain, "own": row.runs[0].config["name"].split("-", 2)[2]}
         if row is not ours:
-            record["ahead"] = differences[row.label]._asdict()
-            record["p_holm"] = tests[row.label]
+            record["ahead"] = ahead[row.label]
             record["mcnemar"] = [
                 mcnemar(right(a), right(b))._asdict()
                 for a, b in zip(ours.runs, row.runs, strict=True)
@@ -284,26 +286,27 @@ def right(run: Finished) -> np.ndarray:
 
 def markdown(records: list[dict]) -> str:
     """The table of one data set."""
-    lines = [
-        f"| arm | rate, own | probe | kNN | {REFERENCE} ahead by | p (Holm) | McNemar p < .05 |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    heads = ["arm", "rate, own"]
+    for short in MEASURES:
+        heads += [short, f"{REFERENCE} minus it", "p (Holm)"]
+    heads += ["McNemar p < .05"]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for record in records:
         cells = [record["label"], record["own"]]
-        cells += [
-            f"{record[measure]:.2f} ± {record[measure + ' sd']:.2f}"
-            for measure in ("offline probe", "offline kNN")
-        ]
-        if "ahead" in record:
+        for short, measure in MEASURES.items():
+            cells += [f"{record[measure]:.2f} ± {record[measure + ' sd']:.2f}"]
+            if "ahead" in record:
+                found = record["ahead"][short]
+                cells += ["{mean:+.2f} [{low:+.2f}, {high:+.2f}]".format(**found)]
+                cells += [p_text(found["p_holm"])]
+            else:
+                cells += ["", ""]
+        if "mcnemar" in record:
             sure = [test for test in record["mcnemar"] if test["p"] < 0.05]
             for_us = sum(test["only_first"] > test["only_second"] for test in sure)
-            cells += [
-                "{mean:+.2f} [{low:+.2f}, {high:+.2f}]".format(**record["ahead"]),
-                p_text(record["p_holm"]),
-                f"{for_us} for, {len(sure) - for_us} against",
-            ]
+            cells += [f"{for_us} for, {len(sure) - for_us} against"]
         else:
-            cells += ["-", "-", "-"]
+            cells += [""]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

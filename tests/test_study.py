@@ -38,7 +38,7 @@ def finish(tmp_path):
                 **{"evaluated_on": "validation split", "offline_evaluated_on": "test images"},
                 **{"online": {"probe_top1": 40.0}, "information": None, "versions": {}},
                 "commit": "c",
-                "offline": {"trained": {"probe_top1": accuracy, "knn_top1": 40.0}},
+                "offline": {"trained": {"probe_top1": accuracy, "knn_top1": accuracy / 2}},
             }
             right = round(10 * accuracy)
             predicted = right * [1] + (1000 - right) * [2]
@@ -113,12 +113,15 @@ def test_a_finished_stage_is_a_table_a_page_and_pictures_without_paths(
     finish(finals, lambda run: 50.0 + run.seed + lead[run.arm][run.seed - 1])
     study.report(Path("/photographs"), tmp_path, tmp_path / "report")
     said = capsys.readouterr().out
-    ahead = "-6.20 [-6.76, -5.64] | < 0.001 | 0 for, 5 against"
-    assert f"| vicreg | lr0.001-25 | 59.20 ± 1.92 | 40.00 ± 0.00 | {ahead} |" in said
-    assert "| infomax | lr0.001-0.1 | 53.00 ± 1.58 | 40.00 ± 0.00 | - | - | - |" in said
+    probe = "59.20 ± 1.92 | -6.20 [-6.76, -5.64] | < 0.001"
+    knn = "29.60 ± 0.96 | -3.10 [-3.38, -2.82] | < 0.001"
+    assert f"| vicreg | lr0.001-25 | {probe} | {knn} | 0 for, 5 against |" in said
+    assert "| infomax | lr0.001-0.1 | 53.00 ± 1.58 |  |  | 26.50 ± 0.79 |  |  |  |" in said
     names = {"study.json", "study.html", "study-final-scores.png", "study-final-curves.png"}
     assert {path.name for path in (tmp_path / "report").iterdir()} == names
     page = (tmp_path / "report" / "study.html").read_text()
+    study.report(Path("/photographs"), tmp_path, tmp_path / "again")
+    assert (tmp_path / "again" / "study.html").read_text() == page, "same runs, same page"
     assert "OUT/final-vicreg-lr0.001-25-seed1" in page
     assert "DATA/train" in page
     assert str(tmp_path) not in page

@@ -217,8 +217,9 @@ def _colour(place: int) -> Any:
 
 def _svg(figure: Figure) -> str:
     text = io.StringIO()
-    with plt.rc_context({"svg.fonttype": "none"}):  # as paths, letters are half of the page
-        figure.savefig(text, format="svg", bbox_inches="tight")
+    # Letters as paths are half of the page. No date and no random names: same runs, same page.
+    with plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": "solo-mim"}):
+        figure.savefig(text, format="svg", bbox_inches="tight", metadata={"Date": None})
     plt.close(figure)
     return text.getvalue().split("?>\n", 1)[1].split("\n", 2)[2]  # without XML and DOCTYPE lines
 
