@@ -259,29 +259,38 @@ def planned(table: Table) -> list[dict]:
     """
     (ours,) = (row for row in table.rows if row.label == REFERENCE)
     others = [row for row in table.rows if row is not ours]
-    ahead: dict[str, dict] = {row.label: {} for row in others}
+    records = {record["label"]: record for record in as_records(table)}
+    for row in table.rows:
+        records[row.label]["own"] = row.runs[0].config["name"].split("-", 2)[2]
+    ours_right = [right(run) for run in ours.runs]
+    for row in others:
+        pairs = zip(ours_right, map(right, row.runs), strict=True)
+        tests = [mcnemar(first, second)._asdict() for first, second in pairs]
+        records[row.label] |= {"ahead": {}, "mcnemar": tests}
     for short, measure in MEASURES.items():
         first, *scores = (list(row.scores[measure].by_seed.values()) for row in [ours, *others])
         found = [paired_difference(first, second) for second in scores]
         for row, difference, p in zip(others, found, holm([d.p for d in found]), strict=True):
-            ahead[row.label][short] = {**difference._asdict(), "p_holm": p}
-    records = []
-    for row, plain in zip(table.rows, as_records(table), strict=True):
-        record = {**plain, "own": row.runs[0].config["name"].split("-", 2)[2]}
-        if row is not ours:
-            record["ahead"] = ahead[row.label]
-            record["mcnemar"] = [
-                mcnemar(right(a), right(b))._asdict()
-                for a, b in zip(ours.runs, row.runs, strict=True)
-            ]
-        records.append(record)
-    return records
+            records[row.label]["ahead"][short] = {**difference._asdict(), "p_holm": p}
+    return list(records.values())
 
 
 def right(run: Finished) -> np.ndarray:
     """Which test images the run's probe has right."""
     predictions = pd.read_csv(run.folder / "predictions.csv")
     return (predictions["probe"] == predictions["target"]).to_numpy()
+
+
+def difference_cells(found: dict) -> list[str]:
+    """Mean with interval, and p."""
+    return ["{mean:+.2f} [{low:+.2f}, {high:+.2f}]".format(**found), p_text(found["p_holm"])]
+
+
+def mcnemar_cell(tests: list[dict]) -> str:
+    """How many of the tests are sure, either way."""
+    sure = [test for test in tests if test["p"] < 0.05]
+    for_us = sum(test["only_first"] > test["only_second"] for test in sure)
+    return f"{for_us} for, {len(sure) - for_us} against"
 
 
 def markdown(records: list[dict]) -> str:
@@ -292,21 +301,12 @@ def markdown(records: list[dict]) -> str:
     heads += ["McNemar p < .05"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for record in records:
+        compared = "ahead" in record  # the reference is not, with itself
         cells = [record["label"], record["own"]]
         for short, measure in MEASURES.items():
             cells += [f"{record[measure]:.2f} ± {record[measure + ' sd']:.2f}"]
-            if "ahead" in record:
-                found = record["ahead"][short]
-                cells += ["{mean:+.2f} [{low:+.2f}, {high:+.2f}]".format(**found)]
-                cells += [p_text(found["p_holm"])]
-            else:
-                cells += ["", ""]
-        if "mcnemar" in record:
-            sure = [test for test in record["mcnemar"] if test["p"] < 0.05]
-            for_us = sum(test["only_first"] > test["only_second"] for test in sure)
-            cells += [f"{for_us} for, {len(sure) - for_us} against"]
-        else:
-            cells += [""]
+            cells += difference_cells(record["ahead"][short]) if compared else ["", ""]
+        cells += [mcnemar_cell(record["mcnemar"]) if compared else ""]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

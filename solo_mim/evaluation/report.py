@@ -215,11 +215,16 @@ def _colour(place: int) -> Any:
     return matplotlib.colormaps["tab20"]((2 * place + place // 10) % 20)
 
 
+def _save(figure: Figure, target: Path | io.StringIO, ending: str) -> None:
+    """Without a date or random names: the same runs give the same file."""
+    with plt.rc_context({"svg.hashsalt": "solo-mim"}):
+        figure.savefig(target, format=ending, dpi=120, bbox_inches="tight", metadata={"Date": None})
+
+
 def _svg(figure: Figure) -> str:
     text = io.StringIO()
-    # Letters as paths are half of the page. No date and no random names: same runs, same page.
-    with plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": "solo-mim"}):
-        figure.savefig(text, format="svg", bbox_inches="tight", metadata={"Date": None})
+    with plt.rc_context({"svg.fonttype": "none"}):  # as paths, letters are half of the page
+        _save(figure, text, "svg")
     plt.close(figure)
     return text.getvalue().split("?>\n", 1)[1].split("\n", 2)[2]  # without XML and DOCTYPE lines
 
@@ -355,7 +360,7 @@ def write_all(
         for kind, figure in figures_of(table).items():
             for ending in ("png", "svg"):
                 path = output / f"{kind}-{number}.{ending}"
-                figure.savefig(path, dpi=120, bbox_inches="tight")
+                _save(figure, path, ending)
                 written.append(path)
             plt.close(figure)
     return written
