@@ -250,10 +250,10 @@ def total_spectrum(views: Sequence[Tensor] | Tensor) -> Tensor:
 
     Raises:
         TypeError, ValueError: as the loss does.
-        NonFiniteEmbeddingError: NaN or inf in the views.
+        NonFiniteEmbeddingError: NaN or inf in the views, or their squares overflow.
     """
     z = _centred(torch.cat(list(checked_views(views))))
-    z = with_unit_mean_square(z, 0, len(z))
+    z = _samples(with_unit_mean_square(z, 0, len(z)))
     return torch.linalg.eigvalsh(z.mT @ z / len(z)).clamp_min(0).flip(0)
 
 
@@ -277,12 +277,16 @@ def _samples(z: Tensor) -> Tensor:
     if z.dim() != 2:
         raise ValueError(f"samples must be N x D, got {tuple(z.shape)}")
     if not z.isfinite().all():
-        raise NonFiniteEmbeddingError("the samples hold NaN or inf")
+        raise NonFiniteEmbeddingError("the samples hold NaN or inf, or overflow when squared")
     return z.double()
 
 
 def _centred(z: Tensor) -> Tensor:
     z = _samples(z)
+    if len(z) < 2 or z.shape[1] == 0:
+        raise ValueError(
+            f"a covariance needs 2 samples and 1 dimension or more, got {tuple(z.shape)}"
+        )
     return z - z.mean(0)
 
 

@@ -336,6 +336,23 @@ def test_non_finite_samples_raise_the_typed_error(function):
         function(z)
 
 
+def test_overflow_raises_the_typed_error():
+    z = normal(10, 3) * 1e160
+    for function in (total_spectrum, view_information):
+        with pytest.raises(NonFiniteEmbeddingError, match="overflow when squared"):
+            function((z, z))
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (1, 3), (4, 0)])
+def test_too_little_to_measure_is_named(shape):
+    z = torch.zeros(shape)
+    for function in (effective_rank, lambda z: canonical_correlations(z, z)):
+        with pytest.raises(ValueError, match="2 samples and 1 dimension or more"):
+            function(z)
+    with pytest.raises(ValueError, match=r"2 samples or more|0 dimensions"):
+        view_information((z, z))
+
+
 def test_spectrum_is_that_of_the_correlation_matrix_of_all_views():
     views = 3 + normal(2, 50, 6) @ normal(6, 6, seed=1)
     expected = np.linalg.eigvalsh(np.corrcoef(views.flatten(0, 1).numpy(), rowvar=False))[::-1]

@@ -20,7 +20,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 import solo_mim.host  # noqa: F401 (lets solo-learn 1.0.2 be imported)
-from solo_mim.losses import explicit_mim_loss_func
+from solo_mim.losses import NonFiniteEmbeddingError, explicit_mim_loss_func
 
 ROOT = Path(__file__).parents[1]
 FILES, BUGS = ROOT / "upstream" / "files", ROOT / "upstream" / "bugs"
@@ -85,6 +85,22 @@ class TestLoss:
         found.backward()
         torch.testing.assert_close(found, expected)
         torch.testing.assert_close(theirs.grad, ours.grad)
+
+    @pytest.mark.parametrize("shape", [(7, 4), (3, 40)])
+    def test_overflow_is_an_error_as_in_ours(self, shape):
+        views = views_of(2, *shape, torch.float32).detach()
+        views[1, 2, 3] = 1e20
+        with pytest.raises(NonFiniteEmbeddingError):
+            explicit_mim_loss_func(views)
+        with pytest.raises(RuntimeError, match="not positive-definite"):
+            upstream_loss_func()(views.unbind())
+
+    @pytest.mark.parametrize("shape", [(1, 8, 4), (2, 0, 4), (2, 1, 4), (2, 8, 0)])
+    def test_too_little_is_refused_as_by_ours(self, shape):
+        with pytest.raises(ValueError, match=r"needs 2|of 0 dimensions"):
+            explicit_mim_loss_func(torch.randn(shape))
+        with pytest.raises(AssertionError):
+            upstream_loss_func()(torch.randn(shape).unbind())
 
     def test_autocast_does_not_reach_it(self):
         views = views_of(2, 64, 32, torch.float32)

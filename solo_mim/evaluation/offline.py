@@ -62,7 +62,7 @@ def extract_features(
     A module is put into evaluation mode while it runs and back afterwards.
 
     Raises:
-        ConfigError: features that are not finite.
+        ConfigError: features that are not finite, or whose squared distances are not.
     """
     module = backbone if isinstance(backbone, nn.Module) else None
     was_training = module.training if module else False
@@ -74,8 +74,13 @@ def extract_features(
         targets.append(labels.cpu())
     if module:
         module.train(was_training)
-    if not (found := torch.cat(features)).isfinite().all():
-        raise ConfigError("the network's features are not finite: it has diverged; lower its rate")
+    found = torch.cat(features)
+    # A vector whose square overflows is all zeros by cosine, and infinitely far from any other.
+    if not (4 * torch.linalg.vector_norm(found, dim=1).square()).isfinite().all():
+        raise ConfigError(
+            "the network's features are not finite, or overflow when squared: it has diverged; "
+            "lower its rate"
+        )
     return found, torch.cat(targets)
 
 

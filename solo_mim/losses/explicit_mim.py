@@ -73,11 +73,12 @@ def explicit_mim_loss_func(
 
     Raises:
         TypeError: a view is no floating-point tensor.
-        ValueError: fewer than 2 views or samples, views not N x D or of unequal shape, an unknown
-            reading or normalisation, floors out of order.
-        NonFiniteEmbeddingError, NotPositiveDefiniteError: a determinant could not be computed. On
-            CUDA the error comes one call late, as reading a flag would stall every step; the loss
-            itself is NaN at once.
+        ValueError: fewer than 2 views or samples, views not N x D, of no dimension or of unequal
+            shape, an unknown reading or normalisation, floors out of order.
+        NonFiniteEmbeddingError: NaN or inf in the views, or squares beyond the precision computed
+            in: of 1e19 in float32, and of less where many are summed.
+        NotPositiveDefiniteError: a determinant could not be computed. On CUDA either error comes
+            one call late, as reading a flag would stall every step; the loss is NaN at once.
 
     Example:
         >>> import torch
@@ -231,6 +232,8 @@ def checked_views(views: Sequence[Tensor] | Tensor) -> Sequence[Tensor]:
         if view.dim() != 2 or view.shape != views[0].shape:
             shapes = ", ".join(str(tuple(other.shape)) for other in views)
             raise ValueError(f"views must be N x D, all of one shape, got {shapes}")
+    if views[0].shape[1] == 0:
+        raise ValueError("views of 0 dimensions carry no information: D must be 1 or more")
     return views
 
 

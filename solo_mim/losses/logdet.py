@@ -58,6 +58,19 @@ def logdet(
     return value
 
 
+def finite(loss: Tensor) -> Tensor:
+    """The scalar loss itself, of one that takes no log-determinant.
+
+    On CUDA it is returned as it is: to read it would stall the step, and NaN needs no interpreter.
+
+    Raises:
+        NonFiniteEmbeddingError: it is NaN or inf.
+    """
+    if not loss.is_cuda and not math.isfinite(loss.item()):
+        _raise_if_failed(_NON_FINITE, "the loss")
+    return loss
+
+
 class _CholeskyLogDet(torch.autograd.Function):
     @staticmethod
     def forward(

@@ -9,11 +9,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from solo_mim.losses.explicit_mim import NORMALISATIONS, check_choice, checked_views
-from solo_mim.losses.logdet import logdet
-from solo_mim.losses.statistics import gathered, with_unit_mean_square
+from solo_mim.losses.logdet import finite, logdet
+from solo_mim.losses.statistics import gathered, with_unit_mean_square, with_unit_norm
 
 
 class CorInfoMaxTerms(NamedTuple):
@@ -66,12 +65,13 @@ class CorInfoMaxLoss(nn.Module):
         """N x D embeddings of two views; in training mode the moments move on.
 
         Raises:
+            TypeError, ValueError: as `frossl_loss_func` does of views.
             NotPositiveDefiniteError, NonFiniteEmbeddingError: a determinant fails.
         """
+        views = _gathered_views((z1, z2), torch.float64)
         with torch.autocast(z1.device.type, enabled=False):
-            views = [z.double() for z in (gathered(z1), gathered(z2))]
             if self.normalisation == "l2":
-                views = [F.normalize(z) for z in views]
+                views = [with_unit_norm(z) for z in views]
             else:
                 views = [with_unit_mean_square(z - z.mean(0), 0, len(z)) for z in views]
             samples, dim = views[0].shape
@@ -108,23 +108,25 @@ def mec_loss_func(
         order: of the series.
 
     Raises:
-        ValueError: inverse_lambda not positive, or no order.
+        TypeError, ValueError: as `frossl_loss_func` does of views; inverse_lambda not positive, or
+            no order.
+        NonFiniteEmbeddingError: as `frossl_loss_func` does.
     """
     if not inverse_lambda > 0 or order < 1:
         raise ValueError(
             f"inverse_lambda must be positive and order 1 or more, got {inverse_lambda} and {order}"
         )
-    with torch.autocast(predictions[0].device.type, enabled=False):
-        p1, p2 = (F.normalize(gathered(p).float()) for p in predictions)
-        t1, t2 = (F.normalize(gathered(t.detach()).float()) for t in targets)
-        series = predictions[0].new_zeros((), dtype=torch.float32)
+    p1, p2 = map(with_unit_norm, _gathered_views(predictions))
+    t1, t2 = (with_unit_norm(t).detach() for t in _gathered_views(targets))
+    with torch.autocast(p1.device.type, enabled=False):
+        series = p1.new_zeros(())
         for p, t in ((p1, t2), (p2, t1)):
             matrix = p @ t.T / inverse_lambda
             power = matrix
             for k in range(1, order + 1):
                 power = power @ matrix if k > 1 else power
                 series = series + (-1) ** (k + 1) / k * power.trace()
-        return -inverse_lambda * series / (2 * len(p1))
+        return finite(-inverse_lambda * series / (2 * len(p1)))
 
 
 class FroSSLTerms(NamedTuple):
@@ -145,16 +147,31 @@ def frossl_loss_func(views: Sequence[Tensor], invariance_weight: float = 1.0) ->
 
     Raises:
         TypeError, ValueError: as `explicit_mim_loss_func` does of views.
+        NonFiniteEmbeddingError: NaN or inf in the views, or their squares overflow. On CUDA the
+            loss is NaN instead.
     """
-    views = checked_views(views)
-    with torch.autocast(views[0].device.type, enabled=False):
-        joined = [gathered(view).float() for view in views]
-        samples, dim = joined[0].shape
-        unit = torch.stack([F.normalize(z - z.mean(0), dim=0) for z in joined])
+    joined = _gathered_views(views)
+    samples, dim = joined[0].shape
+    with torch.autocast(joined[0].device.type, enabled=False):
+        unit = torch.stack([with_unit_norm(z - z.mean(0), 0) for z in joined])
         entropy = unit.new_zeros(())
         for z in unit:
             product = z.T @ z if samples > dim else z @ z.T
             entropy = entropy - (product / product.trace()).square().sum().log()
         spread = (unit - unit.mean(0)).square().sum()
         invariance = len(views) * spread / samples
-        return FroSSLTerms(invariance_weight * invariance - entropy, invariance, entropy)
+        loss = finite(invariance_weight * invariance - entropy)
+        return FroSSLTerms(loss, invariance, entropy)
+
+
+def _gathered_views(views: Sequence[Tensor], dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    """Views, N x D each, of all processes in `dtype`.
+
+    Cast first: 16 bits do not hold the counts that gathering exchanges.
+    """
+    joined = [gathered(view.to(dtype)) for view in checked_views(views)]
+    if len(joined[0]) < 2:
+        raise ValueError(
+            f"a covariance needs 2 samples or more over all processes, got {len(joined[0])}"
+        )
+    return joined

@@ -223,6 +223,23 @@ def _gather_samples(
 
 
 def with_unit_mean_square(z: Tensor, dim: int, divisor: int) -> Tensor:
-    """z divided by the root of its mean square along `dim`, which is at least MEAN_SQUARE_FLOOR."""
-    root = torch.linalg.vector_norm(z, dim=dim, keepdim=True) / math.sqrt(divisor)
+    """z divided by the root of its mean square along `dim`, which is at least MEAN_SQUARE_FLOOR.
+
+    NaN where the squares overflow.
+    """
+    root = norms(z, dim) / math.sqrt(divisor)
     return z * root.clamp_min(math.sqrt(MEAN_SQUARE_FLOOR)).reciprocal()
+
+
+def with_unit_norm(z: Tensor, dim: int = 1) -> Tensor:
+    """`torch.nn.functional.normalize`, but NaN where the squares overflow."""
+    return z / norms(z, dim).clamp_min(1e-12)
+
+
+def norms(z: Tensor, dim: int) -> Tensor:
+    """Norms along `dim`, which is kept; NaN where the squares overflow.
+
+    Dividing by inf would turn a vector that has overflowed into zeros, without a word.
+    """
+    found = torch.linalg.vector_norm(z, dim=dim, keepdim=True)
+    return found.masked_fill(found.isinf(), math.nan)

@@ -121,6 +121,12 @@ def run_rank(rank: int, folder: Path) -> None:
             dist.all_reduce(gradient)
             gradient /= 3
 
+    # 16 bits do not hold the count of the first rank's samples.
+    batch = batch_of(2, 306)[:, (0, 301, 303)[rank] : (301, 303, 306)[rank]]
+    results["bfloat16"] = rivals(
+        *network(batch.flatten(0, 1)).unflatten(0, batch.shape[:2]).bfloat16()
+    )
+
     # A NaN on one rank is an error on all of them, and no rank is left waiting.
     z = torch.randn(2, 4, 3)
     z[0, 0, 0] = float("nan") if rank == 0 else 0.0
@@ -186,6 +192,13 @@ def test_rivals_are_of_the_samples_of_all_processes(ranks, name):
     for results in ranks:
         for ours, theirs in zip(results["rivals"][name], expected, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_rivals_count_samples_exactly_in_16_bits(ranks):
+    z = network_of(6)(batch_of(2, 306).flatten(0, 1)).unflatten(0, (2, 306)).bfloat16()
+    for results in ranks:
+        for name, expected in rivals(*z).items():
+            torch.testing.assert_close(results["bfloat16"][name], expected, rtol=1e-4, atol=1e-6)
 
 
 def test_error_on_one_rank_is_raised_on_all(ranks):

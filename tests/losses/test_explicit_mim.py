@@ -16,6 +16,7 @@ from solo_mim.losses import (
     explicit_mim_loss_func,
     rewards_collapse,
 )
+from solo_mim.losses.logdet import settle_deferred
 
 READINGS = ("infomax", "two_view", "first_order")
 NORMALISATIONS = ("standardise", "l2")
@@ -339,6 +340,59 @@ def test_non_finite_embedding_raises_the_typed_error(num_samples, dim, reading, 
         explicit_mim_loss_func(z, reading=reading, normalisation=normalisation)
 
 
+@pytest.mark.parametrize("place", [..., (1, 2, 3)], ids=["everywhere", "in one entry"])
+@pytest.mark.parametrize(("reading", "normalisation"), EVERY_LOSS)
+@pytest.mark.parametrize(("num_samples", "dim"), [(7, 4), (3, 40)], ids=["d-side", "gram-side"])
+@pytest.mark.parametrize(
+    ("dtype", "big"), [(torch.float32, 1e20), (torch.bfloat16, 1e20), (torch.float64, 1e160)]
+)
+@pytest.mark.parametrize("autocast", [False, True], ids=["", "autocast"])
+def test_overflow_raises_the_typed_error(
+    autocast, dtype, big, num_samples, dim, reading, normalisation, place
+):
+    z = views_of(2, num_samples, dim)
+    z[place] *= big
+    z = z.to(dtype)
+    options = {"reading": reading, "normalisation": normalisation}
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        with pytest.raises(NonFiniteEmbeddingError, match="overflow when squared"):
+            explicit_mim_loss_func(z, **options)
+        if dtype != torch.float64:
+            z.requires_grad_()
+            explicit_mim_loss_func(z, **options, double_precision=True).loss.backward()
+            assert z.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(("reading", "normalisation"), EVERY_LOSS)
+@pytest.mark.parametrize(("num_samples", "dim"), [(64, 16), (4, 40)], ids=["d-side", "gram-side"])
+def test_gradient_is_right_or_an_error_up_to_the_largest_numbers(
+    num_samples, dim, reading, normalisation
+):
+    raised = 0
+    for exponent in range(16, 38):
+        z = (views_of(2, num_samples, dim) * 10.0**exponent).float().requires_grad_()
+        exact = z.detach().double().requires_grad_()
+        options = {"reading": reading, "normalisation": normalisation}
+        explicit_mim_loss_func(exact, **options).loss.backward()
+        try:
+            explicit_mim_loss_func(z, **options).loss.backward()
+        except NonFiniteEmbeddingError:
+            raised += 1
+            continue
+        scale = exact.grad.abs().max()
+        torch.testing.assert_close(z.grad.double() / scale, exact.grad / scale, rtol=0, atol=1e-3)
+    assert raised >= 18
+
+
+def test_largest_numbers_of_float16_are_computed():
+    z = views_of(2, 20, 4).half()
+    z[1, 2, 3] = torch.finfo(torch.float16).max
+    for normalisation in NORMALISATIONS:
+        loss = explicit_mim_loss_func(z, normalisation=normalisation).loss
+        expected = explicit_mim_loss_func(z.double(), normalisation=normalisation).loss
+        assert loss.item() == pytest.approx(expected.item(), abs=1e-4)
+
+
 Z = torch.zeros(4, 3)
 
 
@@ -350,6 +404,9 @@ Z = torch.zeros(4, 3)
         ([Z, Z[:3]], {}, ValueError, r"one shape, got \(4, 3\), \(3, 3\)"),
         ([Z[0], Z[0]], {}, ValueError, "N x D"),
         ([Z[:1], Z[:1]], {}, ValueError, "2 samples or more"),
+        ([Z[:0], Z[:0]], {}, ValueError, "2 samples or more"),
+        ([Z[:, :0], Z[:, :0]], {}, ValueError, "of 0 dimensions"),
+        ([], {}, ValueError, "2 or more views"),
         ([Z.int(), Z.int()], {}, TypeError, r"floating-point tensors, got torch.int32"),
         ([Z, Z.tolist()], {}, TypeError, "floating-point tensors, got list"),
         ([Z, Z], {"reading": "info"}, ValueError, "reading must be one of infomax, two_view"),
@@ -448,3 +505,19 @@ def test_cuda_autocast_equals_double_on_the_cpu(num_samples, dim, reading, norma
     torch.testing.assert_close(
         z.grad.double().cpu() / scale, exact.grad / scale, rtol=1e-2, atol=1e-2
     )
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize(("reading", "normalisation"), EVERY_LOSS)
+@pytest.mark.parametrize(("num_samples", "dim"), [(64, 16), (8, 40)], ids=["d-side", "gram-side"])
+def test_cuda_overflow_is_nan_at_once_and_the_error_later(num_samples, dim, reading, normalisation):
+    z = views_of(2, num_samples, dim).to("cuda", torch.float32)
+    z[1, 2, 3] = 1e20
+    z.requires_grad_()
+    loss = explicit_mim_loss_func(z, reading=reading, normalisation=normalisation).loss
+    loss.backward()
+    assert loss.isnan()
+    assert z.grad.isnan().any()
+    with pytest.raises(NonFiniteEmbeddingError, match="overflow when squared"):
+        settle_deferred()

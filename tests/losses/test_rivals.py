@@ -104,7 +104,7 @@ def test_frossl_is_its_published_formula_on_either_side(samples, dim, num_views)
 LOSSES = {
     "corinfomax": lambda views: CorInfoMaxLoss(6)(*views).loss,
     "frossl": lambda views: frossl_loss_func(views).loss,
-    "mec": lambda views: mec_loss_func(views, views, 2.0 * len(views[0])),
+    "mec": lambda views: mec_loss_func(views, views, 2.0 * len(views[0]) or 1.0),
 }
 
 
@@ -152,6 +152,35 @@ def test_corinfomax_names_a_nan():
     views[0][3, 2] = float("nan")
     with pytest.raises(NonFiniteEmbeddingError):
         CorInfoMaxLoss(6)(*views)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize(
+    ("dtype", "big"),
+    [
+        (torch.float32, 1e20),
+        (torch.bfloat16, 1e20),
+        (torch.float64, 1e200),
+        (torch.float32, np.nan),
+    ],
+)
+def test_overflow_and_nan_are_errors_and_no_zeros(name, dtype, big):
+    views = [view.to(dtype) for view in _views()]
+    views[0][3, 2] = big
+    try:
+        found = LOSSES[name](views)
+    except NonFiniteEmbeddingError:
+        return
+    # CorInfoMax computes in double precision, where 32 bits do not overflow.
+    assert (name, dtype == torch.float64, big == big) == ("corinfomax", False, True)
+    assert found == LOSSES[name]([view.double() for view in views])
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize(("samples", "dim"), [(0, 6), (1, 6), (24, 0)])
+def test_no_samples_or_dimensions_are_named(name, samples, dim):
+    with pytest.raises(ValueError, match=r"2 samples or more|0 dimensions"):
+        LOSSES[name](_views(samples, dim))
 
 
 @pytest.mark.parametrize(("inverse_lambda", "order"), [(0.0, 4), (-3.0, 4), (40.0, 0)])

@@ -75,6 +75,7 @@ def explicit_mim_loss_func(
             "total", "within" and, for two_view, "between".
     """
 
+    assert len(views) > 1
     assert reading in ["infomax", "two_view"]
     assert 0 < total_noise <= within_noise
 
@@ -82,7 +83,8 @@ def explicit_mim_loss_func(
     with torch.autocast(device_type=views[0].device.type, enabled=False):
         z = torch.stack([view if view.dtype == torch.float64 else view.float() for view in views])
         z = gather(z, dim=1)
-        V, N, _ = z.size()
+        V, N, D = z.size()
+        assert N > 1 and D > 0
 
         # orthogonal combinations of the views: their mean times sqrt(V) and V - 1 differences
         basis = torch.as_tensor(helmert(V, full=True), dtype=z.dtype, device=z.device)
@@ -92,9 +94,11 @@ def explicit_mim_loss_func(
         # dependent, which would amplify rounding errors when N < D
         means = means[1:] + (means[0] - means.sum(dim=0) / math.sqrt(N)) / (math.sqrt(N) - 1)
 
-        # standardize each coordinate over all views together
+        # standardize each coordinate over all views together; dividing by a norm that overflowed
+        # would silently make zeros of it, while NaN fails loudly
         rows = torch.cat([means, *differences]) / math.sqrt(V * N)
-        rows = rows / rows.norm(dim=0).clamp_min(math.sqrt(1e-5))
+        norms = rows.norm(dim=0).clamp_min(math.sqrt(1e-5))
+        rows = rows / norms.masked_fill(norms.isinf(), math.nan)
 
         total = entropy(rows, total_noise)
         within = entropy(rows[N - 1 :] * math.sqrt(V / (V - 1)), within_noise)
