@@ -91,7 +91,7 @@ ARMS = {
         128,
         ("method_kwargs.within_noise",),
         (0.1, 0.3, 1.0),
-        ("method_kwargs.reading=first_order",),
+        ("method_kwargs.within=linear",),
         least=TOTAL_NOISE,
     ),
     "vicreg": Arm("vicreg", 512, ("method_kwargs.sim_loss_weight",), (10, 25, 50)),

@@ -10,8 +10,8 @@ from solo_mim import information, losses
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 LOSS_OPTIONS = (
-    "reading='infomax', within_noise=0.1, total_noise=0.01, between_noise=None, "
-    "normalisation='standardise', double_precision=False, process_group=None)"
+    "reading='infomax', within='full', within_noise=0.1, total_noise=0.01, between_noise=None, "
+    "normalisation='standardise')"
 )
 VIEW_OPTIONS = "(views, reading='infomax', noise=0.01, normalisation='standardise'"
 # A parameter less, renamed or with another default breaks code that calls it: not without saying so
@@ -30,12 +30,14 @@ SIGNATURES = {
     "losses.CorInfoMaxLoss": "(dim, alpha=250.0, eps=1e-08, forgetting=0.01, normalisation='l2')",
     "losses.CorInfoMaxLoss.forward": "(self, z1, z2)",
     "losses.ExplicitMIMError": "RuntimeError",
-    "losses.ExplicitMIMLoss": f"({LOSS_OPTIONS}",
+    "losses.ExplicitMIMLoss": f"(*, process_group=None, {LOSS_OPTIONS}",
     "losses.ExplicitMIMLoss.forward": "(self, *views)",
+    "losses.ExplicitMIMOptions": f"(*, {LOSS_OPTIONS}",
     "losses.ExplicitMIMTerms": "(loss, total, within, between)",
     "losses.NonFiniteEmbeddingError": "ExplicitMIMError",
     "losses.NotPositiveDefiniteError": "ExplicitMIMError",
-    "losses.explicit_mim_loss_func": f"(views, {LOSS_OPTIONS}",
+    "losses.explicit_mim_loss_func": f"(*views, process_group=None, {LOSS_OPTIONS}",
+    "losses.explicit_mim_terms": f"(*views, process_group=None, {LOSS_OPTIONS}",
     "losses.frossl_loss_func": "(views, invariance_weight=1.0)",
     "losses.mec_loss_func": "(predictions, targets, inverse_lambda, order=4)",
     "losses.rewards_collapse": "(total_noise, within_noise, between_noise=None, num_views=2)",

@@ -98,7 +98,7 @@ def test_view_information_is_the_loss_at_one_floor_without_its_normalisation(
         within_noise=0.2,
         total_noise=0.2,
         normalisation=normalisation,
-    ).loss
+    )
     pairs = 1 if reading == "infomax" else 2
     information = view_information(views.float(), reading, 0.2, normalisation)
     torch.testing.assert_close(information, -5 * pairs * loss, rtol=1e-5, atol=0)

@@ -38,8 +38,8 @@ def losses(dim: int) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
 
     corinfomax = CorInfoMaxLoss(dim)
     return {
-        OURS: lambda a, b: explicit_mim_loss_func((a, b)).loss,
-        f"{OURS} two_view": lambda a, b: explicit_mim_loss_func((a, b), reading="two_view").loss,
+        OURS: lambda a, b: explicit_mim_loss_func(a, b),
+        f"{OURS} two_view": lambda a, b: explicit_mim_loss_func(a, b, reading="two_view"),
         **host.LOSSES,
         "corinfomax": lambda a, b: corinfomax.to(a.device)(a, b).loss,
         "frossl": lambda a, b: frossl_loss_func((a, b)).loss,

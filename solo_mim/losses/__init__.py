@@ -8,8 +8,10 @@ rivals.py        CorInfoMax, MEC and FroSSL, which solo-learn lacks
 
 from solo_mim.losses.explicit_mim import (
     ExplicitMIMLoss,
+    ExplicitMIMOptions,
     ExplicitMIMTerms,
     explicit_mim_loss_func,
+    explicit_mim_terms,
     rewards_collapse,
 )
 from solo_mim.losses.logdet import (
@@ -23,10 +25,12 @@ __all__ = [
     "CorInfoMaxLoss",
     "ExplicitMIMError",
     "ExplicitMIMLoss",
+    "ExplicitMIMOptions",
     "ExplicitMIMTerms",
     "NonFiniteEmbeddingError",
     "NotPositiveDefiniteError",
     "explicit_mim_loss_func",
+    "explicit_mim_terms",
     "frossl_loss_func",
     "mec_loss_func",
     "rewards_collapse",

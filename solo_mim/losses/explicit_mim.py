@@ -7,9 +7,12 @@ determinants of their covariances. The estimator (exchangeable views, floors, th
 is this project's: the published practical loss could not be consulted. docs/method.md derives it.
 """
 
+import inspect
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -19,15 +22,98 @@ from solo_mim.losses.logdet import check_deferred, logdet
 from solo_mim.losses.statistics import several_processes, view_covariances
 
 READINGS = ("infomax", "two_view")
-OBJECTIVES = (*READINGS, "first_order")
+WITHIN = ("full", "diagonal", "isotropic", "linear")
 NORMALISATIONS = ("standardise", "l2")
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExplicitMIMOptions:
+    """The options of the loss and their defaults.
+
+    Attributes:
+        reading: "infomax": loss = within - total, whose negative, times D, bounds I(Z; image) from
+            below. "two_view": loss = -(V total - between - (V-1) within) / (V-1), whose negative,
+            times D (V-1), is the information of Theorem 1 between two views, and the total
+            correlation of more than two.
+        within: what is assumed of W, the covariance of the views of one image. With each
+            assumption the within term grows, so that the loss still bounds the information, and
+            depends on fewer estimated numbers:
+            "full"       log det(W + ew I)              D (D + 1) / 2 numbers
+            "diagonal"   sum_j log(W_jj + ew)           D numbers
+            "isotropic"  D log(tr W / D + ew)           one number
+            "linear"     D log ew + tr W / ew           one number: the tangent of "isotropic" at
+                                                        tr W = 0, where 1 / ew is a fixed weight
+        within_noise: ew, floor of W: the power of a Gaussian noise on coordinates of unit variance.
+        total_noise: floor of A, at most `within_noise`. The lower it is, the stronger the barrier
+            against dimensional collapse.
+        between_noise: floor of B, "two_view" only; None is `within_noise`. Any less, and views that
+            correlate by less than half the difference of the two are driven apart.
+        normalisation: "standardise" gives each coordinate unit variance over all views together,
+            "l2" each sample norm sqrt(D); both are centred over all views together.
+
+    Raises:
+        ValueError: an unknown reading, assumption or normalisation, floors out of order.
+    """
+
+    reading: str = "infomax"
+    within: str = "full"
+    within_noise: float = 0.1
+    total_noise: float = 0.01
+    between_noise: float | None = None
+    normalisation: str = "standardise"
+
+    def __post_init__(self) -> None:
+        check_choice("reading", self.reading, READINGS)
+        check_choice("within", self.within, WITHIN)
+        check_choice("normalisation", self.normalisation, NORMALISATIONS)
+        if not self.total_noise > 0:
+            raise ValueError(
+                f"total_noise must be positive, got {self.total_noise}; 0.01 is the default"
+            )
+        if not self.total_noise <= self.within_noise < math.inf:
+            raise ValueError(
+                f"within_noise must be finite and no less than total_noise ({self.total_noise}), "
+                f"got {self.within_noise}: raise it or lower total_noise, else the floors reward "
+                "collapse"
+            )
+        if self.between_noise is None:
+            return
+        if self.reading != "two_view":
+            raise ValueError(
+                "between_noise is for reading two_view alone: leave it None for others"
+            )
+        if not 0 < self.between_noise < math.inf:
+            raise ValueError(f"between_noise must be positive and finite, got {self.between_noise}")
+
+    @classmethod
+    def named(cls, options: Mapping[str, Any]) -> "ExplicitMIMOptions":
+        """Options by name, those of version 0.1.0 included, with a FutureWarning.
+
+        Raises:
+            TypeError: an option that does not exist.
+            ValueError: of the options themselves.
+        """
+        options = dict(options)
+        if options.get("reading") == "first_order":
+            options |= {"reading": "infomax", "within": "linear"}
+            warnings.warn('reading="first_order" is within="linear"', FutureWarning, stacklevel=3)
+        if options.pop("double_precision", None) is not None:
+            warnings.warn(
+                "double_precision is ignored: float64 embeddings are computed in float64",
+                FutureWarning,
+                stacklevel=3,
+            )
+        return cls(**options)
 
 
 class ExplicitMIMTerms(NamedTuple):
     """The loss and the entropies it is made of, in nats per dimension, all differentiable.
 
     `total` is 1/2 log det(A + total_noise I) / D: the Gaussian entropy of an embedding, up to a
-    constant. `within` is the same of W, the views of one image; `between` of B, `two_view` only.
+    constant. `within` is that of the views of one image under the assumption `within`; `between`
+    that of B, `two_view` only.
     """
 
     loss: Tensor
@@ -36,45 +122,37 @@ class ExplicitMIMTerms(NamedTuple):
     between: Tensor | None
 
 
+def _showing_options(function: _Function) -> _Function:
+    """The function, whose `**options` help() and documentation show by name and default."""
+    signature = inspect.signature(function)
+    *parameters, _ = signature.parameters.values()
+    options = inspect.signature(ExplicitMIMOptions).parameters.values()
+    function.__signature__ = signature.replace(parameters=[*parameters, *options])  # type: ignore[attr-defined]
+    return function
+
+
+@_showing_options
 def explicit_mim_loss_func(
-    views: Sequence[Tensor] | Tensor,
-    reading: str = "infomax",
-    within_noise: float = 0.1,
-    total_noise: float = 0.01,
-    between_noise: float | None = None,
-    normalisation: str = "standardise",
-    double_precision: bool = False,
+    *views: Tensor | Sequence[Tensor],
     process_group: dist.ProcessGroup | None = None,
-) -> ExplicitMIMTerms:
+    **options: Any,
+) -> Tensor:
     """Negative mutual information of V augmented views, in nats per dimension; lower is better.
 
-    `infomax`: loss = within - total. Its negative, times D, bounds I(Z; image) from below.
-    `two_view`: loss = -(V total - between - (V-1) within) / (V-1). Its negative, times D (V-1), is
-    the information of Theorem 1 between two views, and the total correlation of more than two.
-    `first_order`: `infomax` with `within` to first order in W, tr W for log det: what the logarithm
-    is compared with.
-
     Args:
-        views: V tensors N x D, or one V x N x D; V >= 2. Row n of each belongs to image n. Of any
-            floating dtype, in or out of autocast; computed in float32, or float64 if one is.
-        reading: "infomax", "two_view" or "first_order".
-        within_noise: floor of W, the power of a Gaussian noise on coordinates of unit variance.
-        total_noise: floor of A, at most `within_noise`. The lower it is, the stronger the barrier
-            against dimensional collapse.
-        between_noise: floor of B, `two_view` only; None is `within_noise`. Any less, and views that
-            correlate by less than half the difference of the two are driven apart.
-        normalisation: "standardise" gives each coordinate unit variance over all views together,
-            "l2" each sample norm sqrt(D); both are centred over all views together.
-        double_precision: compute in float64 whatever the dtype.
+        views: V tensors N x D, V >= 2, or one sequence of them, or one tensor V x N x D. Row n of
+            each belongs to image n. Of any floating dtype, in or out of autocast; computed in
+            float32, or float64 if one is.
         process_group: the processes whose samples make up N; None is all of them where
             `torch.distributed` is initialised. Their shares may differ. Averaging parameter
             gradients over the processes, as DistributedDataParallel does, then gives the gradient
             of one process with all the samples.
+        options: those of `ExplicitMIMOptions`, by name.
 
     Raises:
-        TypeError: a view is no floating-point tensor.
+        TypeError: a view is no floating-point tensor, or an option does not exist.
         ValueError: fewer than 2 views or samples, views not N x D, of no dimension or of unequal
-            shape, an unknown reading or normalisation, floors out of order.
+            shape, options as `ExplicitMIMOptions` refuses them.
         NonFiniteEmbeddingError: NaN or inf in the views, or squares beyond the precision computed
             in: of 1e19 in float32, and of less where many are summed.
         NotPositiveDefiniteError: a determinant could not be computed. On CUDA either error comes
@@ -83,76 +161,61 @@ def explicit_mim_loss_func(
     Example:
         >>> import torch
         >>> image = torch.randn(256, 32)
-        >>> views = [image + 0.1 * torch.randn(256, 32) for _ in range(2)]
-        >>> strangers = [views[0], views[1].flip(0)]
-        >>> bool(explicit_mim_loss_func(views).loss < explicit_mim_loss_func(strangers).loss)
+        >>> z1, z2 = (image + 0.1 * torch.randn(256, 32) for _ in range(2))
+        >>> bool(explicit_mim_loss_func(z1, z2) < explicit_mim_loss_func(z1, z2.flip(0)))
         True
     """
-    _check_options(reading, within_noise, total_noise, between_noise, normalisation)
-    views = checked_views(views)
-    in_double = double_precision or any(view.dtype == torch.float64 for view in views)
+    return explicit_mim_terms(*views, process_group=process_group, **options).loss
+
+
+@_showing_options
+def explicit_mim_terms(
+    *views: Tensor | Sequence[Tensor],
+    process_group: dist.ProcessGroup | None = None,
+    **options: Any,
+) -> ExplicitMIMTerms:
+    """`explicit_mim_loss_func` and the entropies that it is made of; arguments and errors as it."""
+    return _terms(views, ExplicitMIMOptions.named(options), process_group)
+
+
+def _terms(
+    views: Sequence[Any], chosen: ExplicitMIMOptions, process_group: dist.ProcessGroup | None
+) -> ExplicitMIMTerms:
+    checked = checked_views(views[0] if len(views) == 1 else views)
+    in_double = any(view.dtype == torch.float64 for view in checked)
+    between_noise = chosen.between_noise or chosen.within_noise
     statuses: dict[str, Tensor] = {}
     total, within, between = view_entropies(
-        [view.to(torch.float64 if in_double else torch.float32) for view in views],
-        total_noise,
-        within_noise,
-        (between_noise or within_noise) if reading == "two_view" else None,
-        normalisation,
+        [view.to(torch.float64 if in_double else torch.float32) for view in checked],
+        chosen.total_noise,
+        chosen.within_noise,
+        between_noise if chosen.reading == "two_view" else None,
+        chosen.normalisation,
         several_processes(process_group),
         statuses,
-        linear_within=reading == "first_order",
+        chosen.within,
     )
     check_deferred(statuses)
     if between is None:
         return ExplicitMIMTerms(within - total, total, within, None)
-    loss = within + (between - len(views) * total) / (len(views) - 1)
+    loss = within + (between - len(checked) * total) / (len(checked) - 1)
     return ExplicitMIMTerms(loss, total, within, between)
 
 
 class ExplicitMIMLoss(nn.Module):
-    """`explicit_mim_loss_func` with its options held: `ExplicitMIMLoss()(z1, z2)` is its loss.
+    """`explicit_mim_loss_func` with its options held: `ExplicitMIMLoss()(z1, z2)`."""
 
-    It is called on V tensors N x D, or on one V x N x D.
-    """
-
-    def __init__(
-        self,
-        reading: str = "infomax",
-        within_noise: float = 0.1,
-        total_noise: float = 0.01,
-        between_noise: float | None = None,
-        normalisation: str = "standardise",
-        double_precision: bool = False,
-        process_group: dist.ProcessGroup | None = None,
-    ) -> None:
+    @_showing_options
+    def __init__(self, *, process_group: dist.ProcessGroup | None = None, **options: Any) -> None:
         super().__init__()
-        _check_options(reading, within_noise, total_noise, between_noise, normalisation)
-        self.reading = reading
-        self.within_noise = within_noise
-        self.total_noise = total_noise
-        self.between_noise = between_noise
-        self.normalisation = normalisation
-        self.double_precision = double_precision
+        self.options = ExplicitMIMOptions.named(options)
         self.process_group = process_group
 
-    def forward(self, *views: Tensor) -> Tensor:
-        return explicit_mim_loss_func(
-            views[0] if len(views) == 1 else views,
-            reading=self.reading,
-            within_noise=self.within_noise,
-            total_noise=self.total_noise,
-            between_noise=self.between_noise,
-            normalisation=self.normalisation,
-            double_precision=self.double_precision,
-            process_group=self.process_group,
-        ).loss
+    def forward(self, *views: Tensor | Sequence[Tensor]) -> Tensor:
+        return _terms(views, self.options, self.process_group).loss
 
     def extra_repr(self) -> str:
-        return (
-            f"reading={self.reading!r}, within_noise={self.within_noise}, "
-            f"total_noise={self.total_noise}, between_noise={self.between_noise}, "
-            f"normalisation={self.normalisation!r}, double_precision={self.double_precision}"
-        )
+        return ", ".join(f"{name}={value!r}" for name, value in asdict(self.options).items())
 
 
 def rewards_collapse(
@@ -178,37 +241,44 @@ def view_entropies(
     normalisation: str,
     group: dist.ProcessGroup | None = None,
     deferred: dict[str, Tensor] | None = None,
-    linear_within: bool = False,
+    within: str = "full",
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """1/2 log det(C + noise I) / D of the total, within and between covariance of V views.
 
     In nats per dimension, of N x D views in float32 or float64. Without a `group` this process is
     alone, even where `torch.distributed` is initialised. `between_noise` None leaves that term out;
-    `deferred` is that of `logdet`. `linear_within` takes the within term to first order in W,
-    1/2 [log noise + tr W / (D noise)], its upper bound.
+    `deferred` is that of `logdet`. `within` is that of `ExplicitMIMOptions`: all but "full" put an
+    upper bound for the within term, made of the diagonal of W.
     """
     dim = views[0].shape[1]
     # Inside autocast a cast to float32 is not enough: the next matrix product casts it down again.
     with torch.autocast(views[0].device.type, enabled=False):
-        total, within, between, variance = view_covariances(views, normalisation, group)
+        covariances = view_covariances(views, normalisation, group)
 
         def entropy(matrix: Tensor, noise: float, name: str) -> Tensor:
-            value = logdet(matrix, noise, variance, f"the {name} covariance", deferred)
+            what = f"the {name} covariance"
+            value = logdet(matrix, noise, covariances.variance, what, deferred)
             # log det(X^T X + noise I_D) = (D - M) log noise + log det(X X^T + noise I_M), M rows.
             if missing := dim - matrix.shape[0]:
                 value = value + missing * math.log(noise)
             return value / (2 * dim)
 
-        def expanded(matrix: Tensor, noise: float) -> Tensor:
-            powers = matrix.diagonal() if variance is None else matrix.diagonal() / variance
-            return (math.log(noise) + powers.sum() / (dim * noise)) / 2
+        def bounded(powers: Tensor, noise: float) -> Tensor:
+            if within == "diagonal":
+                return (powers + noise).log().mean() / 2
+            power = powers.mean()
+            if within == "isotropic":
+                return (power + noise).log() / 2
+            return (math.log(noise) + power / noise) / 2
 
         return (
-            entropy(total, total_noise, "total"),
-            expanded(within, within_noise)
-            if linear_within
-            else entropy(within, within_noise, "within"),
-            None if between_noise is None else entropy(between, between_noise, "between"),
+            entropy(covariances.total, total_noise, "total"),
+            entropy(covariances.within, within_noise, "within")
+            if within == "full"
+            else bounded(covariances.within_powers, within_noise),
+            None
+            if between_noise is None
+            else entropy(covariances.between, between_noise, "between"),
         )
 
 
@@ -241,27 +311,3 @@ def check_choice(argument: str, value: str, choices: Sequence[str]) -> None:
     """Raise a ValueError unless `value` is one of `choices`."""
     if value not in choices:
         raise ValueError(f"{argument} must be one of {', '.join(choices)}, got {value!r}")
-
-
-def _check_options(
-    reading: str,
-    within_noise: float,
-    total_noise: float,
-    between_noise: float | None,
-    normalisation: str,
-) -> None:
-    check_choice("reading", reading, OBJECTIVES)
-    check_choice("normalisation", normalisation, NORMALISATIONS)
-    if not total_noise > 0:
-        raise ValueError(f"total_noise must be positive, got {total_noise}; 0.01 is the default")
-    if not total_noise <= within_noise < math.inf:
-        raise ValueError(
-            f"within_noise must be finite and no less than total_noise ({total_noise}), got "
-            f"{within_noise}: raise it or lower total_noise, else the floors reward collapse"
-        )
-    if between_noise is None:
-        return
-    if reading != "two_view":
-        raise ValueError("between_noise is for reading two_view alone: leave it None for others")
-    if not 0 < between_noise < math.inf:
-        raise ValueError(f"between_noise must be positive and finite, got {between_noise}")

@@ -34,13 +34,15 @@ class ViewCovariances(NamedTuple):
 
     The D side holds D x D matrices C of embeddings not yet scaled: the scaled ones' covariance is
     S^-1/2 C S^-1/2 with S = diag(`variance`), where None stands for ones. The Gram side holds X X^T
-    instead of X^T X, for X of V N - 1, N (V-1) and N - 1 rows, scaled already.
+    instead of X^T X, for X of V N - 1, N (V-1) and N - 1 rows, scaled already. `within_powers` is
+    the diagonal of the D x D matrix W of scaled embeddings, on either side.
     """
 
     total: Tensor
     within: Tensor
     between: Tensor
     variance: Tensor | None
+    within_powers: Tensor
 
 
 def view_covariances(
@@ -83,10 +85,11 @@ def view_covariances(
         if group is not None:
             between, within = sum_over_processes(torch.stack((between, within)), group) / count
         total = torch.lerp(within, between, 1 / num_views)
-        variance = None
+        variance, powers = None, within.diagonal()
         if normalisation == "standardise":
             variance = total.diagonal().clamp_min(MEAN_SQUARE_FLOOR)
-        return ViewCovariances(total, within, between, variance)
+            powers = powers / variance
+        return ViewCovariances(total, within, between, variance, powers)
 
     # Fewer rows than coordinates: the rows of all processes travel, not D x D matrices.
     orthonormal = [between_rows / math.sqrt(num_views)]
@@ -97,11 +100,13 @@ def view_covariances(
     if normalisation == "standardise":
         joined = with_unit_mean_square(joined, 0, num_views * num_samples)
     gram = self_product(joined.mT, 1 / num_samples)
+    divisor = num_samples * (num_views - 1)
     return ViewCovariances(
         total=gram / num_views,
         within=gram[num_samples - 1 :, num_samples - 1 :] / (num_views - 1),
         between=gram[: num_samples - 1, : num_samples - 1],
         variance=None,
+        within_powers=joined[num_samples - 1 :].square().sum(0) / divisor,
     )
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
+import warnings
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_warn
@@ -15,33 +16,30 @@ from solo_mim.errors import ConfigError, nearest
 from solo_mim.host import BaseMethod
 from solo_mim.losses import (
     ExplicitMIMError,
-    ExplicitMIMLoss,
-    explicit_mim_loss_func,
+    ExplicitMIMOptions,
+    explicit_mim_terms,
     rewards_collapse,
 )
 from solo_mim.losses.logdet import settle_deferred
 from solo_mim.methods.projecting import Projecting, projector
 
-# The loss's options that `method_kwargs` sets.
-DEFAULTS: dict[str, Any] = {
-    name: parameter.default
-    for name, parameter in inspect.signature(ExplicitMIMLoss).parameters.items()
-    if name not in ("double_precision", "process_group")
-}
+# The loss's options, which `method_kwargs` sets.
+DEFAULTS: dict[str, Any] = asdict(ExplicitMIMOptions())
 
 
 class ExplicitMIM(Projecting, BaseMethod):
     """Implements the Theorem-1 objective of explicit MIM (https://arxiv.org/abs/2409.04747).
 
-    The estimator is this project's; see `solo_mim.losses.explicit_mim_loss_func`.
+    The estimator is this project's; see `solo_mim.losses.ExplicitMIMOptions`.
 
     method_kwargs:
         proj_hidden_dim (int): number of neurons in the hidden layers of the projector.
         proj_output_dim (int): number of dimensions of the projected features; should be at most
             half the global batch size, beyond which the covariances are too noisy to train on.
             None (default) is 128, or half the global batch where that is less.
-        reading (str): "infomax" (default), "two_view" or "first_order" (infomax with tr W for
-            log det W, the ablation, which wants a within_noise of 0.3).
+        reading (str): "infomax" (default) or "two_view".
+        within (str): structure of the within-image covariance, "full", "diagonal", "isotropic" or
+            "linear".
         within_noise (float): power of the noise channel in the within-image term.
         total_noise (float): floor of the total term, in (0, within_noise].
         between_noise (float): floor of the between term, "two_view" only.
@@ -77,16 +75,20 @@ class ExplicitMIM(Projecting, BaseMethod):
         if kwargs.get("proj_output_dim") is None:
             global_batch = cfg.optimizer.batch_size * _processes(cfg)
             kwargs.proj_output_dim = min(128, max(1, global_batch // 2))
-        known = ("proj_hidden_dim", "proj_output_dim", *DEFAULTS)
-        for key, default in DEFAULTS.items():
-            kwargs.setdefault(key, default)
+        options = (*DEFAULTS, "double_precision")  # which only warns
+        known = ("proj_hidden_dim", "proj_output_dim", *options)
         for key in kwargs:
             if key not in known:
                 raise ConfigError(f"unknown key 'method_kwargs.{key}'{nearest(str(key), known)}")
+        given = {key: kwargs.pop(key) for key in options if key in kwargs}
         try:
-            ExplicitMIMLoss(**{key: kwargs[key] for key in DEFAULTS})
+            with warnings.catch_warnings(record=True) as renamed:
+                warnings.simplefilter("always")
+                kwargs.update(asdict(ExplicitMIMOptions.named(given)))
         except (ValueError, TypeError) as error:
             raise ConfigError(f"method_kwargs: {error}") from error
+        for warning in renamed:
+            rank_zero_warn(f"method_kwargs: {warning.message}")
         return cfg
 
     @property
@@ -138,7 +140,7 @@ class ExplicitMIM(Projecting, BaseMethod):
             Sum of explicit MIM loss and probe loss.
         """
         out = super().training_step(batch, batch_idx)
-        terms = explicit_mim_loss_func(out["z"], **self.loss_kwargs)
+        terms = explicit_mim_terms(out["z"], **self.loss_kwargs)
         return self._logged("explicit_mim", terms) + out["loss"]
 
 

@@ -12,14 +12,14 @@ from solo_mim.methods import explicit_mim
 def seen(monkeypatch):
     """(dtype of z, whether autocast is on, dtype of the loss) of every call of the loss."""
     calls = []
-    loss_func = explicit_mim.explicit_mim_loss_func
+    terms_of = explicit_mim.explicit_mim_terms
 
     def watched(views, **options):
-        terms = loss_func(views, **options)
+        terms = terms_of(views, **options)
         calls.append((views[0].dtype, torch.is_autocast_enabled(views[0].device.type), terms.loss))
         return terms
 
-    monkeypatch.setattr(explicit_mim, "explicit_mim_loss_func", watched)
+    monkeypatch.setattr(explicit_mim, "explicit_mim_terms", watched)
     return calls
 
 

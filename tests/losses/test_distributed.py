@@ -18,7 +18,7 @@ from solo_mim.information import view_information
 from solo_mim.losses import (
     CorInfoMaxLoss,
     NonFiniteEmbeddingError,
-    explicit_mim_loss_func,
+    explicit_mim_terms,
     frossl_loss_func,
     mec_loss_func,
 )
@@ -35,7 +35,7 @@ OPTIONS = {
     for reading in ("infomax", "two_view")
     for normalisation in ("standardise", "l2")
 }
-OPTIONS["first_order"] = {"reading": "first_order"}
+OPTIONS |= {within: {"within": within} for within in ("diagonal", "isotropic", "linear")}
 CASES = [
     (processes, share, option, num_views)
     for processes, shares in SHARES.items()
@@ -66,7 +66,7 @@ def network_of(dim: int) -> nn.Module:
 def terms_and_gradient(network: nn.Module, batch: torch.Tensor, **options) -> dict:
     num_views, num_samples, _ = batch.shape
     z = network(batch.flatten(0, 1)).unflatten(0, (num_views, num_samples))
-    terms = explicit_mim_loss_func(z, **options)
+    terms = explicit_mim_terms(z, **options)
     terms.loss.backward()
     return {
         "terms": [term.detach() for term in terms if term is not None],
@@ -131,11 +131,11 @@ def run_rank(rank: int, folder: Path) -> None:
     z = torch.randn(2, 4, 3)
     z[0, 0, 0] = float("nan") if rank == 0 else 0.0
     try:
-        explicit_mim_loss_func(z)
+        explicit_mim_terms(z)
     except NonFiniteEmbeddingError:
         results["nan"] = "raised"
     try:
-        explicit_mim_loss_func(torch.randn(2, 1 if rank == 0 else 0, 3))
+        explicit_mim_terms(torch.randn(2, 1 if rank == 0 else 0, 3))
     except ValueError as error:
         results["one sample"] = str(error)
     if rank == 0:

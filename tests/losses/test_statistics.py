@@ -28,7 +28,7 @@ def test_contrasts_are_an_orthogonal_change_of_basis_across_views(num_views):
 @pytest.mark.parametrize("num_views", [2, 3, 4])
 def test_covariances_equal_their_definitions(num_views):
     z = views_of(num_views, 20, 5)
-    total, within, between, variance = view_covariances(z.unbind(), "standardise", None)
+    total, within, between, variance, powers = view_covariances(z.unbind(), "standardise", None)
     z = z - z.mean((0, 1))
     mean = z.mean(0)
     deviation = z - mean
@@ -37,13 +37,14 @@ def test_covariances_equal_their_definitions(num_views):
     torch.testing.assert_close(within, expected)
     torch.testing.assert_close(total, torch.einsum("vni,vnj->ij", z, z) / (20 * num_views))
     torch.testing.assert_close(variance, z.square().mean((0, 1)))
+    torch.testing.assert_close(powers, expected.diagonal() / variance)
 
 
 @pytest.mark.parametrize("num_views", [2, 3, 5])
 def test_determinants_multiply_to_that_of_the_explicit_joint_covariance(num_views):
     dim, num_samples = 3, 40
     z = views_of(num_views, num_samples, dim)
-    _, within, between, _ = view_covariances(z.unbind(), "l2", None)
+    _, within, between, *_ = view_covariances(z.unbind(), "l2", None)
     z = z * math.sqrt(dim) / z.norm(dim=2, keepdim=True)
     z = z - z.mean((0, 1))
     # The VD x VD covariance of all views in a row, symmetrised over the order of the views.
