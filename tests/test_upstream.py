@@ -20,11 +20,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 import solo_mim.host  # noqa: F401 (lets solo-learn 1.0.2 be imported)
-<<<<<<< HEAD
-from solo_mim.losses import NonFiniteEmbeddingError, explicit_mim_loss_func
-=======
-from solo_mim.losses import explicit_mim_loss_func, explicit_mim_terms
->>>>>>> 30d5df2 (Four structures of the within-image covariance; the loss takes views as arguments and returns a scalar; its options stand in one dataclass)
+from solo_mim.losses import NonFiniteEmbeddingError, explicit_mim_loss_func, explicit_mim_terms
 
 ROOT = Path(__file__).parents[1]
 FILES, BUGS = ROOT / "upstream" / "files", ROOT / "upstream" / "bugs"

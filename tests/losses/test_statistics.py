@@ -81,7 +81,7 @@ def test_gram_side_has_the_spectrum_of_the_d_side(normalisation, num_views):
 @pytest.mark.parametrize("normalisation", ["standardise", "l2"])
 def test_spread_is_that_of_the_normalised_samples_whatever_the_units(normalisation):
     z = views_of(2, 50, 6) * 300
-    total, _, _, variance = view_covariances(z.unbind(), normalisation, None)
+    total, _, _, variance, _ = view_covariances(z.unbind(), normalisation, None)
     if normalisation == "l2":
         assert variance is None
         z = z * math.sqrt(6) / z.norm(dim=2, keepdim=True)
