@@ -23,7 +23,7 @@ from solo_mim.losses.statistics import several_processes, view_covariances
 
 READINGS = ("infomax", "two_view")
 WITHIN = ("full", "diagonal", "isotropic", "linear")
-NORMALISATIONS = ("standardise", "l2")
+NORMALISATIONS = ("standardise", "trace", "l2")
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -51,7 +51,8 @@ class ExplicitMIMOptions:
         between_noise: floor of B, "two_view" only; None is `within_noise`. Any less, and views that
             correlate by less than half the difference of the two are driven apart.
         normalisation: "standardise" gives each coordinate unit variance over all views together,
-            "l2" each sample norm sqrt(D); both are centred over all views together.
+            "trace" all coordinates together a mean variance of one, "l2" each sample norm sqrt(D);
+            all are centred over all views together.
 
     Raises:
         ValueError: an unknown reading, assumption or normalisation, floors out of order.

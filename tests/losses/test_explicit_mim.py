@@ -34,7 +34,7 @@ EVERY_LOSS = [
         ("two_view", "full"),
         ("two_view", "isotropic"),
     ]
-    for normalisation in ("standardise", "l2")
+    for normalisation in ("standardise", "trace", "l2")
 ]
 # V N >= D works on D x D matrices, V N < D on Gram matrices.
 SIDES = [pytest.param(7, 4, id="d-side"), pytest.param(3, 14, id="gram-side")]
@@ -63,6 +63,8 @@ def reference_terms(
     z = z - z.mean((0, 1))
     if normalisation == "standardise":
         z = z / z.square().mean((0, 1)).sqrt()
+    if normalisation == "trace":
+        z = z / z.square().mean().sqrt()
     mean = z.mean(0)
     deviation = z - mean
     a = torch.einsum("vni,vnj->ij", z, z) / (num_views * num_samples)
