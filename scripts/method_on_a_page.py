@@ -120,7 +120,8 @@ def main() -> None:
         results[label] = {key: result[key] for key in kept}
         metrics = pd.read_csv(run / "metrics.csv")
         for panel, column in zip(panels, columns, strict=True):
-            panel.plot(metrics["epoch"] + 1, metrics[column], marker=".", label=label)
+            if column in metrics:  # an information not told from chance is not logged
+                panel.plot(metrics["epoch"] + 1, metrics[column], marker=".", label=label)
     for panel, title in zip(panels, columns.values(), strict=True):
         panel.set(xlabel="epoch", ylabel=title)
         panel.grid(alpha=0.3)

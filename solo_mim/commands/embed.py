@@ -14,7 +14,12 @@ from torch import Tensor
 from solo_mim.commands import jobs, runs, trained
 from solo_mim.data import SSLDataModule
 from solo_mim.errors import ConfigError
-from solo_mim.evaluation.diagnostics import MAX_IMAGES, held_out_information, project_views
+from solo_mim.evaluation.diagnostics import (
+    MAX_IMAGES,
+    HeldOutInformation,
+    held_out_information,
+    project_views,
+)
 from solo_mim.evaluation.embedding import (
     FeaturesAsZ,
     covariance_spectrum,
@@ -163,13 +168,8 @@ def summary(result: dict[str, Any]) -> str:
     if result["no_z"]:
         lines.append(f"  no z: {result['no_z']}")
     if info := result["information"]:
-        of = result["information_of"]
-        for reading, what in (("infomax", f"I({of}; image) >="), ("two_view", f"I({of}; {of}') =")):
-            lines.append(
-                f"  {what} {info[reading]:.2f} nats, two views of {info['images']:,} images "
-                f"each (bias {info[reading + '_bias']:.2f}, shuffled pairs "
-                f"{info[reading + '_shuffled']:.2f})"
-            )
+        said = HeldOutInformation(**info).lines(result["information_of"])
+        lines += [f"  {line}" for line in said]
     lines.append(f"  results: {result['folder']} ({ARRAYS}, {PLANES}, {SPECTRA}, result.json)")
     return "\n".join(lines)
 

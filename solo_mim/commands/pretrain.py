@@ -21,7 +21,7 @@ from solo_mim.commands.configuration import PretrainConfig, checked, completed, 
 from solo_mim.commands.progress import EpochLines
 from solo_mim.data import SSLDataModule
 from solo_mim.errors import ConfigError
-from solo_mim.evaluation.diagnostics import MAX_IMAGES, InformationCallback
+from solo_mim.evaluation.diagnostics import MAX_IMAGES, HeldOutInformation, InformationCallback
 from solo_mim.evaluation.offline import Predictions, evaluate_features
 from solo_mim.evaluation.plots import plot_curves
 from solo_mim.losses import ExplicitMIMError
@@ -172,6 +172,8 @@ def _trained_and_evaluated(
             "probe_top5": _last(metrics, "val_acc5"),
             "knn_top1": _last(metrics, "val_knn_acc1"),
         },
+        # Of a validation that the processes share: `SSLDataModule.val_dataloader`.
+        "online_left_out": data.num_val_images % trainer.world_size,
         "offline": {name: predictions.accuracies() for name, predictions in offline.items()},
         "information": None if information is None else asdict(information),
         "corrupt_images": _of_all_processes(data.corrupt_images),
@@ -256,14 +258,14 @@ def summary(result: dict[str, Any]) -> str:
         lines.append(row(f"trained, offline, {where}", offline.get("trained")))
         lines.append(row("untrained, offline", offline.get("untrained")))
         lines.append(row("raw pixels, offline", offline.get("raw_pixels")))
+    if left_out := result.get("online_left_out"):
+        lines.append(
+            f"  online figures leave out {left_out} of the {result['evaluated_on']}, which the "
+            "processes cannot share evenly"
+        )
     info = result["information"]
     if info:
-        for reading, meaning in (("infomax", "I(z; image) >="), ("two_view", "I(z; z') =")):
-            lines.append(
-                f"  {meaning} {info[reading]:.2f} nats on {info['images']:,} held-out images "
-                f"(bias {info[reading + '_bias']:.2f}, "
-                f"shuffled pairs {info[reading + '_shuffled']:.2f})"
-            )
+        lines += [f"  {line}" for line in HeldOutInformation(**info).lines()]
         lines.append(f"  effective rank of z {info['effective_rank']:.1f}")
     lines += jobs.skipped_images(result)
     speed = f"{result['images_per_second']:,.0f} images/s, " if result["images_per_second"] else ""

@@ -5,6 +5,7 @@ The information stands beside its bias and a baseline of no information.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from solo_mim.information import (
+    READINGS,
     effective_rank,
     shuffled_information,
     small_sample_bias,
@@ -32,23 +34,27 @@ MAX_IMAGES = 4096
 MAX_DIM = 2048
 # z has collapsed where its effective rank is under this share of its dimensions.
 COLLAPSED = 0.1
+# Of so many, the bias is 0.03 (infomax) to 0.07 nats (two_view) a dimension.
+IMAGES_PER_DIMENSION = 4
 
 
 @dataclass(frozen=True)
 class HeldOutInformation:
-    """Nats, except what the spectrum gives and `images`.
+    """Nats, except what the spectrum gives, `images` and `dimensions`.
 
     Attributes:
-        infomax: lower bound of I(z; image) through the reference channel.
+        infomax: plug-in estimate of the lower bound of I(z; image) through the reference channel.
         infomax_bias: closed-form expectation of its excess at this sample size for independent
-        views
-            without a channel, which the channel only lowers; `inf` where images are too few.
+            views without a channel; both dependence and the channel only lower it. `inf` where
+            images are too few.
         infomax_shuffled: the same estimate with the pairs broken up: what it says of no
-        information. two_view, two_view_bias, two_view_shuffled: likewise for I(z; z').
+            information.
+        two_view, two_view_bias, two_view_shuffled: likewise for I(z; z').
         effective_rank: exponential entropy of the spectrum of z, at most its dimension.
         eigenvalue_max, eigenvalue_min: of the covariance of z over all views, each coordinate of
-        unit variance: both 1 at best, one is the dimension and the other 0 in full collapse.
+            unit variance: both 1 at best, one is the dimension and the other 0 in full collapse.
         images: held-out images used, two views each.
+        dimensions: of z.
     """
 
     infomax: float
@@ -61,13 +67,52 @@ class HeldOutInformation:
     eigenvalue_max: float
     eigenvalue_min: float
     images: int
+    dimensions: int = 0  # 0 of a result that does not say
+
+    def bound(self, reading: str) -> float | None:
+        """Nats of `infomax` or `two_view` less what chance gives; None where that tells nothing.
+
+        Chance is the larger of bias and shuffled pairs: what sampling adds on average where views
+        share nothing, and the most that it adds. The rest must be as much again, as neither is
+        exact where z is not Gaussian, and three times sqrt(D / N), which to first order no standard
+        error of the estimate exceeds.
+        """
+        value = getattr(self, reading)
+        chance = max(getattr(self, f"{reading}_{kind}") for kind in ("bias", "shuffled"))
+        clear = max(chance, 3 * math.sqrt(self.dimensions / self.images))
+        return value - chance if value - chance >= clear else None
+
+    def lines(self, of: str = "z") -> list[str]:
+        """What is said of both readings: the bound, or that there is none, and what it would take.
+
+        Args:
+            of: what the information is of.
+        """
+        said = []
+        for reading, what in (("infomax", f"I({of}; image)"), ("two_view", f"I({of}; {of}')")):
+            bound = self.bound(reading)
+            found = "not told from chance" if bound is None else f">= {bound:.2f} nats"
+            line = (
+                f"{what} {found} on two views of {self.images:,} images (measured "
+                f"{getattr(self, reading):.2f}, bias {getattr(self, reading + '_bias'):.2f}, "
+                f"shuffled pairs {getattr(self, reading + '_shuffled'):.2f})"
+            )
+            enough = IMAGES_PER_DIMENSION * self.dimensions
+            if bound is None and self.images < enough:
+                line += (
+                    f": {self.dimensions:,} dimensions want {enough:,} images, "
+                    f"{self.images:,} suffice for {self.images // IMAGES_PER_DIMENSION:,}"
+                )
+            said.append(line)
+        return said
 
 
 @torch.no_grad()
 def project_views(model: LightningModule, loader: Iterable[Any]) -> Tensor | None:
     """Projected features of every view, V x N x D on the CPU.
 
-    None for a method whose `forward` gives no `z`, or one of more than `MAX_DIM` dimensions.
+    None for a method whose `forward` gives no `z`, or one of more than `MAX_DIM` dimensions, and of
+    a single image.
     """
     was_training = model.training
     model.eval()
@@ -78,14 +123,15 @@ def project_views(model: LightningModule, loader: Iterable[Any]) -> Tensor | Non
             break
         batches.append(torch.stack([out["z"].float().cpu() for out in outputs]))
     model.train(was_training)
-    return torch.cat(batches, dim=1) if batches else None
+    views = torch.cat(batches, dim=1) if batches else None
+    return None if views is None or views.shape[1] < 2 else views
 
 
 def held_out_information(views: Tensor) -> HeldOutInformation:
     """Information of V x N x D projected features at the reference noise."""
     num_views, images, dim = views.shape
     numbers: dict[str, float] = {}
-    for reading in ("infomax", "two_view"):
+    for reading in READINGS:
         generator = torch.Generator().manual_seed(0)
         numbers[reading] = float(view_information(views, reading=reading, noise=REFERENCE_NOISE))
         numbers[f"{reading}_bias"] = float(
@@ -101,11 +147,14 @@ def held_out_information(views: Tensor) -> HeldOutInformation:
         eigenvalue_max=float(spectrum[0]),
         eigenvalue_min=float(spectrum[-1]),
         images=images,
+        dimensions=dim,
     )
 
 
 class InformationCallback(Callback):
     """Logs `val_information_*` every few epochs, and warns, once, of a collapsed z.
+
+    An information that is not told from chance is not logged; its bias and shuffled pairs are.
 
     The warning, that of a method that says what to do about it in `collapse_remedy`, comes where
     the effective rank is under a tenth of the dimension. A method that has no such attribute may
@@ -113,7 +162,7 @@ class InformationCallback(Callback):
 
     Args:
         loader: batches `[indexes, [views], targets]` of held-out images under training
-        augmentation.
+            augmentation.
         every_n_epochs: 0 switches it off.
     """
 
@@ -129,7 +178,8 @@ class InformationCallback(Callback):
         is left untouched.
         """
         if self._measured is None or self._measured[0] != trainer.global_step:
-            with torch.random.fork_rng():
+            device = torch.device(pl_module.device)
+            with torch.random.fork_rng([device] if device.type == "cuda" else []):
                 views = project_views(pl_module, self.loader)
             if views is not None and not views.isfinite().all():
                 rank_zero_warn("z of held-out images is not finite: no information is measured")
@@ -155,5 +205,9 @@ class InformationCallback(Callback):
             return
         found = self.measure(trainer, pl_module)
         if found is not None:
-            metrics = {f"val_information_{name}": float(x) for name, x in asdict(found).items()}
+            metrics = {
+                f"val_information_{name}": float(x)
+                for name, x in asdict(found).items()
+                if name not in READINGS or found.bound(name) is not None
+            }
             pl_module.log_dict(metrics, sync_dist=False, rank_zero_only=True)

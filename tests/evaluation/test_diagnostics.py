@@ -10,6 +10,7 @@ import torch
 from solo_mim.evaluation.diagnostics import (
     MAX_DIM,
     REFERENCE_NOISE,
+    HeldOutInformation,
     InformationCallback,
     held_out_information,
     project_views,
@@ -45,6 +46,63 @@ def test_bias_agrees_with_shuffled_pairs_of_few_independent_samples():
     assert found.infomax_shuffled == pytest.approx(found.infomax_bias, rel=0.3)
     assert found.two_view_shuffled == pytest.approx(found.two_view_bias, rel=0.3)
     assert found.two_view_bias > 1
+
+
+@pytest.mark.parametrize(
+    ("samples", "dim", "told"),
+    [(180, 8, True), (180, 64, True), (180, 512, False), (4096, 64, True)],
+)
+def test_a_bound_is_under_the_information_and_none_where_images_are_too_few(samples, dim, told):
+    for seed in range(1 if dim > 64 else 5):
+        found = held_out_information(_pairs(0.8, samples, dim, seed))
+        true = {"infomax": -dim / 2 * math.log(0.2), "two_view": -dim / 2 * math.log(1 - 0.8**2)}
+        assert (found.infomax > found.two_view) == told  # else they contradict each other
+        for reading, line in zip(true, found.lines(), strict=True):
+            bound = found.bound(reading)
+            if not told:
+                assert bound is None
+                assert "not told from chance on two views of 180 images" in line
+                assert "512 dimensions want 2,048 images, 180 suffice for 45" in line
+                continue
+            assert 0.6 * true[reading] < bound < true[reading] + 3 * math.sqrt(dim / samples)
+            assert f">= {bound:.2f} nats on two views of {samples:,} images (measured" in line
+            assert "want" not in line
+
+
+@pytest.mark.parametrize("samples", [180, 4096])
+@pytest.mark.parametrize("dim", [1, 8, 64])
+def test_views_that_share_nothing_have_no_bound(samples, dim):
+    for seed in range(5):
+        found = held_out_information(_pairs(0.0, samples, dim, seed))
+        assert (found.bound("infomax"), found.bound("two_view")) == (None, None)
+    assert all("not told from chance" in line for line in found.lines())
+
+
+def test_a_result_without_dimensions_is_still_told_from_chance():
+    found = {"infomax": 315.7, "infomax_bias": math.inf, "infomax_shuffled": 307.48}
+    found |= {"two_view": 13.56, "two_view_bias": 0.26, "two_view_shuffled": 0.25}
+    found |= {"effective_rank": 60.0, "eigenvalue_max": 2.0, "eigenvalue_min": 0.5, "images": 180}
+    infomax, two_view = HeldOutInformation(**found).lines("features")
+    assert infomax.startswith("I(features; image) not told from chance")
+    assert infomax.endswith("(measured 315.70, bias inf, shuffled pairs 307.48)")
+    assert two_view.startswith("I(features; features') >= 13.30 nats")
+
+
+@pytest.mark.parametrize(("samples", "logged"), [(20, False), (640, True)])
+def test_an_information_not_told_from_chance_is_not_logged(samples, logged):
+    callback = InformationCallback([(None, list(_pairs(0.9, samples, dim=32)), None)], 1)
+    model, metrics = _Model("z"), {}
+    model.log_dict = lambda values, **_: metrics.update(values)
+    callback.on_validation_epoch_end(
+        SimpleNamespace(global_step=1, current_epoch=0, sanity_checking=False), model
+    )
+    for reading in ("infomax", "two_view"):
+        assert (f"val_information_{reading}" in metrics) == logged
+        assert f"val_information_{reading}_bias" in metrics
+
+
+def test_a_single_image_has_no_information():
+    assert project_views(_Model("z"), [(None, list(torch.zeros(2, 1, 3)), None)]) is None
 
 
 class _Model(torch.nn.Module):
@@ -90,6 +148,14 @@ def test_information_is_measured_once_for_each_update_of_the_weights():
     trainer.global_step = 4
     callback.measure(trainer, _Model("z"))
     assert len(passes) == 2
+
+
+def test_only_the_random_state_of_the_models_device_is_kept(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)  # of which it would warn, and fork
+    callback = InformationCallback([(None, list(_pairs(0.5, samples=64)), None)], 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        callback.measure(SimpleNamespace(global_step=1), _Model("z"))
 
 
 def test_a_collapsed_z_is_warned_of_once_with_the_methods_remedy():
