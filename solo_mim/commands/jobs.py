@@ -312,6 +312,7 @@ def _quiet() -> None:
         ".*`isinstance.treespec, LeafSpec.` is deprecated.*",
         ".*Experiment logs directory .* exists.*",
         ".*in eval mode at the start of training.*",
+        ".*is smaller than the logging interval.*",  # what is shown and drawn is logged by epoch
     ):
         warnings.filterwarnings("ignore", message=message)
 

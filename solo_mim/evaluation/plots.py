@@ -1,4 +1,7 @@
-"""Pictures of runs over epochs, and of embeddings."""
+"""Pictures of runs over epochs, and of embeddings.
+
+Without pyplot, whose backend and open figures are those of whoever imports this.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import pandas as pd
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 
 _ROUND_OFF = 1e-14  # of features in 32 bits, squared
 LABELS = {
@@ -43,7 +44,8 @@ def plot_curves(metrics: pd.DataFrame, path: Path, title: str = "") -> None:
     panels |= {label: {label: name} for name, label in LABELS.items() if name in metrics}
     if not panels:
         return
-    figure, axes = plt.subplots(1, len(panels), figsize=(4.6 * len(panels), 3.6), squeeze=False)
+    figure = Figure(figsize=(4.6 * len(panels), 3.6))
+    axes = figure.subplots(1, len(panels), squeeze=False)
     for axis, (label, lines) in zip(axes[0], panels.items(), strict=True):
         for line, column in lines.items():
             points = metrics[["epoch", column]].dropna()
@@ -55,7 +57,6 @@ def plot_curves(metrics: pd.DataFrame, path: Path, title: str = "") -> None:
     figure.suptitle(title)
     figure.tight_layout()
     figure.savefig(path, dpi=120)
-    plt.close(figure)
 
 
 def plot_planes(
@@ -71,8 +72,9 @@ def plot_planes(
         class_names: of the classes from 0 on; up to twenty are named.
         path, title: as in `plot_curves`.
     """
-    figure, axes = plt.subplots(1, len(planes), figsize=(5 * len(planes), 4.6), squeeze=False)
-    colours = plt.get_cmap("tab20" if len(class_names) <= 20 else "nipy_spectral")
+    figure = Figure(figsize=(5 * len(planes), 4.6))
+    axes = figure.subplots(1, len(planes), squeeze=False)
+    colours = matplotlib.colormaps["tab20" if len(class_names) <= 20 else "nipy_spectral"]
     for axis, (label, (points, targets)) in zip(axes[0], planes.items(), strict=True):
         for number in np.unique(targets):
             chosen = points[targets == number]
@@ -86,7 +88,6 @@ def plot_planes(
     figure.suptitle(title)
     figure.tight_layout(rect=(0, 0, 0.86 if len(class_names) <= 20 else 1, 1))
     figure.savefig(path, dpi=120)
-    plt.close(figure)
 
 
 def plot_spectra(spectra: Mapping[str, np.ndarray], path: Path, title: str = "") -> None:
@@ -96,7 +97,8 @@ def plot_spectra(spectra: Mapping[str, np.ndarray], path: Path, title: str = "")
         spectra: label -> eigenvalues; those of round-off are left out.
         path, title: as in `plot_curves`.
     """
-    figure, axis = plt.subplots(figsize=(5.4, 4))
+    figure = Figure(figsize=(5.4, 4))
+    axis = figure.subplots()
     for label, values in spectra.items():
         positive = values[values > _ROUND_OFF * values.max()]
         if not len(positive):  # constant features
@@ -109,4 +111,3 @@ def plot_spectra(spectra: Mapping[str, np.ndarray], path: Path, title: str = "")
     figure.suptitle(title)
     figure.tight_layout()
     figure.savefig(path, dpi=120)
-    plt.close(figure)

@@ -15,7 +15,6 @@ import jinja2
 import matplotlib
 import pandas as pd
 import yaml
-from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from solo_mim.evaluation.collect import Problem, Run
@@ -97,13 +96,8 @@ def _escaped(text: str) -> str:
 def scores_figure(table: Table) -> Figure:
     """Each seed a dot, each mean a bar: one panel for each measure, rows as in the table."""
     count = len(table.measures)
-    figure, axes = plt.subplots(
-        1,
-        count,
-        figsize=(3.6 * count + 1.5, 0.35 * len(table.rows) + 1.4),
-        squeeze=False,
-        sharey=True,
-    )
+    figure = Figure(figsize=(3.6 * count + 1.5, 0.35 * len(table.rows) + 1.4))
+    axes = figure.subplots(1, count, squeeze=False, sharey=True)
     for axis, measure in zip(axes[0], table.measures, strict=True):
         for place, row in enumerate(table.rows):
             if measure in row.scores:
@@ -123,7 +117,8 @@ def curves_figure(table: Table) -> Figure | None:
     columns = [c for c in LABELS if any(c in run.metrics for row in table.rows for run in row.runs)]
     if not columns:
         return None
-    figure, axes = plt.subplots(1, len(columns), figsize=(4.8 * len(columns), 3.8), squeeze=False)
+    figure = Figure(figsize=(4.8 * len(columns), 3.8))
+    axes = figure.subplots(1, len(columns), squeeze=False)
     for axis, column in zip(axes[0], columns, strict=True):
         for place, row in enumerate(table.rows):
             _draw_band(axis, row, column, row.label, _colour(place))
@@ -155,7 +150,8 @@ def losses_figure(table: Table) -> Figure | None:
         return None
     columns = min(4, len(shown))
     lines = -(-len(shown) // columns)
-    figure, axes = plt.subplots(lines, columns, figsize=(3.6 * columns, 2.8 * lines), squeeze=False)
+    figure = Figure(figsize=(3.6 * columns, 2.8 * lines))
+    axes = figure.subplots(lines, columns, squeeze=False)
     for axis in axes.flat[len(shown) :]:
         axis.remove()
     for axis, (row, found) in zip(axes.flat, shown, strict=False):
@@ -186,7 +182,8 @@ def time_figure(table: Table) -> Figure | None:
     }
     if sum(map(bool, points.values())) < 2:
         return None
-    figure, axis = plt.subplots(figsize=(6, 4))
+    figure = Figure(figsize=(6, 4))
+    axis = figure.subplots()
     for place, found in points.items():
         if found:
             seconds, values = zip(*found, strict=True)
@@ -217,15 +214,14 @@ def _colour(place: int) -> Any:
 
 def _save(figure: Figure, target: Path | io.StringIO, ending: str) -> None:
     """Without a date or random names: the same runs give the same file."""
-    with plt.rc_context({"svg.hashsalt": "solo-mim"}):
+    with matplotlib.rc_context({"svg.hashsalt": "solo-mim"}):
         figure.savefig(target, format=ending, dpi=120, bbox_inches="tight", metadata={"Date": None})
 
 
 def _svg(figure: Figure) -> str:
     text = io.StringIO()
-    with plt.rc_context({"svg.fonttype": "none"}):  # as paths, letters are half of the page
+    with matplotlib.rc_context({"svg.fonttype": "none"}):  # as paths, letters are half of the page
         _save(figure, text, "svg")
-    plt.close(figure)
     return text.getvalue().split("?>\n", 1)[1].split("\n", 2)[2]  # without XML and DOCTYPE lines
 
 
@@ -362,5 +358,4 @@ def write_all(
                 path = output / f"{kind}-{number}.{ending}"
                 _save(figure, path, ending)
                 written.append(path)
-            plt.close(figure)
     return written

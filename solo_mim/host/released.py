@@ -3,8 +3,7 @@
 Two adapters. `Baseline` goes before the host's own method classes and changes their life cycle
 only. `BaseMethod` and `BaseMomentumMethod` are what new methods inherit; their shared step calls
 `self(X)`, so that `training_step` yields what `forward` returns, as on main. A baseline must not
-get that second
-treatment: its projector would run twice.
+get that second treatment: its projector would run twice.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("somewhere")
     done = installed("pretrain", *TINY, cwd=folder)
     assert done.returncode == 0, done.stderr
-    return folder, done.stdout
+    return folder, done.stdout + done.stderr
 
 
 @pytest.fixture
@@ -96,6 +96,7 @@ def test_a_run_leaves_result_metrics_curves_and_checkpoint(finished):
     ):
         assert line in printed
     assert "epoch 2/2" in printed
+    assert "logging interval" not in printed  # of 10 steps, in epochs of 2
 
 
 def test_the_same_command_again_skips_the_finished_run(finished):
@@ -258,7 +259,8 @@ def test_a_logger_that_is_not_installed_names_its_extra(name, tmp_path, monkeypa
         jobs.loggers(compose_cfg(f"{extra}.enabled=true"), tmp_path)
 
 
-def test_two_processes_train_and_list_what_either_could_not_read(small_images):
+def test_two_processes_train_and_say_what_they_could_not_read_or_share(small_images):
+    (small_images / "val" / "0" / "0.png").unlink()
     # Two steps of twelve images: all 24 are read in each epoch, by one process or the other.
     broken = [f"train/{label}/{number}.png" for label in (0, 1) for number in (1, 5, 9)]
     for path in broken:
@@ -274,6 +276,8 @@ def test_two_processes_train_and_list_what_either_could_not_read(small_images):
     assert pd.read_csv(run / "metrics.csv")["step"].tolist() == [2, 4]
     result = json.loads((run / "result.json").read_text())
     assert sorted(result["corrupt_images"]) == broken
+    assert result["online_left_out"] == 1
+    assert "online figures leave out 1 of the held-out images" in done.stdout
 
 
 def test_a_diverged_run_says_so_and_leaves_the_reason_until_it_is_run_again(tmp_path):

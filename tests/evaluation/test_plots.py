@@ -1,8 +1,10 @@
 """Pictures show what was measured, and are left out where nothing was."""
 
+import subprocess
+import sys
+
 import pandas as pd
 import pytest
-from matplotlib import pyplot as plt
 
 from solo_mim.evaluation import plots
 
@@ -18,17 +20,26 @@ FRAME = pd.DataFrame(
 
 @pytest.fixture
 def drawn(tmp_path, monkeypatch):
-    """plot_curves, and the figure that it would have closed."""
+    """plot_curves, and the figure that it would have saved."""
     figures = []
-    monkeypatch.setattr(plots.plt, "close", figures.append)
+    monkeypatch.setattr(plots.Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
 
     def draw(metrics):
         plots.plot_curves(metrics, tmp_path / "curves.png")
         return figures[0] if figures else None
 
-    yield draw
-    monkeypatch.undo()
-    plt.close("all")
+    return draw
+
+
+def test_import_leaves_the_callers_backend_and_figures_alone():
+    script = (
+        "import sys, matplotlib; matplotlib.use('svg'); import solo_mim.evaluation.report; "
+        "print(matplotlib.get_backend(), 'matplotlib.pyplot' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["svg", "False"]
 
 
 def test_loss_terms_and_each_measured_epoch_are_shown(drawn):
