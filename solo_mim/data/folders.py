@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from solo_mim.data.errors import DataError
 from solo_mim.data.h5 import H5Tree
@@ -129,7 +129,8 @@ class FolderTree:
     """A folder as a ``ClassTree``: a subfolder for each class, images below it at any depth.
 
     Images are files with one of torchvision's suffixes, as for solo-learn (no .gif), in either
-    case.
+    case. Links are followed; a folder that they lead to a second time, up a loop or in another
+    class, raises DataError, for its images would count twice and with two labels.
     """
 
     def __init__(self, path: str | None, key: str) -> None:
@@ -143,6 +144,7 @@ class FolderTree:
                 if self.root.is_file()
                 else "Name a folder of images, relative to the working directory or absolute",
             )
+        self._met = {os.path.realpath(self.root): str(self.root)}
 
     def class_names(self) -> tuple[str, ...]:
         entries = os.scandir(self.root)
@@ -182,11 +184,20 @@ class FolderTree:
         return Files(np.array(entries))
 
     def _images_below(self, folder: str) -> list[bytes]:
-        root = str(self.root)
+        found = []
+        for path, folders, names in os.walk(self.root / folder, followlinks=True):
+            self._refuse_second_way_to(path)
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            images = (n for n in names if n.lower().endswith(IMG_EXTENSIONS) and n[0] != ".")
+            found.append((path, sorted(images)))
+        return [os.fsencode(os.path.join(path, n)) for path, names in sorted(found) for n in names]
 
-        def is_image(path: str) -> bool:
-            hidden = f"{os.sep}." in path[len(root) :]
-            return path.lower().endswith(IMG_EXTENSIONS) and not hidden
-
-        found = make_dataset(root, {folder: 0}, is_valid_file=is_image, allow_empty=True)
-        return [os.fsencode(path) for path, _ in found]
+    def _refuse_second_way_to(self, path: str) -> None:
+        other = self._met.setdefault(os.path.realpath(path), path)
+        if other != path:
+            raise DataError(
+                f"the folder and {other} are one, whose images would count twice",
+                key=self.key,
+                path=path,
+                remedy="Remove whichever of them is, or lies below, a link",
+            )

@@ -170,6 +170,59 @@ def test_linked_folders_are_followed(no_labels: bool, image_folder: WriteFolder)
     assert len(folder(root, no_labels=no_labels).train) == 3
 
 
+@pytest.mark.parametrize("target", ["..", "../..", ".", "deep", "../dog", "../dog/deep"])
+@pytest.mark.parametrize("no_labels", [False, True])
+def test_folder_that_a_link_leads_to_again_is_refused(
+    no_labels: bool, target: str, image_folder: WriteFolder
+) -> None:
+    root = image_folder("train", cat=1, dog=1)
+    for name in ("cat", "dog"):
+        (root / name / "deep").mkdir()
+    (root / "cat" / "up").symlink_to(target, target_is_directory=True)
+    with pytest.raises(DataError, match="are one, whose images would count twice") as raised:
+        folder(root, no_labels=no_labels)
+    assert raised.value.key == "data.train_path"
+    assert "Remove whichever of them is" in raised.value.remedy
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("target", ["cat", ".", ".."])
+def test_class_that_links_to_another_or_to_the_whole_is_refused(
+    target: str, image_folder: WriteFolder
+) -> None:
+    root = image_folder("train", cat=1, dog=1)
+    (root / "feline").symlink_to(target, target_is_directory=True)
+    with pytest.raises(DataError, match=r"are one, .*train/feline"):
+        folder(root)
+
+
+@pytest.mark.parametrize("linked", ["root", "classes", "images"])
+def test_data_set_made_of_links_is_the_data_set(
+    linked: str, image_folder: WriteFolder, tmp_path: Path
+) -> None:
+    stored, root = image_folder("stored", cat=2, dog=3), tmp_path / "train"
+    if linked == "root":
+        root.symlink_to(stored, target_is_directory=True)
+    for found in sorted(stored.iterdir()):
+        if linked == "classes":
+            root.mkdir(exist_ok=True)
+            (root / found.name).symlink_to(found, target_is_directory=True)
+        elif linked == "images":
+            (root / found.name).mkdir(parents=True)
+            for image in found.iterdir():
+                (root / found.name / image.name).symlink_to(image)
+    splits = folder(root, stored)
+    assert splits.train.labels.tolist() == [0, 0, 1, 1, 1]
+    assert splits.val is not None
+    assert names(splits.train) == names(splits.val) == ["0.png", "1.png", "0.png", "1.png", "2.png"]
+
+
+def test_hidden_loop_is_left_out(image_folder: WriteFolder) -> None:
+    root = image_folder("train", cat=2)
+    (root / "cat" / ".up").symlink_to("..", target_is_directory=True)
+    assert len(folder(root).train) == 2
+
+
 def test_home_is_written_as_tilde(
     image_folder: WriteFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
