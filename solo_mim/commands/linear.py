@@ -230,7 +230,7 @@ def _trained(
     print(_announcement(cfg, data, folder, origin, departure, checkpoint))
     started = time.perf_counter()
     jobs.fit(trainer, model, data, checkpoint)
-    (found,) = trainer.validate(model, data.plain_dataloader(split), verbose=False)
+    (found,) = trainer.validate(model, data.val_dataloader(split), verbose=False)
     figures = {
         **{"top1": found["val_acc1"], "top5": found.get("val_acc5"), "nll": found["val_loss"]}
     }

@@ -150,15 +150,21 @@ class SSLDataModule(LightningDataModule):
         views = Views(self.splits.train, _one_per_view(self.augmentations), on_corrupt)
         return self._loader(views, sampler=sampler, drop_last=True, persistent=True)
 
-    def val_dataloader(self) -> DataLoader[PlainBatch] | list[Any]:
+    def val_dataloader(self, split: str = "val") -> DataLoader[PlainBatch] | list[Any]:
         """Yields ``[X, targets]``, un-augmented; an empty list without labelled validation data.
 
-        Several processes share the images, each in one part alone; those that do not divide, fewer
-        than there are processes, are left out.
+        In order, but where the trainer's `limit_val_batches` takes the first batches alone: then
+        so that any first images are of all classes, in the proportion of the whole. Several
+        processes share the images, each in one part alone; those that do not divide, fewer than
+        there are processes, are left out.
         """
-        if self.num_val_images == 0:
+        if split == "val" and self.num_val_images == 0:
             return []
-        images, trainer = self._plain_images("val"), self.trainer
+        images, trainer = self._plain_images(split), self.trainer
+        limit = 1.0 if trainer is None else trainer.limit_val_batches
+        if isinstance(limit, int) or limit < 1:  # batches, or a share of them
+            order = _spread_over_classes(images.images.labels)
+            images.images = images.images.subset(order)
         if trainer is None or trainer.world_size == 1:
             return self._loader(images, persistent=True)
         # Lightning's own would fill the last shares up with images that others have already.
@@ -450,6 +456,17 @@ def _epoch_about_to_run(trainer: Trainer | None) -> int:
         return 0
     processed: int = trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
     return processed
+
+
+def _spread_over_classes(labels: np.ndarray) -> np.ndarray:
+    """An order of images, the same in every run, in which the first n have all classes in the
+    proportion of the whole, to an image or so, for any n."""
+    draw = np.random.RandomState(SPLIT_SEED)
+    drawn = draw.permutation(len(labels))
+    by_class = drawn[np.argsort(labels[drawn], kind="stable")]
+    counts = np.unique(labels, return_counts=True)[1]
+    places = [(np.arange(count) + draw.random_sample()) / count for count in counts]
+    return by_class[np.argsort(np.concatenate(places), kind="stable")]
 
 
 def _one_per_view(augmentations: Sequence[Augmentation]) -> tuple[Augmentation, ...]:

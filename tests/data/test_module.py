@@ -412,7 +412,8 @@ def test_processes_share_held_out_images_and_count_none_twice(make_cfg: MakeCfg)
     module = SSLDataModule(make_cfg(validation_split=100))
     seen = []
     for rank in range(3):
-        module.trainer = SimpleNamespace(world_size=3, global_rank=rank)  # type: ignore[assignment]
+        of_three = SimpleNamespace(world_size=3, global_rank=rank, limit_val_batches=1.0)
+        module.trainer = of_three  # type: ignore[assignment]
         shard = torch.cat([images for images, _ in module.val_dataloader()])
         assert len(shard) == 33
         seen += [image.sum().item() for image in shard]
@@ -447,9 +448,14 @@ class Recorder(LightningModule):
 
 
 def fit(
-    cfg: DictConfig, folder: Path, max_epochs: int, ckpt_path: Path | None = None, **options: Any
+    cfg: DictConfig,
+    folder: Path,
+    max_epochs: int,
+    ckpt_path: Path | None = None,
+    model: Recorder | None = None,
+    **options: Any,
 ) -> Recorder:
-    model = Recorder()
+    model = model or Recorder()
     trainer = Trainer(
         max_epochs=max_epochs,
         accelerator="cpu",
@@ -491,6 +497,41 @@ def test_trainer_sees_what_a_bare_loop_sees(make_cfg: MakeCfg, tmp_path: Path) -
 def test_trainer_validates_on_every_validation_image(make_cfg: MakeCfg, tmp_path: Path) -> None:
     cfg = make_cfg(fraction=0.05, validation_split=70)
     assert fit(cfg, tmp_path, 1, num_sanity_val_steps=0).validated == 70
+
+
+@pytest.mark.parametrize("limit", [2, 0.35, 1.0])
+def test_limited_validation_sees_the_same_images_of_all_classes(
+    limit: float, make_cfg: MakeCfg, tmp_path: Path
+) -> None:
+    targets = []
+
+    class Validated(Recorder):
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            targets[-1] += batch[1].tolist()
+
+    for seed in (1, 2):
+        targets.append([])
+        cfg = make_cfg(34, seed, fraction=0.05, validation_split=204)  # 12 of each of 17 classes
+        options = {"limit_val_batches": limit, "num_sanity_val_steps": 0}
+        fit(cfg, tmp_path / str(seed), 1, model=Validated(), **options)
+    assert targets[0] == targets[1]
+    assert len(targets[0]) == 204 if limit == 1.0 else 68
+    if limit == 1.0:
+        assert targets[0] == sorted(targets[0])
+    else:
+        assert sorted(targets[0]) == sorted(list(range(17)) * 4)
+
+
+def test_beginnings_of_a_limited_validation_hold_classes_in_their_proportion() -> None:
+    from solo_mim.data.module import _spread_over_classes
+
+    labels = np.repeat([0, 1, 2], [10, 100, 300])
+    order = _spread_over_classes(labels)
+    assert sorted(order) == list(range(410))
+    for seen in (41, 100, 205, 409):
+        counts = np.bincount(labels[order[:seen]], minlength=3)
+        assert np.abs(counts - seen / 410 * np.array([10, 100, 300])).max() <= 1.5
+    assert not np.array_equal(np.sort(order[labels[order] == 2]), order[labels[order] == 2])
 
 
 def test_trainer_runs_without_validation_images(
