@@ -39,8 +39,16 @@ SIGNATURES = {
     "losses.explicit_mim_loss_func": f"(*views, process_group=None, {LOSS_OPTIONS}",
     "losses.explicit_mim_terms": f"(*views, process_group=None, {LOSS_OPTIONS}",
     "losses.frossl_loss_func": "(views, invariance_weight=1.0)",
+    "losses.lejepa_loss_func": (
+        "(views, lamb=0.05, num_slices=1024, t_max=5.0, n_points=17, seed=0)"
+    ),
     "losses.mec_loss_func": "(predictions, targets, inverse_lambda, order=4)",
+    "losses.non_gaussianity": "(z, num_slices=1024, seed=0)",
     "losses.rewards_collapse": "(total_noise, within_noise, between_noise=None, num_views=2)",
+    "losses.sliced_epps_pulley": (
+        "(z, num_slices=1024, t_max=5.0, n_points=17, seed=0, group=None)"
+    ),
+    "losses.visreg_loss_func": "(views, lamb=0.9, num_projections=4096, seed=0)",
 }
 
 

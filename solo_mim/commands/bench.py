@@ -33,7 +33,9 @@ def losses(dim: int) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
         CorInfoMaxLoss,
         explicit_mim_loss_func,
         frossl_loss_func,
+        lejepa_loss_func,
         mec_loss_func,
+        visreg_loss_func,
     )
 
     corinfomax = CorInfoMaxLoss(dim)
@@ -43,7 +45,9 @@ def losses(dim: int) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
         **host.LOSSES,
         "corinfomax": lambda a, b: corinfomax.to(a.device)(a, b).loss,
         "frossl": lambda a, b: frossl_loss_func((a, b)).loss,
+        "lejepa": lambda a, b: lejepa_loss_func((a, b)).loss,
         "mec": lambda a, b: mec_loss_func((a, b), (a, b), inverse_lambda=float(len(a))),
+        "visreg": lambda a, b: visreg_loss_func((a, b)).loss,
     }
 
 

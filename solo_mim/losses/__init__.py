@@ -3,7 +3,8 @@
 statistics.py    covariances of V views, between, within and total, over all processes
 logdet.py        log-determinants by one Cholesky factor each, and their typed errors
 explicit_mim.py  the loss as a function that returns its terms, and as a module
-rivals.py        CorInfoMax, MEC and FroSSL, which solo-learn lacks
+gaussianity.py   Epps-Pulley statistics along random directions, for losses and for measuring
+rivals.py        CorInfoMax, MEC, FroSSL, LeJEPA and VISReg, which solo-learn lacks
 """
 
 from solo_mim.losses.explicit_mim import (
@@ -14,12 +15,19 @@ from solo_mim.losses.explicit_mim import (
     explicit_mim_terms,
     rewards_collapse,
 )
+from solo_mim.losses.gaussianity import non_gaussianity, sliced_epps_pulley
 from solo_mim.losses.logdet import (
     ExplicitMIMError,
     NonFiniteEmbeddingError,
     NotPositiveDefiniteError,
 )
-from solo_mim.losses.rivals import CorInfoMaxLoss, frossl_loss_func, mec_loss_func
+from solo_mim.losses.rivals import (
+    CorInfoMaxLoss,
+    frossl_loss_func,
+    lejepa_loss_func,
+    mec_loss_func,
+    visreg_loss_func,
+)
 
 __all__ = [
     "CorInfoMaxLoss",
@@ -32,6 +40,10 @@ __all__ = [
     "explicit_mim_loss_func",
     "explicit_mim_terms",
     "frossl_loss_func",
+    "lejepa_loss_func",
     "mec_loss_func",
+    "non_gaussianity",
     "rewards_collapse",
+    "sliced_epps_pulley",
+    "visreg_loss_func",
 ]

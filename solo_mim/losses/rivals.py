@@ -1,9 +1,11 @@
-"""Log-determinant and entropy losses that explicit MIM is compared with, from their papers.
+"""Losses that explicit MIM is compared with and solo-learn lacks, from their papers.
 
-CorInfoMax, MEC and FroSSL are not part of solo-learn. Each is computed in float32 or better and
+CorInfoMax, MEC and FroSSL are of log-determinants and entropies; LeJEPA and VISReg bring the
+embeddings to a standard Gaussian along random directions. Each is computed in float32 or better and
 outside autocast, as log-determinants need it; with several processes, from the samples of all.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -11,8 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from solo_mim.losses.explicit_mim import NORMALISATIONS, check_choice, checked_views
+from solo_mim.losses.gaussianity import random_directions, sliced_epps_pulley
 from solo_mim.losses.logdet import finite, logdet
-from solo_mim.losses.statistics import gathered, with_unit_mean_square, with_unit_norm
+from solo_mim.losses.statistics import (
+    gathered,
+    several_processes,
+    sum_over_processes,
+    with_unit_mean_square,
+    with_unit_norm,
+)
 
 
 class CorInfoMaxTerms(NamedTuple):
@@ -164,14 +173,131 @@ def frossl_loss_func(views: Sequence[Tensor], invariance_weight: float = 1.0) ->
         return FroSSLTerms(loss, invariance, entropy)
 
 
+class LeJEPATerms(NamedTuple):
+    """The loss and its two terms: `loss = (1 - lamb) * invariance + lamb * sigreg`."""
+
+    loss: Tensor
+    invariance: Tensor
+    sigreg: Tensor
+
+
+def lejepa_loss_func(
+    views: Sequence[Tensor],
+    lamb: float = 0.05,
+    num_slices: int = 1024,
+    t_max: float = 5.0,
+    n_points: int = 17,
+    seed: int = 0,
+) -> LeJEPATerms:
+    """LeJEPA (Balestriero and LeCun 2025, https://arxiv.org/abs/2511.08544) of V views, N x D each.
+
+    The invariance is the mean square of the views' distance to their mean, over samples, views and,
+    as in the authors' code, coordinates; SIGReg is `sliced_epps_pulley` of each view by itself,
+    averaged over the views. SIGReg has a factor N: at another batch size the same `lamb` weighs
+    otherwise. All views are global ones, as here none are small crops.
+
+    Args:
+        views: V >= 2, row n of each of image n.
+        lamb: the paper's lambda, from 0 to 1.
+        num_slices, t_max, n_points: of `sliced_epps_pulley`; defaults are the paper's.
+        seed: of the directions. Give the number of the step: they then change from step to step,
+            are the same in all processes, and come again when a run is resumed.
+
+    Raises:
+        TypeError, ValueError: as `frossl_loss_func` does of views; options out of range.
+        NonFiniteEmbeddingError: as `frossl_loss_func` does.
+    """
+    z = _stacked(views)
+    group = several_processes()
+    with torch.autocast(z.device.type, enabled=False):
+        sigreg = sliced_epps_pulley(z, num_slices, t_max, n_points, seed, group)
+        squares = torch.stack(((z - z.mean(0)).square().sum(), z.new_tensor(z.numel())))
+        if group is not None:
+            squares = sum_over_processes(squares, group)
+        if z.shape[1] < 2:
+            _refuse_too_few(int(squares[1]) // (len(z) * z.shape[2]))
+        invariance = squares[0] / squares[1]
+        return LeJEPATerms(finite(_weighed(lamb, invariance, sigreg)), invariance, sigreg)
+
+
+class VISRegTerms(NamedTuple):
+    """`loss = (1 - lamb) * invariance + lamb * (scale + shape + centre)`, and these terms."""
+
+    loss: Tensor
+    invariance: Tensor
+    scale: Tensor
+    shape: Tensor
+    centre: Tensor
+
+
+def visreg_loss_func(
+    views: Sequence[Tensor], lamb: float = 0.9, num_projections: int = 4096, seed: int = 0
+) -> VISRegTerms:
+    """VISReg (Wu et al. 2026, https://arxiv.org/abs/2606.02572) of V views, N x D each.
+
+    Of each view by itself, then averaged: `scale` is the mean of (1 - sigma)^2 over coordinates,
+    `centre` that of their squared means, and `shape` the squared distance (sliced Wasserstein-2) of
+    the standardised embeddings' sorted projections from the quantiles i / (N + 1) of N(0, 1). The
+    standard deviations that `shape` divides by get no gradient. Invariance as `lejepa_loss_func`.
+
+    Args:
+        views: V >= 2, row n of each of image n.
+        lamb: weight from 0 to 1; the authors' 0.9 is for ImageNet, 0.6 for Imagenette.
+        num_projections: random directions.
+        seed: of the directions; give the number of the step, as `lejepa_loss_func`.
+
+    Raises:
+        TypeError, ValueError: as `frossl_loss_func` does of views; options out of range.
+        NonFiniteEmbeddingError: as `frossl_loss_func` does.
+    """
+    if num_projections < 1:
+        raise ValueError(f"num_projections must be 1 or more, got {num_projections}")
+    z = _stacked(views)
+    with torch.autocast(z.device.type, enabled=False):
+        # Ranks are of the samples of all processes: their rows travel, all views' at once.
+        z = gathered(z.transpose(0, 1).flatten(1)).unflatten(1, (len(z), -1)).transpose(0, 1)
+        num_samples, dim = z.shape[1:]
+        _refuse_too_few(num_samples)
+        invariance = (z - z.mean(0)).square().mean()
+        mean = z.mean(1, keepdim=True)
+        centred = z - mean
+        deviation = torch.linalg.vector_norm(centred, dim=1, keepdim=True) / math.sqrt(num_samples)
+        deviation = deviation + 1e-6
+        directions = random_directions(dim, num_projections, seed, z)
+        projected = directions @ (centred / deviation.detach()).mT
+        ranks = torch.arange(1, num_samples + 1, dtype=z.dtype, device=z.device)
+        quantiles = torch.special.ndtri(ranks / (num_samples + 1))
+        scale = (1 - deviation).square().mean()
+        shape = (projected.sort(dim=-1).values - quantiles).square().mean()
+        centre = mean.square().mean()
+        loss = finite(_weighed(lamb, invariance, scale + shape + centre))
+        return VISRegTerms(loss, invariance, scale, shape, centre)
+
+
+def _stacked(views: Sequence[Tensor]) -> Tensor:
+    """V x N x D in float32, or float64 if one of the views is."""
+    views = checked_views(views)
+    in_double = any(view.dtype == torch.float64 for view in views)
+    dtype = torch.float64 if in_double else torch.float32
+    return torch.stack([view.to(dtype) for view in views])
+
+
+def _weighed(lamb: float, invariance: Tensor, regularisation: Tensor) -> Tensor:
+    if not 0 <= lamb <= 1:
+        raise ValueError(f"lamb must be from 0 to 1, got {lamb}")
+    return (1 - lamb) * invariance + lamb * regularisation
+
+
 def _gathered_views(views: Sequence[Tensor], dtype: torch.dtype = torch.float32) -> list[Tensor]:
     """Views, N x D each, of all processes in `dtype`.
 
     Cast first: 16 bits do not hold the counts that gathering exchanges.
     """
     joined = [gathered(view.to(dtype)) for view in checked_views(views)]
-    if len(joined[0]) < 2:
-        raise ValueError(
-            f"a covariance needs 2 samples or more over all processes, got {len(joined[0])}"
-        )
+    _refuse_too_few(len(joined[0]))
     return joined
+
+
+def _refuse_too_few(samples: int) -> None:
+    if samples < 2:
+        raise ValueError(f"the loss needs 2 samples or more over all processes, got {samples}")

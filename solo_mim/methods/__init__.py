@@ -11,14 +11,16 @@ from typing import Any
 from solo_mim import host
 from solo_mim.errors import ConfigError, nearest
 from solo_mim.methods.explicit_mim import ExplicitMIM
-from solo_mim.methods.rivals import MEC, CorInfoMax, FroSSL
+from solo_mim.methods.rivals import MEC, CorInfoMax, FroSSL, LeJEPA, VISReg
 
 METHODS: dict[str, type] = {
     **host.METHODS,
     "corinfomax": CorInfoMax,
     "explicit_mim": ExplicitMIM,
     "frossl": FroSSL,
+    "lejepa": LeJEPA,
     "mec": MEC,
+    "visreg": VISReg,
 }
 
 GROUP = "solo_mim.methods"
@@ -107,6 +109,8 @@ __all__ = [
     "CorInfoMax",
     "ExplicitMIM",
     "FroSSL",
+    "LeJEPA",
+    "VISReg",
     "find_method",
     "origins",
     "plugins",

@@ -31,9 +31,8 @@ class Projecting:
     @classmethod
     def add_and_assert_specific_cfg(cls, cfg: DictConfig) -> DictConfig:
         """Fills the base class's defaults in place; refuses views that the loss does not read."""
-        refuse_impossible_views(
-            cfg, cfg.method, any_number=("explicit_mim", "frossl"), multi_crop=()
-        )
+        any_number = ("explicit_mim", "frossl", "lejepa", "visreg")
+        refuse_impossible_views(cfg, cfg.method, any_number, multi_crop=())
         return super().add_and_assert_specific_cfg(cfg)  # type: ignore[misc]
 
     @property

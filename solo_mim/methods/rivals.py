@@ -1,8 +1,9 @@
-"""CorInfoMax, MEC and FroSSL as solo-learn methods: the rivals of explicit MIM that it lacks."""
+"""CorInfoMax, MEC, FroSSL, LeJEPA and VISReg as solo-learn methods: the rivals of explicit MIM that
+it lacks."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +12,13 @@ from torch import Tensor, nn
 
 from solo_mim.errors import ConfigError
 from solo_mim.host import BaseMethod, BaseMomentumMethod
-from solo_mim.losses.rivals import CorInfoMaxLoss, frossl_loss_func, mec_loss_func
+from solo_mim.losses.rivals import (
+    CorInfoMaxLoss,
+    frossl_loss_func,
+    lejepa_loss_func,
+    mec_loss_func,
+    visreg_loss_func,
+)
 from solo_mim.methods.projecting import Projecting, projector
 
 
@@ -154,3 +161,75 @@ class MEC(Projecting, BaseMomentumMethod):
         loss = mec_loss_func(predictions, out["momentum_z"], self.inverse_lambda(), self.order)
         self.log("train_mec_loss", loss, on_epoch=True, sync_dist=True)
         return loss + out["loss"]
+
+
+class LeJEPA(Projecting, BaseMethod):
+    """Implements LeJEPA (https://arxiv.org/abs/2511.08544), `solo_mim.losses.lejepa_loss_func`.
+
+    method_kwargs:
+        proj_hidden_dim (int): number of neurons in the hidden layers of the projector.
+        proj_output_dim (int): number of dimensions of the projected features.
+        lamb (float): weight of SIGReg, from 0 to 1; default 0.05, the paper's.
+        num_slices (int): random directions of each step; default 1024, the paper's.
+        t_max (float): end of the integral of the Epps-Pulley statistic; default 5, the paper's.
+        n_points (int): of that integral, odd; default 17, the paper's.
+    """
+
+    def __init__(self, cfg: DictConfig):
+        super().__init__(cfg)
+        lamb: float = cfg.method_kwargs.get("lamb", 0.05)
+        num_slices: int = cfg.method_kwargs.get("num_slices", 1024)
+        t_max: float = cfg.method_kwargs.get("t_max", 5.0)
+        n_points: int = cfg.method_kwargs.get("n_points", 17)
+        self.loss_options = _accepted(
+            lejepa_loss_func, lamb=lamb, num_slices=num_slices, t_max=t_max, n_points=n_points
+        )
+        self.projector = projector(
+            self.features_dim, cfg.method_kwargs.proj_hidden_dim, cfg.method_kwargs.proj_output_dim
+        )
+
+    def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
+        """The host's step and the LeJEPA loss over all views, along the directions of this step."""
+        out = super().training_step(batch, batch_idx)
+        terms = lejepa_loss_func(out["z"], **self.loss_options, seed=self.trainer.global_step)
+        return self._logged("lejepa", terms) + out["loss"]
+
+
+class VISReg(Projecting, BaseMethod):
+    """Implements VISReg (https://arxiv.org/abs/2606.02572), `solo_mim.losses.visreg_loss_func`.
+
+    method_kwargs:
+        proj_hidden_dim (int): number of neurons in the hidden layers of the projector.
+        proj_output_dim (int): number of dimensions of the projected features.
+        lamb (float): weight of the regularisation, from 0 to 1; default 0.9, the authors' for
+            ImageNet.
+        num_projections (int): random directions of each step; default 4096, the authors'.
+    """
+
+    def __init__(self, cfg: DictConfig):
+        super().__init__(cfg)
+        lamb: float = cfg.method_kwargs.get("lamb", 0.9)
+        num_projections: int = cfg.method_kwargs.get("num_projections", 4096)
+        self.loss_options = _accepted(visreg_loss_func, lamb=lamb, num_projections=num_projections)
+        self.projector = projector(
+            self.features_dim, cfg.method_kwargs.proj_hidden_dim, cfg.method_kwargs.proj_output_dim
+        )
+
+    def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
+        """The host's step and the VISReg loss over all views, along the directions of this step."""
+        out = super().training_step(batch, batch_idx)
+        terms = visreg_loss_func(out["z"], **self.loss_options, seed=self.trainer.global_step)
+        return self._logged("visreg", terms) + out["loss"]
+
+
+def _accepted(loss_func: Callable[..., Any], **options: Any) -> dict[str, Any]:
+    """The options, once the loss has taken them.
+
+    Raises:
+        ConfigError: it refuses one.
+    """
+    try:
+        loss_func(torch.zeros(2, 2, 1), **options)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"method_kwargs: {error}") from error
+    return options

@@ -14,7 +14,7 @@ def test_bench_writes_table_data_and_picture(tmp_path, capsys):
     found = json.loads((tmp_path / "loss.json").read_text())
     names = {row["loss"] for row in found["rows"]}
     assert names == {*bench.losses(4), "matrix products"}
-    assert {"explicit_mim", "vicreg", "barlow_twins", "simclr", "corinfomax", "mec"} <= names
+    assert {"explicit_mim", "vicreg", "barlow_twins", "simclr", "corinfomax", "lejepa"} <= names
     assert len(found["rows"]) == 4 * len(names)
     for row in found["rows"]:
         assert 0 < row["ms_low"] <= row["ms"] <= row["ms_high"]

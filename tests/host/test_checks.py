@@ -10,10 +10,10 @@ from solo_mim.methods import METHODS
 
 MULTI_CROP = {"released": {"simclr"}, "current": {"byol", "simclr", "supcon", "swav", "wmse"}}
 
-ANY_NUMBER = {"explicit_mim", "frossl", "byol", "mae", "simclr", "supcon", "wmse"}
+OURS = {"explicit_mim", "frossl", "lejepa", "visreg"}
+ANY_NUMBER = {*OURS, "byol", "mae", "simclr", "supcon", "wmse"}
 TWO_VIEWS = {
-    "released": set(METHODS)
-    - {"explicit_mim", "frossl", "wmse"},  # its SimCLR needs small crops for more
+    "released": set(METHODS) - {*OURS, "wmse"},  # its SimCLR needs small crops for more
     "current": set(METHODS) - ANY_NUMBER,
 }
 

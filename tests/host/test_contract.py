@@ -118,6 +118,11 @@ def test_the_recipe_of_explicit_mim_has_the_defaults_of_the_loss(compose_cfg):
         ("mec", "eps=abc", "method_kwargs.eps: a number is needed"),
         ("frossl", "invariance_weight=-1", "invariance_weight must not be negative"),
         ("frossl", "invariance_weight=abc", "invariance_weight: a number is needed"),
+        ("lejepa", "lamb=1.5", "method_kwargs: lamb must be from 0 to 1"),
+        ("lejepa", "n_points=16", "n_points odd"),
+        ("lejepa", "num_slices=abc", "num_slices: a whole number is needed"),
+        ("visreg", "lamb=abc", "lamb: a number is needed"),
+        ("visreg", "num_projections=0", "num_projections must be 1 or more"),
         ("explicit_mim", "proj_hidden_dim=abc", "proj_hidden_dim: a whole number is needed"),
     ],
 )
@@ -126,6 +131,22 @@ def test_impossible_options_of_ours_are_refused_by_name(method, kwargs, message,
 
     with pytest.raises(ConfigError, match=message):
         make_model(method, f"method_kwargs.{kwargs}")
+
+
+@pytest.mark.parametrize("method", ["lejepa", "visreg"])
+def test_directions_are_drawn_anew_at_every_step_and_come_again_in_a_resumed_run(
+    method, make_model, fit, tmp_path, monkeypatch
+):
+    from solo_mim.methods import rivals
+
+    half, whole = (make_model(method, epochs=epochs) for epochs in (1, 2))
+    loss, seeds = getattr(rivals, f"{method}_loss_func"), []
+    monkeypatch.setattr(
+        rivals, f"{method}_loss_func", lambda z, **o: seeds.append(o["seed"]) or loss(z, **o)
+    )
+    fit(half, limit_val_batches=0).save_checkpoint(tmp_path / "half.ckpt")
+    fit(whole, ckpt_path=tmp_path / "half.ckpt", limit_val_batches=0)
+    assert seeds == list(range(8))
 
 
 def test_explicit_mim_warns_of_floors_that_reward_collapse(make_model, fit):

@@ -20,6 +20,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "dino": {**PROJECTOR, "num_prototypes": 24, "clip_grad": 0.3},
     "explicit_mim": {"proj_hidden_dim": 32, "proj_output_dim": 8},
     "frossl": PROJECTOR,
+    "lejepa": {**PROJECTOR, "num_slices": 16},
     "mae": {"decoder_embed_dim": 32, "decoder_depth": 1, "decoder_num_heads": 4},
     "mec": PREDICTOR,
     "mocov2plus": {**PROJECTOR, "temperature": 0.2, "queue_size": 64},
@@ -37,6 +38,7 @@ SMALL: dict[str, dict[str, Any]] = {
     },
     "vibcreg": {**PROJECTOR, "iternorm": True},
     "vicreg": PROJECTOR,
+    "visreg": {**PROJECTOR, "num_projections": 16},
     "wmse": {"proj_hidden_dim": 32, "proj_output_dim": 4, "whitening_size": 8},
 }
 

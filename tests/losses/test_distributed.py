@@ -20,7 +20,9 @@ from solo_mim.losses import (
     NonFiniteEmbeddingError,
     explicit_mim_terms,
     frossl_loss_func,
+    lejepa_loss_func,
     mec_loss_func,
+    visreg_loss_func,
 )
 
 INPUTS = 7
@@ -78,7 +80,9 @@ def rivals(z1: torch.Tensor, z2: torch.Tensor) -> dict[str, torch.Tensor]:
     return {
         "corinfomax": CorInfoMaxLoss(z1.shape[1])(z1, z2).loss,
         "frossl": frossl_loss_func((z1, z2)).loss,
+        "lejepa": lejepa_loss_func((z1, z2), num_slices=16).loss,
         "mec": mec_loss_func((z1, z2), (z2, z1), 40.0),
+        "visreg": visreg_loss_func((z1, z2), num_projections=16).loss,
     }
 
 
@@ -186,7 +190,7 @@ def test_value_and_averaged_gradient_equal_one_process(ranks, processes, share, 
                 )
 
 
-@pytest.mark.parametrize("name", ["corinfomax", "frossl", "mec"])
+@pytest.mark.parametrize("name", ["corinfomax", "frossl", "lejepa", "mec", "visreg"])
 def test_rivals_are_of_the_samples_of_all_processes(ranks, name):
     expected = rivals_and_gradients(network_of(6), batch_of(2, 15))[name]
     for results in ranks:

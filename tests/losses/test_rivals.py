@@ -1,4 +1,6 @@
-"""CorInfoMax, MEC and FroSSL against their published formulas, computed otherwise in numpy."""
+"""The rivals against their published formulas, computed otherwise in numpy."""
+
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -8,8 +10,12 @@ from solo_mim.losses import (
     CorInfoMaxLoss,
     NonFiniteEmbeddingError,
     frossl_loss_func,
+    lejepa_loss_func,
     mec_loss_func,
+    sliced_epps_pulley,
+    visreg_loss_func,
 )
+from solo_mim.losses.gaussianity import random_directions
 
 
 def _views(samples=24, dim=6, views=2, seed=0):
@@ -101,16 +107,94 @@ def test_frossl_is_its_published_formula_on_either_side(samples, dim, num_views)
         assert invariance == pytest.approx(((unit[0] - unit[1]) ** 2).sum() / samples)
 
 
+@pytest.mark.parametrize("num_views", [2, 3])
+def test_lejepa_is_its_published_formula(num_views):
+    views = _views(views=num_views)
+    found = lejepa_loss_func(views, lamb=0.3, num_slices=10, seed=4)
+    z = torch.stack(views).numpy()
+    invariance = np.mean((z - z.mean(axis=0)) ** 2)
+    directions = random_directions(6, 10, 4, views[0]).numpy()
+    t = np.linspace(-5, 5, 17)
+    sigreg = []
+    for view in z:
+        for direction in directions:
+            empirical = np.exp(1j * np.outer(view @ direction, t)).mean(axis=0)
+            error = np.abs(empirical - np.exp(-(t**2) / 2)) ** 2 * np.exp(-(t**2) / 2)
+            sigreg.append(len(view) * np.trapezoid(error, t))
+    assert found.invariance.item() == pytest.approx(invariance)
+    assert found.sigreg.item() == pytest.approx(np.mean(sigreg))
+    assert found.loss.item() == pytest.approx(0.7 * invariance + 0.3 * np.mean(sigreg))
+
+
+@pytest.mark.parametrize("num_views", [2, 3])
+def test_visreg_is_its_published_formula_and_its_shape_gives_the_scale_no_gradient(num_views):
+    views = [view.requires_grad_() for view in _views(views=num_views)]
+    found = visreg_loss_func(views, lamb=0.3, num_projections=10, seed=4)
+    z = torch.stack(views).detach().numpy()
+    directions = random_directions(6, 10, 4, views[0]).numpy()
+    quantiles = np.array([NormalDist().inv_cdf(i / 25) for i in range(1, 25)])
+    scale, shape, centre, along_scale = [], [], [], 0.0
+    for view in z:
+        mean, deviation = view.mean(axis=0), view.std(axis=0) + 1e-6
+        scale += list((1 - deviation) ** 2)
+        centre += list(mean**2)
+        for direction in directions:
+            p = np.sort((view - mean) / deviation @ direction)
+            shape += list((p - quantiles) ** 2)
+            along_scale += 2 * ((p - quantiles) @ p) / (num_views * 10 * 24)
+    invariance = np.mean((z - z.mean(axis=0)) ** 2)
+    expected = [invariance, np.mean(scale), np.mean(shape), np.mean(centre)]
+    assert [term.item() for term in found[1:]] == pytest.approx(expected)
+    assert found.loss.item() == pytest.approx(0.7 * invariance + 0.3 * sum(expected[1:]))
+    gradient = torch.autograd.grad(found.shape, views)
+    # Along the scale of the embeddings: zero, were the deviations not cut off.
+    sloped = sum((g * (v - v.mean(0))).sum().item() for g, v in zip(gradient, views, strict=True))
+    assert sloped == pytest.approx(along_scale)
+    assert abs(sloped) > 1e-3
+
+
+SLICED = {"lejepa": lejepa_loss_func, "visreg": visreg_loss_func}
+
+
+@pytest.mark.parametrize("name", SLICED)
+def test_directions_are_of_the_seed_alone(name):
+    state = torch.get_rng_state()
+    losses = [SLICED[name](_views(), seed=seed).loss for seed in (7, 8, 7)]
+    assert losses[0] == losses[2] != losses[1]
+    assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("name", SLICED)
+def test_descent_brings_nearly_collapsed_views_to_a_standard_gaussian(name):
+    """Of the regularisation alone, from embeddings near a line and of a twentieth of the scale."""
+    generator = torch.Generator().manual_seed(0)
+    line = torch.randn(256, 1, generator=generator) * torch.ones(4)
+    z = (0.05 * (line + 0.1 * torch.randn(2, 256, 4, generator=generator))).requires_grad_()
+    optimizer = torch.optim.Adam([z], lr=0.05)
+    before = [SLICED[name](z.unbind()).loss.item(), sliced_epps_pulley(z.detach()).item()]
+    for seed in range(300):
+        optimizer.zero_grad()
+        SLICED[name](z.unbind(), 1.0, 64, seed=seed).loss.backward()
+        optimizer.step()
+    after = [SLICED[name](z.unbind()).loss.item(), sliced_epps_pulley(z.detach()).item()]
+    assert after[0] < before[0]
+    assert after[1] < 1.2 < before[1] / 10
+    for view in z.detach():
+        torch.testing.assert_close(torch.cov(view.T), torch.eye(4), atol=0.15, rtol=0)
+
+
 LOSSES = {
     "corinfomax": lambda views: CorInfoMaxLoss(6)(*views).loss,
     "frossl": lambda views: frossl_loss_func(views).loss,
+    "lejepa": lambda views: lejepa_loss_func(views).loss,
     "mec": lambda views: mec_loss_func(views, views, 2.0 * len(views[0]) or 1.0),
+    "visreg": lambda views: visreg_loss_func(views).loss,
 }
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_aligned_views_beat_strangers_and_spread_beats_collapse(name):
-    views = _views(samples=64)
+    views = [(v - v.mean(0)) / v.std(0) for v in _views(samples=64)]
     strangers = [views[0], views[1].flip(0)]
     line = [v[:, :1] * torch.ones(6) + 1e-3 * v for v in views]
     loss = LOSSES[name]
@@ -189,6 +273,23 @@ def test_mec_refuses_impossible_options(inverse_lambda, order):
         mec_loss_func(_views(), _views(seed=1), inverse_lambda, order)
 
 
-def test_frossl_refuses_one_view():
+@pytest.mark.parametrize("loss", [frossl_loss_func, *SLICED.values()])
+def test_one_view_is_refused(loss):
     with pytest.raises(ValueError, match="2 or more views"):
-        frossl_loss_func(_views()[:1])
+        loss(_views()[:1])
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        *[(name, {"lamb": lamb}) for name in SLICED for lamb in (-0.1, 1.1, float("nan"))],
+        ("lejepa", {"num_slices": 0}),
+        ("lejepa", {"t_max": 0.0}),
+        ("lejepa", {"n_points": 16}),
+        ("lejepa", {"n_points": 1}),
+        ("visreg", {"num_projections": 0}),
+    ],
+)
+def test_lejepa_and_visreg_refuse_impossible_options(name, options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        SLICED[name](_views(), **options)
