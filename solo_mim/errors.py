@@ -10,6 +10,13 @@ class ConfigError(ValueError):
     """A configuration key is missing, misspelt or has an impossible value."""
 
 
+class RunError(RuntimeError):
+    """A run cannot go on: it has diverged, its disk is full, or one of its processes died.
+
+    Commands print it as one line too, but with exit code 1.
+    """
+
+
 class MissingHostError(ImportError):
     """solo-learn, whose training loop and baselines solo-mim extends, cannot be imported."""
 

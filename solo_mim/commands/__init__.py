@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from solo_mim.errors import ConfigError, MissingHostError, nearest
+from solo_mim.errors import ConfigError, MissingHostError, RunError, nearest
 
 COMMANDS = {
     "pretrain": "train any method on any data set; resumes or skips a run that is already there",
@@ -84,8 +84,8 @@ def _requeued() -> str:
 def main(argv: list[str] | None = None) -> int:
     """Runs one command.
 
-    User errors are one line on stderr and exit code 2; so are Ctrl-C, with exit code 130, SIGTERM,
-    with 143, and SIGUSR1, which also requeues a SLURM job.
+    User errors are one line on stderr and exit code 2; so are runs that cannot go on, with exit
+    code 1, Ctrl-C, with 130, SIGTERM, with 143, and SIGUSR1, which also requeues a SLURM job.
     """
     arguments = sys.argv[1:] if argv is None else argv
     if not arguments or arguments[0] in ("-h", "--help", "help"):
@@ -101,6 +101,9 @@ def main(argv: list[str] | None = None) -> int:
         except (ConfigError, MissingHostError) as error:
             print(f"solo-mim: {error}", file=sys.stderr)
             return 2
+        except RunError as error:
+            print(f"solo-mim: {error}", file=sys.stderr)
+            return 1
         except KeyboardInterrupt as stopped:
             standing = str(stopped) or "nothing was begun"
             number = signals[0] if signals else signal.SIGINT

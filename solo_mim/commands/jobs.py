@@ -25,6 +25,7 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -42,7 +43,7 @@ from solo_mim.commands.configuration import (
 )
 from solo_mim.commands.progress import LossBar
 from solo_mim.data import SSLDataModule
-from solo_mim.errors import ConfigError, install_extra, nearest
+from solo_mim.errors import ConfigError, RunError, install_extra, nearest
 from solo_mim.evaluation.offline import extract_features
 from solo_mim.methods import recipe_folders
 
@@ -71,9 +72,16 @@ def done_once(
         except Exception as error:
             if lock.held:
                 runs.note_failure(folder, error)
+            elif isinstance(error, RunError) and not is_first():
+                raise SystemExit(1) from None  # the first process says it
             raise
         except KeyboardInterrupt:
             raise KeyboardInterrupt(standing()) from None
+
+
+def is_first() -> bool:
+    """Whether this is the first of all processes, which speaks for the others."""
+    return not getattr(rank_zero_only, "rank", 0)
 
 
 # Training
@@ -379,11 +387,11 @@ def run_by_hydra(
 
     Args:
         command: of the command line.
-        job: raises ConfigError where it refuses the configuration.
+        job: raises ConfigError where it refuses the configuration, RunError where it cannot go on.
         arguments: Hydra's.
         schema: of the configuration, for the nearest key to an unknown one.
     """
-    refused: list[ConfigError] = []
+    refused: list[ConfigError | RunError] = []
 
     @hydra.main(config_path=str(CONFIG_FOLDER), config_name=command, version_base="1.3")
     def main(cfg: DictConfig) -> Any:
@@ -398,7 +406,9 @@ def run_by_hydra(
             # To be raised below: here Hydra would print a line of its own and give a sweep's rest
             # up.
             refused.append(located(error))
-            return None
+        except RunError as error:  # likewise
+            refused.append(error)
+        return None
 
     _quiet()
     Plugins.instance().register(_PluginRecipes)

@@ -27,6 +27,7 @@ from solo_mim.commands.configuration import (
     num_devices,
     refusal,
 )
+from solo_mim.commands.divergence import Divergence
 from solo_mim.commands.progress import EpochLines
 from solo_mim.data import SSLDataModule
 from solo_mim.errors import ConfigError
@@ -221,7 +222,8 @@ def _trained(
     lines = EpochLines()
     settings = cfg.checkpoint
     epochs = runs.EpochEnd(folder, settings.enabled, settings.frequency, settings.keep_prev)
-    callbacks: list[Callback] = [lines, epochs]
+    watch = Divergence("the classifier", cfg.optimizer.lr)
+    callbacks: list[Callback] = [watch, lines, epochs]
     trainer = jobs.trainer_of(resolved, folder, callbacks)
     checkpoint = runs.newest_checkpoint(folder)
     departure = runs.departure(folder, cfg)

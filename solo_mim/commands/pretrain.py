@@ -13,11 +13,11 @@ import lightning.pytorch as pl
 import pandas as pd
 import torch
 import torch.distributed as dist
-from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
 from solo_mim.commands import checkpoints, jobs, runs
 from solo_mim.commands.configuration import PretrainConfig, checked, completed, num_devices
+from solo_mim.commands.divergence import Divergence, diverged
 from solo_mim.commands.progress import EpochLines
 from solo_mim.data import SSLDataModule
 from solo_mim.errors import ConfigError
@@ -51,6 +51,7 @@ def pretrain(cfg: DictConfig) -> dict[str, Any]:
 
     Raises:
         ConfigError: a key, value or path is wrong; the message names it.
+        RunError: it cannot go on, since it has diverged for instance.
         KeyboardInterrupt: Ctrl-C or SIGTERM; the message says what is kept and how to go on.
     """
     cfg = checked(cfg)
@@ -58,7 +59,7 @@ def pretrain(cfg: DictConfig) -> dict[str, Any]:
     folder = runs.folder_of(cfg)
 
     def standing() -> str:
-        if getattr(rank_zero_only, "rank", 0):  # the first process speaks for all
+        if not jobs.is_first():
             raise SystemExit(1)
         return runs.standing(folder, cfg)
 
@@ -98,7 +99,7 @@ def _trained_and_evaluated(
     epochs = runs.EpochEnd(
         folder, cfg.checkpoint.enabled, cfg.checkpoint.frequency, cfg.checkpoint.keep_prev
     )
-    callbacks: list[pl.Callback] = [lines, epochs]
+    callbacks: list[pl.Callback] = [Divergence(cfg.method, cfg.optimizer.lr), lines, epochs]
     has_validation = data.num_val_images > 0
     if has_validation:
         views = data.views_dataloader("val", max_images=MAX_IMAGES)
@@ -144,10 +145,8 @@ def _trained_and_evaluated(
     try:
         jobs.fit(trainer, model, data, checkpoint)
     except ExplicitMIMError as error:
-        raise ConfigError(
-            f"optimizer.lr={cfg.optimizer.lr:g}: {cfg.method} has diverged in epoch "
-            f"{trainer.current_epoch + 1}: {error}; lower it"
-        ) from error
+        step = trainer.fit_loop.batch_idx + 1
+        raise diverged(trainer, cfg.method, cfg.optimizer.lr, error, step) from error
     seconds = time.perf_counter() - started
     if trainer.is_global_zero:
         copied.unlink(missing_ok=True)

@@ -31,6 +31,12 @@ TINY = [
 ]
 
 
+# 122 training images and 31 held-out ones.
+FEW = [
+    *("data.validation_split=0.2", "data.fraction=0.03", "optimizer.batch_size=16"),
+    "evaluation.information_every_n_epochs=0",
+]
+
 KEPT = "the checkpoint of epoch 1 of 2 is kept; the same command resumes from it"
 NOTHING_KEPT = "no epoch was finished yet; the same command starts again"
 
@@ -283,13 +289,53 @@ def test_two_processes_train_and_say_what_they_could_not_read_or_share(small_ima
 def test_a_diverged_run_says_so_and_leaves_the_reason_until_it_is_run_again(tmp_path):
     too_fast = ("optimizer.lr=1e30", "optimizer.name=sgd", "scheduler.name=none")
     done = installed("pretrain", *TINY, *too_fast, cwd=tmp_path)
-    assert done.returncode == 2
-    assert "has diverged in epoch 1" in done.stderr
+    assert done.returncode == 1
+    assert "has diverged in epoch 1, step 2" in done.stderr
     assert "Traceback" not in done.stderr
     (run,) = (tmp_path / "runs").iterdir()
     assert "has diverged in epoch 1" in (run / "failure.txt").read_text()
     reported = installed("report", "runs", cwd=tmp_path)
     assert "failed: optimizer.lr=1e+30: explicit_mim has diverged in epoch 1" in reported.stdout
+
+
+@pytest.mark.parametrize("method", ["vicreg", "byol"])
+def test_a_baseline_that_diverges_ends_in_one_line_and_is_no_result(method, tmp_path, solo_mim):
+    too_fast = ("optimizer.lr=1e25", "optimizer.name=sgd", "scheduler.name=none")
+    arguments = [*TINY, *FEW, f"method={method}", *too_fast, f"output_dir={tmp_path}"]
+    said = solo_mim("pretrain", *arguments, "limit_train_batches=6")
+    assert said.code == 1, said
+    (line,) = [line for line in said.err.splitlines() if line.startswith("solo-mim: ")]
+    found = rf"{method} has diverged in epoch 1, step [1-6]: the loss is not finite; lower it"
+    assert re.search(found, line)
+    (run,) = tmp_path.iterdir()
+    assert re.search(found, (run / "failure.txt").read_text())
+    left = {path.name for path in run.iterdir()}
+    assert left == {".lock", "config.yaml", "failure.txt", "log", "provenance.json"}
+
+
+@pytest.mark.parametrize("command", ["pretrain", "linear"])
+def test_weights_that_are_not_finite_are_never_saved_though_the_loss_is(
+    command, own_run, tmp_path, monkeypatch, solo_mim
+):
+    import lightning.pytorch as pl
+
+    class Break(pl.Callback):
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            if trainer.current_epoch == 1 and trainer.is_last_batch:
+                next(module.parameters()).data[0] = torch.inf
+
+    make = jobs.trainer_of
+    monkeypatch.setattr(jobs, "trainer_of", lambda cfg, f, given: make(cfg, f, [Break(), *given]))
+    epochs = [*TINY[:3], "data.num_workers=0", f"output_dir={tmp_path}"]
+    of = [own_run, FEW[2]] if command == "linear" else [*TINY[3:], *FEW]
+    said = solo_mim(command, *of, *epochs)
+    assert said.code == 1, said
+    what = "the classifier" if command == "linear" else "explicit_mim"
+    assert f"{what} has diverged in epoch 2, step 2: the weights are not finite" in said.err
+    (run,) = tmp_path.iterdir()
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["epoch=0.ckpt"]
+    assert len((run / "metrics.csv").read_text().splitlines()) == 1 + 1
+    assert not (run / "result.json").exists()
 
 
 def test_a_multirun_trains_each_job(tmp_path):
