@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from typing import Any
 
+from solo_mim.commands.stopping import interruptible
 from solo_mim.errors import ConfigError, MissingHostError, RunError, nearest
 
 COMMANDS = {
@@ -40,32 +38,6 @@ USAGE = "\n".join(
 )
 
 
-# What asks a run to end; Windows has no SIGUSR1.
-_STOPPING = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)]
-
-
-@contextlib.contextmanager
-def _stopped_like_interrupted() -> Iterator[list[int]]:
-    """SIGTERM and SIGUSR1 raise KeyboardInterrupt in here and are noted in what this gives.
-
-    lightning's own handler of SIGTERM keeps calling this one. By itself it would only take notice,
-    and stop after the batch; outside of training there would be none. Its handler of SIGUSR1, for
-    SLURM, stays out where there is one: it would save a checkpoint amid an epoch.
-    """
-    noted: list[int] = []
-
-    def interrupt(signum: int, _frame: Any) -> None:
-        noted.append(signum)
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, interrupt) for number in _STOPPING}
-    try:
-        yield noted
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def _requeued() -> str:
     """Puts the SLURM job that this runs in back into the queue, and says so; "" outside of one."""
     environment = os.environ
@@ -92,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
         print(USAGE)
         return 0
     command, *rest = arguments
-    with _stopped_like_interrupted() as signals:
+    with interruptible() as signals:
         try:
             if command not in COMMANDS:
                 raise ConfigError(f"unknown command '{command}'{nearest(command, COMMANDS)}")

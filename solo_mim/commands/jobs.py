@@ -4,13 +4,15 @@ folder."""
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import logging
 import os
 import re
 import sys
+import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +27,13 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.strategies import DDPStrategy
-from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 from yaml import YAMLError
 
-from solo_mim.commands import runs
+from solo_mim.commands import processes, runs, stopping
 from solo_mim.commands.configuration import (
     CONFIG_FOLDER,
     TRAINER_KEYS,
@@ -61,6 +62,13 @@ def done_once(
         ConfigError: what is in the folder belongs to another configuration.
         KeyboardInterrupt: Ctrl-C or SIGTERM, with what `standing` says of it.
     """
+
+    def last_words() -> None:
+        if _speaks(folder):
+            lost = RunError(f"a process of this run died; {standing()}")
+            runs.note_failure(folder, lost)
+            print(f"solo-mim: {lost}", file=sys.stderr, flush=True)
+
     with runs.FolderLock(folder) as lock:
         runs.refuse_foreign(folder, cfg)
         if (folder / runs.RESULT).exists():
@@ -68,20 +76,53 @@ def done_once(
             print(f"finished before, nothing to do: {folder}\n\n{summary(result)}")
             return result
         try:
-            return work(lock)
-        except Exception as error:
+            with processes.together(last_words):
+                return work(lock)
+        except (Exception, KeyboardInterrupt) as error:
+            # What else fails while a command ends because it was asked to is no news.
+            if isinstance(error, KeyboardInterrupt) or stopping.asked():
+                if processes.rank() > 0:
+                    raise SystemExit(1) from None
+                raise KeyboardInterrupt(standing()) from None
+            if any(_is_of_a_lost_process(cause) for cause in _causes(error)):
+                last_words()
+                raise SystemExit(1) from None
+            if isinstance(error, RunError) and processes.rank() > 0:
+                raise SystemExit(1) from None
+            full = [cause.strerror for cause in _causes(error) if _is_of_a_full_disk(cause)]
+            ended = RunError(f"{folder}: {full[0]}; {standing()}") if full else error
             if lock.held:
-                runs.note_failure(folder, error)
-            elif isinstance(error, RunError) and not is_first():
-                raise SystemExit(1) from None  # the first process says it
-            raise
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(standing()) from None
+                runs.note_failure(folder, ended)
+            raise ended from error.__cause__
 
 
-def is_first() -> bool:
-    """Whether this is the first of all processes, which speaks for the others."""
-    return not getattr(rank_zero_only, "rank", 0)
+def _causes(error: BaseException | None) -> Iterator[Any]:
+    """An error and what it came of, the last first."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _is_of_a_full_disk(error: BaseException) -> bool:
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return isinstance(error, OSError) and error.errno in full
+
+
+def _is_of_a_lost_process(error: BaseException) -> bool:
+    return isinstance(error, torch.distributed.DistError) or (
+        isinstance(error, RuntimeError) and "gloo" in str(error)
+    )
+
+
+def _speaks(folder: Path) -> bool:
+    """Whether it is this process that says of another that it died: the first, or, where that one
+    was killed, the next."""
+    latest = time.monotonic() + processes.rank()
+    while time.monotonic() < latest:
+        time.sleep(0.1)
+        if not runs.is_held(folder) or (folder / runs.FAILURE).exists():
+            return False
+    return True
 
 
 # Training
@@ -136,14 +177,20 @@ def trainer_of(cfg: DictConfig, folder: Path, callbacks: list[pl.Callback]) -> p
         callbacks = [*callbacks, LossBar(leave=False)]
     arguments["enable_progress_bar"] = any(isinstance(c, LossBar) for c in callbacks)
     try:
-        return pl.Trainer(
+        trainer = pl.Trainer(
             **arguments,
             logger=loggers(cfg, folder),
             callbacks=callbacks,
             default_root_dir=folder,
+            plugins=[runs.WholeCheckpoints()],
         )
     except (MisconfigurationException, ValueError, TypeError) as error:
         raise ConfigError(f"lightning's Trainer refuses its settings: {error}") from error
+    # Its handler of SIGTERM broadcasts from wherever the process is, so that those of several wait
+    # for each other in different places; that of SIGUSR1, for SLURM, saves a checkpoint amid an
+    # epoch. What `stopping` has set stands.
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    return trainer
 
 
 def fit(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import io
+import json
 import os
 import statistics
 import time
@@ -41,6 +44,24 @@ def _offline(
     return evaluate_features(train, test, cfg.knn_eval.k, cfg.knn_eval.distance_func, probe)
 
 
+def _yardsticks(
+    cfg: DictConfig, data: SSLDataModule, split: str, untrained: Any, device: Any, folder: Path
+) -> dict[str, Any]:
+    """Accuracies of the untrained backbone and of raw pixels, measured once for a run's folder."""
+    path = folder / runs.YARDSTICKS
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    pixels = data.num_train_images * 3 * data.crop_size**2 * 4
+    backbones = {"untrained": (untrained, device, True)}
+    if pixels <= _RAW_PIXELS_LIMIT:
+        backbones["raw_pixels"] = (torch.nn.Identity(), "cpu", False)
+    for name, (backbone, where, probe) in backbones.items():
+        if name not in found:
+            predictions = _offline(cfg, data, split, backbone.to(where), where, probe)
+            found[name] = predictions.accuracies()
+            runs.write_json(path, found)
+    return found
+
+
 def _last(metrics: pd.DataFrame, column: str) -> float | None:
     values = metrics[column].dropna().tolist() if column in metrics else []
     return float(values[-1]) if values else None
@@ -58,17 +79,12 @@ def pretrain(cfg: DictConfig) -> dict[str, Any]:
     method = find_method(cfg.method)
     folder = runs.folder_of(cfg)
 
-    def standing() -> str:
-        if not jobs.is_first():
-            raise SystemExit(1)
-        return runs.standing(folder, cfg)
-
     return jobs.done_once(
         folder,
         cfg,
         summary,
         lambda lock: _trained_and_evaluated(cfg, method, folder, lock),
-        standing,
+        lambda: runs.standing(folder, cfg),
     )
 
 
@@ -131,16 +147,10 @@ def _trained_and_evaluated(
             with runs.whole(copied) as partial:
                 torch.save(foreign, partial)
 
-    offline: dict[str, Predictions] = {}
-    split, offline_evaluated_on = jobs.offline_split(cfg)
-    if has_validation and cfg.evaluation.offline:
-        offline["untrained"] = _offline(cfg, data, split, model.backbone.to(device), device)
-        if data.num_train_images * 3 * data.crop_size**2 * 4 <= _RAW_PIXELS_LIMIT:
-            offline["raw_pixels"] = _offline(
-                cfg, data, split, torch.nn.Identity(), "cpu", probe=False
-            )
+    is_evaluated = has_validation and cfg.evaluation.offline
+    untrained = copy.deepcopy(model.backbone) if is_evaluated and trainer.is_global_zero else None
 
-    pl.seed_everything(cfg.seed, workers=True, verbose=False)  # the evaluation above drew numbers
+    pl.seed_everything(cfg.seed, workers=True, verbose=False)  # the model above drew numbers
     started = time.perf_counter()
     try:
         jobs.fit(trainer, model, data, checkpoint)
@@ -151,13 +161,23 @@ def _trained_and_evaluated(
     if trainer.is_global_zero:
         copied.unlink(missing_ok=True)
 
+    corrupt_images = _of_all_processes(data.corrupt_images)
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+    if not trainer.is_global_zero:
+        raise SystemExit(0)  # the rest is the first process's, and nobody waits for it
     metrics = epochs.metrics
     information = None
+    split, offline_evaluated_on = jobs.offline_split(cfg)
+    offline: dict[str, Any] = {}
     if has_validation:
         model.to(device)
         information = held_out.measure(trainer, model)
-        if cfg.evaluation.offline:
-            offline["trained"] = _offline(cfg, data, split, model.backbone, device)
+    if is_evaluated:
+        offline = _yardsticks(cfg, data, split, untrained, device, folder)
+        trained = _offline(cfg, data, split, model.backbone, device)
+        offline["trained"] = trained.accuracies()
+        runs.write_predictions(folder, trained)
     result = {
         "name": cfg.name,
         "method": cfg.method,
@@ -173,9 +193,9 @@ def _trained_and_evaluated(
         },
         # Of a validation that the processes share: `SSLDataModule.val_dataloader`.
         "online_left_out": data.num_val_images % trainer.world_size,
-        "offline": {name: predictions.accuracies() for name, predictions in offline.items()},
+        "offline": offline,
         "information": None if information is None else asdict(information),
-        "corrupt_images": _of_all_processes(data.corrupt_images),
+        "corrupt_images": list(dict.fromkeys([*corrupt_images, *data.corrupt_images])),
         # None where this sitting only had the evaluation left to do.
         "images_per_second": statistics.median(lines.images_per_second)
         if lines.images_per_second
@@ -187,12 +207,12 @@ def _trained_and_evaluated(
         "versions": runs.versions(cfg.method),
         "commit": runs.commit(),
     }
-    if trainer.is_global_zero:
-        if trained := offline.get("trained"):
-            runs.write_predictions(folder, trained)
-        plot_curves(metrics, folder / "curves.png", folder.name)
-        runs.write_json(folder / runs.RESULT, result)  # last: it says that the run is finished
-        print("\n" + summary(result))
+    picture = io.BytesIO()
+    plot_curves(metrics, picture, folder.name)
+    if curves := picture.getvalue():
+        runs.write(folder / "curves.png", curves)
+    runs.write_json(folder / runs.RESULT, result)  # last: it says that the run is finished
+    print("\n" + summary(result))
     return result
 
 

@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from omegaconf import DictConfig, OmegaConf
@@ -27,6 +29,7 @@ from yaml import YAMLError
 
 import solo_mim
 from solo_mim import host
+from solo_mim.commands import stopping
 from solo_mim.commands.configuration import PACKAGE, identity
 from solo_mim.errors import ConfigError
 from solo_mim.evaluation.collect import settings_of
@@ -38,9 +41,12 @@ PROVENANCE = "provenance.json"
 RESULT = "result.json"
 METRICS = "metrics.csv"
 PREDICTIONS = "predictions.csv"
+YARDSTICKS = "yardsticks.json"
 FAILURE = "failure.txt"
 CHECKPOINTS = "checkpoints"
 _SESSIONS = "log"
+_PARTIAL = ".partial"
+_LOCK = ".lock"
 
 PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "timm", "numpy")
 
@@ -85,16 +91,20 @@ def versions(method: str | None = None) -> dict[str, str]:
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """Where to write a file that gets its own name once it is written."""
-    partial = path.with_name(f"{path.name}.partial")
-    yield partial
-    os.replace(partial, path)
+    """Where to write a file that gets its own name once it is written, and goes if that fails."""
+    partial = path.with_name(f"{path.name}{_PARTIAL}")
+    try:
+        yield partial
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
-def write(path: Path, text: str) -> None:
+def write(path: Path, content: str | bytes) -> None:
     """Writes a file that is there whole or not at all."""
     with whole(path) as partial:
-        partial.write_text(text)
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -113,7 +123,8 @@ def write_predictions(folder: Path, predictions: Predictions) -> None:
 class FolderLock:
     """One process at a time in a run's folder; given back at the end, or by the system at a kill.
 
-    Use as a context manager; `acquire` inside of it makes the folder.
+    Use as a context manager; `acquire` inside of it makes the folder. The file has a byte for as
+    long as it is held, and keeps it where the holder is killed.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -128,7 +139,7 @@ class FolderLock:
         """Raises ConfigError where another process holds it, or the folder cannot be made."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._file = (self.folder / ".lock").open("w")
+            self._file = (self.folder / _LOCK).open("a")
         except OSError as error:
             raise ConfigError(
                 f"output_dir: {self.folder} cannot be written ({error.strerror})"
@@ -136,7 +147,7 @@ class FolderLock:
         try:
             import fcntl
         except ImportError:  # Windows
-            self.held = True
+            self._hold()
             return
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -146,17 +157,32 @@ class FolderLock:
             ) from error
         except OSError:  # a file system without locks
             pass
+        self._hold()
+
+    def _hold(self) -> None:
         self.held = True
+        self._file.truncate(1)
 
     def __exit__(self, *_: object) -> None:
+        if self.held:
+            self._file.truncate(0)
         if self._file is not None:
             self._file.close()
 
 
+def is_held(folder: Path) -> bool:
+    """Whether a process has the folder's lock, or was killed with it."""
+    lock = folder / _LOCK
+    return lock.exists() and lock.stat().st_size > 0
+
+
 def prepare(folder: Path, cfg: DictConfig) -> None:
     """Writes the configuration, and this sitting's provenance, into it; the last one's failure
-    goes."""
+    goes, and what a kill has left half-written."""
     (folder / FAILURE).unlink(missing_ok=True)
+    for place in (folder, folder / CHECKPOINTS):
+        for partial in place.glob(f"*{_PARTIAL}"):
+            partial.unlink()
     write(folder / CONFIGURATION, OmegaConf.to_yaml(cfg, resolve=True))
     sittings = _json(folder / PROVENANCE) or []
     sitting = {"versions": versions(cfg.get("method")), "commit": commit(), "seed": cfg.seed}
@@ -164,8 +190,9 @@ def prepare(folder: Path, cfg: DictConfig) -> None:
 
 
 def note_failure(folder: Path, error: Exception) -> None:
-    """Leaves the reason in a run's folder, for `solo-mim report`."""
-    write(folder / FAILURE, " ".join(str(error).split()) or type(error).__name__)
+    """Leaves the reason in a run's folder, for `solo-mim report`, unless the disk is full."""
+    with contextlib.suppress(OSError):
+        write(folder / FAILURE, " ".join(str(error).split()) or type(error).__name__)
 
 
 def _json(path: Path) -> Any:
@@ -227,6 +254,19 @@ def _changes(old: dict[str, Any], new: dict[str, Any]) -> str:
     return ", ".join(changes[:3]) + more
 
 
+class WholeCheckpoints(TorchCheckpointIO):
+    """Files that are there whole or not at all, written beside their place: lightning's own pass
+    through memory and the folder for temporary files, which may be on another disk."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        """`torch.save`, in a folder that is made where there is none."""
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with whole(Path(path)) as partial, partial.open("wb") as file:
+            torch.save(checkpoint, file)
+
+
 class EpochEnd(Checkpoint):
     """Writes metrics.csv and the state after every finished epoch.
 
@@ -254,6 +294,12 @@ class EpochEnd(Checkpoint):
         """The rows."""
         self.rows = state_dict["rows"]
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Removes what a kill has left between a checkpoint and the removal of the one before."""
+        newest = _newest(self.folder)
+        if self.enabled and newest is not None and trainer.is_global_zero:
+            self._remove_all_but(newest[0])
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forgets the epoch before: validation, or a part of it, may be rarer than an epoch."""
         trainer.logged_metrics.clear()
@@ -263,28 +309,23 @@ class EpochEnd(Checkpoint):
         epoch = trainer.current_epoch
         logged = {k: float(v) for k, v in trainer.logged_metrics.items() if not k.endswith("_step")}
         self.rows.append({"epoch": epoch, "step": trainer.global_step, **logged})
-        if trainer.is_global_zero:
-            write(self.folder / METRICS, self.metrics.to_csv(index=False))
-        if self.enabled:
-            self._save(trainer, epoch)
+        with stopping.put_off():
+            if trainer.is_global_zero:
+                write(self.folder / METRICS, self.metrics.to_csv(index=False))
+            if self.enabled:
+                trainer.save_checkpoint(self.folder / CHECKPOINTS / f"epoch={epoch}.ckpt")
+                if trainer.is_global_zero:
+                    self._remove_all_but(epoch)
 
-    def _save(self, trainer: Trainer, epoch: int) -> None:
-        checkpoints = self.folder / CHECKPOINTS
-        path = checkpoints / f"epoch={epoch}.ckpt"
-        # lightning writes it elsewhere and moves it, which across file systems is a copy: a kill
-        # could cut it short under its final name.
-        partial = path.with_name(f"{path.name}.partial")
-        trainer.save_checkpoint(partial)
-        if not trainer.is_global_zero:
-            return
-        os.replace(partial, path)
+    def _remove_all_but(self, epoch: int) -> None:
+        """But that one's checkpoint and the multiples that are kept."""
         epochs = sorted(e for e, _ in _numbered(self.folder))
         multiples = [e for e in epochs if self.frequency > 0 and (e + 1) % self.frequency == 0]
         kept = {epoch, *(multiples if self.keep_prev else multiples[-1:])}
         names = {f"epoch={e}.ckpt" for e in kept}
         for _, other in _numbered(self.folder):
             if other.name not in names:
-                trainer.strategy.remove_checkpoint(other)
+                other.unlink()
 
 
 def _numbered(folder: Path) -> list[tuple[int, Path]]:
@@ -293,26 +334,30 @@ def _numbered(folder: Path) -> list[tuple[int, Path]]:
     return [(int(m.group(1)), p) for p in found if (m := re.fullmatch(r"epoch=(\d+)", p.stem))]
 
 
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The whole checkpoint of the latest epoch.
+def _newest(folder: Path) -> tuple[int, Path] | None:
+    """Epoch and file of the latest whole checkpoint.
 
     A file that was copied here can be cut short. A zip archive has its directory at its end, so a
     cut one is told by that.
     """
-    whole = [numbered for numbered in _numbered(folder) if zipfile.is_zipfile(numbered[1])]
-    return max(whole)[1] if whole else None
+    return max((one for one in _numbered(folder) if zipfile.is_zipfile(one[1])), default=None)
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The whole checkpoint of the latest epoch."""
+    newest = _newest(folder)
+    return newest[1] if newest else None
 
 
 def standing(folder: Path, cfg: DictConfig) -> str:
     """What an interrupted run leaves, and how it goes on: one line."""
     if not cfg.checkpoint.enabled:
         return "checkpoint.enabled=false keeps no checkpoint; the same command starts again"
-    newest = newest_checkpoint(folder)
+    newest = _newest(folder)
     if newest is None:
         return "no epoch was finished yet; the same command starts again"
-    epoch = 1 + max(e for e, path in _numbered(folder) if path == newest)
     return (
-        f"the checkpoint of epoch {epoch} of {cfg.max_epochs} is kept; "
+        f"the checkpoint of epoch {newest[0] + 1} of {cfg.max_epochs} is kept; "
         "the same command resumes from it"
     )
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
 import matplotlib
 import numpy as np
@@ -31,12 +32,13 @@ def loss_terms(metrics: pd.DataFrame) -> dict[str, str]:
     }
 
 
-def plot_curves(metrics: pd.DataFrame, path: Path, title: str = "") -> None:
+def plot_curves(metrics: pd.DataFrame, path: Path | IO[bytes], title: str = "") -> None:
     """A panel of the loss terms, and one for each measured column of `LABELS`.
 
     Args:
         metrics: of one run, with the column `epoch` and whatever was logged.
-        path: picture to write; its ending gives the format. None is written of nothing.
+        path: picture to write; its ending gives the format, which is PNG of an open file. None is
+            written of nothing.
         title: above the panels.
     """
     terms = loss_terms(metrics)

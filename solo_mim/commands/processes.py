@@ -1,0 +1,75 @@
+"""The processes of one run: none waits for one that is gone, and none is left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+
+from lightning.pytorch.strategies.launchers import subprocess_script
+from lightning.pytorch.utilities import rank_zero_only
+
+from solo_mim.commands import stopping
+
+_LOOK_EVERY = 0.5  # seconds
+# gloo tells of a process that is gone by an error in the same second. NCCL may wait for ever.
+_GRACE = 5.0
+
+
+def rank() -> int:
+    """Of this process among all of the run; the first speaks for the others."""
+    return getattr(rank_zero_only, "rank", 0) or 0
+
+
+@contextlib.contextmanager
+def together(last_words: Callable[[], None]) -> Iterator[None]:
+    """Ends this process soon after another of the run is gone: one that it has started, or the one
+    that has started it. Those that lightning starts in here end with this block.
+
+    Args:
+        last_words: called before such an end, in a thread, for this process may be waiting in the
+            backend.
+    """
+    started: list[subprocess.Popen[bytes]] = []
+    parent = os.getppid()
+    over = threading.Event()
+
+    def is_one_gone() -> bool:
+        return any(process.poll() for process in started) or (rank() > 0 and os.getppid() != parent)
+
+    def watch() -> None:
+        while not over.wait(_LOOK_EVERY):
+            if is_one_gone() and not over.wait(_GRACE):
+                last_words()
+                _kill(started)
+                os._exit(1)
+
+    watching = threading.Thread(target=watch, daemon=True)
+
+    def observe(processes: list[subprocess.Popen[bytes]]) -> None:
+        started.extend(processes)
+        watching.start()
+
+    # lightning's would kill this process too, by SIGKILL and without a word.
+    lightnings = subprocess_script._launch_process_observer
+    subprocess_script._launch_process_observer = observe  # type: ignore[assignment]
+    if rank() > 0:
+        watching.start()
+    try:
+        yield
+    except BaseException:
+        stopping.only_note()
+        raise
+    finally:
+        over.set()
+        _kill(started)
+        subprocess_script._launch_process_observer = lightnings
+
+
+def _kill(processes: list[subprocess.Popen[bytes]]) -> None:
+    for process in processes:
+        process.kill()
+    for process in processes:
+        process.wait()

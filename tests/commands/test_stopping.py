@@ -1,0 +1,229 @@
+"""Runs that are stopped, or lose a process or their disk: what they say, and what they leave."""
+
+import contextlib
+import errno
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from solo_mim.commands import runs, stopping
+
+SMALL = [
+    *("limit_train_batches=2", "limit_val_batches=1", "data.num_workers=0"),
+    *("method_kwargs.proj_hidden_dim=16", "method_kwargs.proj_output_dim=8"),
+    *("data.validation_split=0.2", "data.fraction=0.03", "optimizer.batch_size=16"),
+    *("evaluation.information_every_n_epochs=0", "+backbone.kwargs.widths=[8,16,32,64]"),
+]
+WORKER = Path(__file__).parent / "stopped_worker.py"
+STOPS = {
+    "SIGTERM to the first in a save": 1,
+    "SIGTERM to all in a save": 2,
+    "SIGTERM to the first in a batch": 3,
+    "several to all in a batch": 4,
+}
+DEATHS = {"SIGKILL to the last in a batch": 5, "SIGKILL to the first in a batch": 6}
+
+forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="the worker forks")
+
+
+@pytest.fixture(scope="module")
+def sittings(tmp_path_factory):
+    """The folder of one run of three processes, and what each of its sittings gave, by moment."""
+    folder = tmp_path_factory.mktemp("stopped")
+    done = subprocess.run(
+        [sys.executable, WORKER, folder, "max_epochs=8", *SMALL],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    return folder, {sitting["moment"]: sitting for sitting in found}
+
+
+def kept(epoch):
+    return f"the checkpoint of epoch {epoch} of 8 is kept; the same command resumes from it"
+
+
+def said_in(sitting):
+    """What the command said; all else on stderr are warnings, with the line that they come from."""
+    said = [line for line in sitting["stderr"] if line.startswith("solo-mim: ")]
+    assert "Traceback" not in "".join(sitting["stderr"])
+    assert len(sitting["stderr"]) < len(said) + 6, sitting["stderr"]
+    return said
+
+
+@forks
+@pytest.mark.distributed
+@pytest.mark.parametrize(("moment", "epoch"), STOPS.items())
+def test_signals_end_three_processes_within_seconds_and_say_once_what_is_kept(
+    sittings, moment, epoch
+):
+    sitting = sittings[1][moment]
+    assert said_in(sitting) == [f"solo-mim: interrupted; {kept(epoch)}"]
+    assert sitting["codes"] == [128 + signal.SIGTERM, 1, 1]
+    assert sitting["seconds"] < 15
+    assert sitting["epochs"] == [epoch - 1]
+    assert not sitting["failure"]
+
+
+@forks
+@pytest.mark.distributed
+@pytest.mark.parametrize(("moment", "epoch"), DEATHS.items())
+def test_a_process_that_dies_ends_the_others_with_one_line(sittings, moment, epoch):
+    sitting = sittings[1][moment]
+    assert said_in(sitting) == [f"solo-mim: a process of this run died; {kept(epoch)}"]
+    assert sorted(sitting["codes"]) == [-signal.SIGKILL, 1, 1]
+    assert sitting["seconds"] < 15
+    assert sitting["epochs"] == [epoch - 1]
+    assert sitting["failure"]
+
+
+@forks
+@pytest.mark.distributed
+def test_a_disk_that_is_full_at_a_checkpoint_is_said_in_one_line_and_nothing_half_is_left(sittings):
+    sitting = sittings[1]["full disk"]
+    (line,) = said_in(sitting)
+    begun = "no epoch was finished yet; the same command starts again"
+    assert re.fullmatch(
+        rf"solo-mim: .*/explicit_mim-\S+: {os.strerror(errno.EFBIG)}; {begun}", line
+    )
+    assert sitting["codes"] == [1, 1, 1]
+    assert (sitting["epochs"], sitting["partial"]) == ([], [])
+    assert sitting["failure"]
+
+
+@forks
+@pytest.mark.distributed
+def test_only_the_first_process_evaluates_and_what_is_measured_once_is_kept(sittings):
+    folder, by_moment = sittings
+    once = ["0 offline evaluation: train", "0 offline evaluation: val"]
+    killed = by_moment["SIGKILL to the first in the evaluation"]
+    assert killed["codes"] == [-signal.SIGKILL, 0, 0]
+    assert killed["extracted"] == 3 * once, "untrained, raw pixels, trained"
+    assert by_moment["none"]["extracted"] == once
+    assert by_moment["none"]["codes"] == [0, 0, 0]
+    (run,) = (folder / "runs").iterdir()
+    result = json.loads((run / "result.json").read_text())
+    assert list(result["offline"]) == ["untrained", "raw_pixels", "trained"]
+    yardsticks = json.loads((run / "yardsticks.json").read_text())
+    assert yardsticks == {key: result["offline"][key] for key in ("untrained", "raw_pixels")}
+    for sitting in by_moment.values():
+        if sitting not in (killed, by_moment["none"]):
+            assert sitting["extracted"] == [], "training comes first"
+
+
+@pytest.mark.distributed
+def test_a_started_process_that_dies_is_noticed_though_the_first_waits_for_it(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import os, signal, sys, time\n"
+        "from solo_mim.commands import main, progress\n"
+        "def stop(*_):\n"
+        "    if 'LOCAL_RANK' in os.environ and os.environ['LOCAL_RANK'] != '0':\n"
+        "        print('dies', time.time(), file=sys.stderr, flush=True)\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    time.sleep(300)\n"  # as NCCL may
+        "progress.EpochLines.on_train_batch_end = stop\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    several = ("devices=2", "strategy=ddp", "accelerator=cpu")
+    done = subprocess.run(
+        [sys.executable, program, "pretrain", "max_epochs=8", *SMALL, *several],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    (died,) = re.findall(r"^dies ([\d.]+)$", done.stderr, re.MULTILINE)
+    assert time.time() - float(died) < 60
+    begun = "no epoch was finished yet; the same command starts again"
+    said = [line for line in done.stderr.splitlines() if line.startswith("solo-mim: ")]
+    assert said == [f"solo-mim: a process of this run died; {begun}"]
+    assert done.returncode == 1
+    (run,) = (tmp_path / "runs").iterdir()
+    assert "a process of this run died" in (run / "failure.txt").read_text()
+
+
+def test_a_disk_that_is_full_at_any_file_is_one_line_and_the_next_sitting_goes_on(
+    tmp_path, monkeypatch, solo_mim
+):
+    arguments = ["pretrain", "max_epochs=1", *SMALL, f"output_dir={tmp_path}"]
+    write = Path.write_bytes
+    for name in ("metrics.csv", "yardsticks.json", "predictions.csv", "curves.png", "result.json"):
+
+        def full(path, content, name=name):
+            write(path, content[: len(content) // 2])
+            if path.name.startswith((name, "failure.txt")):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+            return write(path, content)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "write_bytes", full)
+            said = solo_mim(*arguments)
+        (run,) = tmp_path.iterdir()
+        assert said.code == 1, said
+        begun = "no epoch was finished yet; the same command starts again"
+        resumes = "the checkpoint of epoch 1 of 1 is kept; the same command resumes from it"
+        standing = begun if name == "metrics.csv" else resumes
+        (line,) = [line for line in said.err.splitlines() if line.startswith("solo-mim: ")]
+        assert line == f"solo-mim: {run}: No space left on device; {standing}"
+        assert not (run / name).exists()
+        assert not list(run.rglob("*.partial"))
+        assert not (run / "failure.txt").exists()
+    assert solo_mim(*arguments).code == 0
+
+
+def test_a_checkpoint_needs_no_folder_for_temporary_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    path = tmp_path / "checkpoints" / "epoch=0.ckpt"
+    runs.WholeCheckpoints().save_checkpoint({"epoch": 0}, path)
+    assert torch.load(path, weights_only=True) == {"epoch": 0}
+    assert [found.name for found in path.parent.iterdir()] == ["epoch=0.ckpt"]
+
+
+def test_what_a_kill_leaves_goes_when_the_run_goes_on(tmp_path, compose_cfg):
+    for epoch in range(4):
+        with contextlib.closing(zipfile.ZipFile(tmp_path / f"epoch={epoch}.ckpt", "w")):
+            pass
+    folder = tmp_path / "run"
+    (folder / "checkpoints").mkdir(parents=True)
+    for epoch in (1, 2, 3):
+        os.replace(tmp_path / f"epoch={epoch}.ckpt", folder / "checkpoints" / f"epoch={epoch}.ckpt")
+    halves = [folder / "checkpoints" / "epoch=4.ckpt.partial", folder / "result.json.partial"]
+    for half in halves:
+        half.write_text("half")
+    runs.prepare(folder, compose_cfg())
+    epochs = runs.EpochEnd(folder, enabled=True, frequency=2, keep_prev=False)
+    epochs.on_fit_start(SimpleNamespace(is_global_zero=True), None)
+    left = sorted(path.name for path in folder.rglob("*") if path.is_file())
+    assert left == ["config.yaml", "epoch=3.ckpt", "provenance.json"]
+
+
+def test_a_signal_amid_a_save_is_acted_upon_at_its_end():
+    done = []
+
+    def save():
+        with stopping.put_off():
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+            done.append("saved")
+        done.append("never")
+
+    before = signal.getsignal(signal.SIGTERM)
+    with stopping.interruptible() as noted, pytest.raises(KeyboardInterrupt):
+        save()
+    assert done == ["saved"]
+    assert noted == [signal.SIGTERM, signal.SIGTERM]
+    assert signal.getsignal(signal.SIGTERM) == before
