@@ -71,8 +71,8 @@ def export(run: str, library: str, path: Path, overrides: list[str]) -> dict[str
         **jobs.provenance(path.parent, trained.origin(network.source, network.weights)),
     }
     try:
-        with runs.whole(path) as partial:
-            torch.save(state, partial)
+        with runs.whole(path) as partial, partial.open("wb") as file:
+            torch.save(state, file)
         runs.write_json(path.with_suffix(".json"), result)
     except (OSError, RuntimeError) as error:  # torch's of a folder that is not there
         raise ConfigError(f"{path} cannot be written: {str(error).splitlines()[0]}") from error

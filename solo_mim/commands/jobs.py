@@ -63,11 +63,16 @@ def done_once(
         KeyboardInterrupt: Ctrl-C or SIGTERM, with what `standing` says of it.
     """
 
+    def lost() -> RunError | None:
+        if not _speaks(folder):
+            return None
+        error = RunError(f"a process of this run died; {standing()}")
+        runs.note_failure(folder, error)
+        return error
+
     def last_words() -> None:
-        if _speaks(folder):
-            lost = RunError(f"a process of this run died; {standing()}")
-            runs.note_failure(folder, lost)
-            print(f"solo-mim: {lost}", file=sys.stderr, flush=True)
+        if error := lost():
+            print(f"solo-mim: {error}", file=sys.stderr, flush=True)
 
     with runs.FolderLock(folder) as lock:
         runs.refuse_foreign(folder, cfg)
@@ -85,15 +90,16 @@ def done_once(
                     raise SystemExit(1) from None
                 raise KeyboardInterrupt(standing()) from None
             if any(_is_of_a_lost_process(cause) for cause in _causes(error)):
-                last_words()
-                raise SystemExit(1) from None
+                raise (lost() or SystemExit(1)) from error
             if isinstance(error, RunError) and processes.rank() > 0:
                 raise SystemExit(1) from None
-            full = [cause.strerror for cause in _causes(error) if _is_of_a_full_disk(cause)]
-            ended = RunError(f"{folder}: {full[0]}; {standing()}") if full else error
+            full = next(filter(_is_of_a_full_disk, _causes(error)), None)
+            ended = RunError(f"{folder}: {full.strerror}; {standing()}") if full else error
             if lock.held:
                 runs.note_failure(folder, ended)
-            raise ended from error.__cause__
+            if ended is error:
+                raise
+            raise ended from error
 
 
 def _causes(error: BaseException | None) -> Iterator[Any]:
@@ -109,9 +115,9 @@ def _is_of_a_full_disk(error: BaseException) -> bool:
 
 
 def _is_of_a_lost_process(error: BaseException) -> bool:
-    return isinstance(error, torch.distributed.DistError) or (
-        isinstance(error, RuntimeError) and "gloo" in str(error)
-    )
+    """By the words of gloo and of NCCL, which have no error of their own for it."""
+    words = "closed by peer|reset by peer|Broken pipe|closed by remote peer|remote process exit"
+    return isinstance(error, RuntimeError) and re.search(words, str(error)) is not None
 
 
 def _speaks(folder: Path) -> bool:

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from omegaconf import DictConfig
 
-from solo_mim.commands import checkpoints, jobs, runs
+from solo_mim.commands import checkpoints, jobs, processes, runs
 from solo_mim.commands.configuration import PretrainConfig, checked, completed, num_devices
 from solo_mim.commands.divergence import Divergence, diverged
 from solo_mim.commands.progress import EpochLines
@@ -74,6 +74,7 @@ def pretrain(cfg: DictConfig) -> dict[str, Any]:
         ConfigError: a key, value or path is wrong; the message names it.
         RunError: it cannot go on, since it has diverged for instance.
         KeyboardInterrupt: Ctrl-C or SIGTERM; the message says what is kept and how to go on.
+        SystemExit: in all processes but the first, which evaluates alone.
     """
     cfg = checked(cfg)
     method = find_method(cfg.method)
@@ -144,8 +145,8 @@ def _trained_and_evaluated(
     if foreign is not None:
         checkpoint = copied
         if trainer.is_global_zero:  # the others wait for it before they read
-            with runs.whole(copied) as partial:
-                torch.save(foreign, partial)
+            with runs.whole(copied) as partial, partial.open("wb") as file:
+                torch.save(foreign, file)
 
     is_evaluated = has_validation and cfg.evaluation.offline
     untrained = copy.deepcopy(model.backbone) if is_evaluated and trainer.is_global_zero else None
@@ -162,8 +163,7 @@ def _trained_and_evaluated(
         copied.unlink(missing_ok=True)
 
     corrupt_images = _of_all_processes(data.corrupt_images)
-    if dist.is_available() and dist.is_initialized():
-        dist.destroy_process_group()
+    processes.part()
     if not trainer.is_global_zero:
         raise SystemExit(0)  # the rest is the first process's, and nobody waits for it
     metrics = epochs.metrics

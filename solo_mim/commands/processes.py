@@ -8,6 +8,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator
 
+import torch.distributed as dist
 from lightning.pytorch.strategies.launchers import subprocess_script
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -16,6 +17,8 @@ from solo_mim.commands import stopping
 _LOOK_EVERY = 0.5  # seconds
 # gloo tells of a process that is gone by an error in the same second. NCCL may wait for ever.
 _GRACE = 5.0
+
+_over = threading.Event()  # nobody needs another any more
 
 
 def rank() -> int:
@@ -34,14 +37,15 @@ def together(last_words: Callable[[], None]) -> Iterator[None]:
     """
     started: list[subprocess.Popen[bytes]] = []
     parent = os.getppid()
-    over = threading.Event()
+    _over.clear()
+    stopping.only_note(False)  # an earlier run of a sweep may have failed
 
     def is_one_gone() -> bool:
         return any(process.poll() for process in started) or (rank() > 0 and os.getppid() != parent)
 
     def watch() -> None:
-        while not over.wait(_LOOK_EVERY):
-            if is_one_gone() and not over.wait(_GRACE):
+        while not _over.wait(_LOOK_EVERY):
+            if is_one_gone() and not _over.wait(_GRACE):
                 last_words()
                 _kill(started)
                 os._exit(1)
@@ -63,9 +67,19 @@ def together(last_words: Callable[[], None]) -> Iterator[None]:
         stopping.only_note()
         raise
     finally:
-        over.set()
+        _over.set()
+        if watching.is_alive():
+            watching.join()
         _kill(started)
         subprocess_script._launch_process_observer = lightnings
+
+
+def part() -> None:
+    """Closes the process group, of which each process is a member to the last: from here on each
+    may leave when it likes."""
+    _over.set()
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _kill(processes: list[subprocess.Popen[bytes]]) -> None:

@@ -35,7 +35,7 @@ def interruptible() -> Iterator[list[int]]:
 
     One that is ignored, as Ctrl-C is in a shell's background job, stays so.
     """
-    _signals.__init__()  # type: ignore[misc]
+    _signals.noted, _signals.only_noted = [], False
     before = {number: signal.getsignal(number) for number in _STOPPING}
     for number, handler in before.items():
         if handler != signal.SIG_IGN:
@@ -60,9 +60,9 @@ def put_off() -> Iterator[None]:
             raise KeyboardInterrupt
 
 
-def only_note() -> None:
-    """From here on signals change nothing: the command is about to end."""
-    _signals.only_noted = True
+def only_note(only: bool = True) -> None:
+    """From here on signals change nothing, for a run is about to end; or, with False, they do."""
+    _signals.only_noted = only
 
 
 def asked() -> bool:

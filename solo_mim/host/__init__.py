@@ -41,7 +41,8 @@ def commit_of(folder: Path) -> str | None:
     if not (folder / ".git").exists():
         return None
     found = []
-    for command in (["rev-parse", "HEAD"], ["status", "--porcelain"]):
+    # A kill amid a refresh of the index would leave its lock.
+    for command in (["rev-parse", "HEAD"], ["--no-optional-locks", "status", "--porcelain"]):
         try:
             done = subprocess.run(
                 ["git", "-C", str(folder), *command], capture_output=True, text=True, check=True
