@@ -381,17 +381,14 @@ def refusal(error: OmegaConfBaseException, of: Any = PretrainConfig) -> ConfigEr
     schema: Any = OmegaConf.structured(of)
     while parents and OmegaConf.select(schema, ".".join(parents), throw_on_missing=False) is None:
         *parents, name = parents  # a whole section is unknown: its name is the mistake
-    section = OmegaConf.select(schema, ".".join(parents)) if parents else schema
     where = ".".join([*parents, name])
-    known = list(section)
-    if known and name not in known:
+    known = set(OmegaConf.select(schema, ".".join(parents)) if parents else schema)
+    if not parents:  # +budgt=cpu is a group's name misspelt
+        known |= {folder.name for folder in CONFIG_FOLDER.iterdir() if folder.is_dir()}
+    if name not in known:
         return ConfigError(f"unknown key '{where}'{nearest(name, known)}")
-    if known:  # to the schema, but not to the file that Hydra was given
-        return ConfigError(f"no file here sets '{where}'; write +{where}=... to add it")
-    present = [] if error.parent_node is None else list(error.parent_node)
-    return ConfigError(
-        f"this recipe has no key '{where}'{nearest(name, present)}; write +{where}=... to add it"
-    )
+    # To the schema, but not to the file that Hydra was given.
+    return ConfigError(f"no file here sets '{where}'; write +{where}=... to add it")
 
 
 def checked(cfg: DictConfig, schema: Any = PretrainConfig) -> DictConfig:
@@ -477,9 +474,12 @@ def _note_unread(key: str, value: Any, reason: str) -> None:
 
 
 def _without_unread(cfg: DictConfig) -> DictConfig:
-    """A copy without what its method's files have in vain; a printed line for each."""
-    cfg = cfg.copy()
-    OmegaConf.set_struct(cfg, False)
+    """A copy without what its method's files have in vain; a printed line for each.
+
+    It is not of the schema's type, as Hydra's is: what `+` has added to that, a merge lets pass.
+    """
+    cfg = OmegaConf.create(OmegaConf.to_container(cfg))
+    assert isinstance(cfg, DictConfig)
     method = None if OmegaConf.is_missing(cfg, "method") else cfg.get("method")
     for key, reason in _UNREAD.get(str(method), {}).items():
         section, _, name = key.rpartition(".")

@@ -401,9 +401,18 @@ def composed(name: str, overrides: list[str], schema: Any = PretrainConfig) -> D
     Plugins.instance().register(_PluginRecipes)
     try:
         with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
-            return compose(name, overrides=overrides)
+            return compose(name, overrides=[_added(override) for override in overrides])
     except (HydraException, OmegaConfBaseException) as error:
         raise _explained(error, schema, overrides) from error
+
+
+# Sections whose keys are not the schema's: the method, the backbone or the optimiser checks them.
+_OPEN = ("method_kwargs.", "backbone.kwargs.", "optimizer.kwargs.")
+
+
+def _added(argument: str) -> str:
+    """`++` before a key of an open section: whether the recipe sets it is of no importance."""
+    return f"++{argument}" if argument.startswith(_OPEN) else argument
 
 
 # Checkpoints, which are called `epoch=N.ckpt`.
@@ -419,9 +428,9 @@ def _quoted(argument: str) -> str:
 
 
 def _for_hydra(arguments: list[str]) -> list[str]:
-    """Paths of checkpoints quoted, and --config-path absolute: Hydra takes a relative one as
-    relative to a file, not to where the user is."""
-    found = [_quoted(argument) for argument in arguments]
+    """Paths of checkpoints quoted, keys of open sections added, and --config-path absolute: Hydra
+    takes a relative one as relative to a file, not to where the user is."""
+    found = [_added(_quoted(argument)) for argument in arguments]
     for i, argument in enumerate(found):
         option, equals, value = argument.partition("=")
         if option not in ("--config-path", "-cp"):

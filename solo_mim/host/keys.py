@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import functools
 import inspect
+import re
 import textwrap
 from collections.abc import Mapping
 from typing import Any
@@ -140,7 +141,7 @@ class _Reads(ast.NodeVisitor):
     def visit_Call(self, node: ast.Call) -> None:
         name = getattr(node.func, "attr", getattr(node.func, "id", ""))
         texts = [a.value for a in node.args if isinstance(a, ast.Constant)]
-        dotted = [t for t in texts if isinstance(t, str) and t.startswith(f"{SECTION}.")]
+        dotted = [t for t in texts if isinstance(t, str) and re.fullmatch(rf"{SECTION}(\.\w+)+", t)]
         for key in dotted:
             found = self.needed if name == "is_missing" else self.optional
             found.add(key.split(".")[1])

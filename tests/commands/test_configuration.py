@@ -155,12 +155,6 @@ _MINE = "# @package _global_\ndefaults: [vicreg, _self_]\n"
             "optimizer.name=sdg",
             "optimizer.name: unknown value 'sdg'; did you mean 'sgd'? (set on the command line)",
         ),
-        (
-            {},
-            "method_kwargs.within_nois=1",
-            "this recipe has no key 'method_kwargs.within_nois'; did you mean 'within_noise'?; "
-            "write +method_kwargs.within_nois=... to add it (set on the command line)",
-        ),
     ],
 )
 def test_refusals_name_the_file_or_the_command_line(

@@ -215,3 +215,12 @@ def test_the_whole_model_of_a_method_gives_z(toy_run):
 
 def test_this_file_passes_on_solo_learn_main(passes_on_main):
     passes_on_main(Path(__file__))
+
+
+@pytest.mark.parametrize("prefix", ["", "+", "++"])
+@pytest.mark.parametrize("words", [["linear"], ["knn"], ["embed"], ["export", "--to", "timm"]])
+def test_an_unknown_key_is_refused_whatever_its_prefix(words, prefix, toy_run, refused, tmp_path):
+    command, *options = words
+    file = [tmp_path / "out.pth"] if command == "export" else []
+    said = refused(command, toy_run, *file, f"{prefix}optimizer.lrr=0.5", *options)
+    assert "unknown key 'optimizer.lrr'; did you mean 'lr'?" in said
