@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import errno
+import re
 from collections.abc import Iterable
 
 
@@ -24,6 +26,31 @@ class MissingHostError(ImportError):
 def install_extra(name: str) -> str:
     """How to install one of the package's optional parts."""
     return f"pip install '.[{name}]' in the checkout of solo-mim"
+
+
+# Of torch where it has no type of its own for them: on CPUs, in loaders' processes, in CUDA's
+# libraries.
+_OUT_OF_MEMORY = re.compile(r"out of memory|[Cc]an(not|'t) allocate memory|_ALLOC_FAILED")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether it is the machine's memory, or a GPU's, that did not suffice."""
+    return (
+        isinstance(error, MemoryError)
+        or getattr(error, "errno", None) == errno.ENOMEM
+        or (isinstance(error, RuntimeError) and bool(_OUT_OF_MEMORY.search(str(error))))
+    )
+
+
+def out_of_memory(error: BaseException) -> str:
+    """One line on such an error, with the remedy."""
+    where = " of the GPU" if re.search("CUDA|CUBLAS|CUDNN", str(error)) else ""
+    asked = re.search(r"allocate (\d[\d.]* ?\w+)", str(error))
+    more = f" ({asked[1]} more were needed)" if asked else ""
+    return (
+        f"out of memory{where}{more}: lower optimizer.batch_size, or the dimensions in "
+        "method_kwargs and backbone"
+    )
 
 
 def nearest(name: str, options: Iterable[str]) -> str:

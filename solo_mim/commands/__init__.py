@@ -7,9 +7,17 @@ import os
 import signal
 import subprocess
 import sys
+import traceback
 
 from solo_mim.commands.stopping import interruptible
-from solo_mim.errors import ConfigError, MissingHostError, RunError, nearest
+from solo_mim.errors import (
+    ConfigError,
+    MissingHostError,
+    RunError,
+    is_out_of_memory,
+    nearest,
+    out_of_memory,
+)
 
 COMMANDS = {
     "pretrain": "train any method on any data set; resumes or skips a run that is already there",
@@ -38,6 +46,10 @@ USAGE = "\n".join(
 )
 
 
+# With it an error shows its whole traceback.
+DEBUG = "SOLO_MIM_DEBUG"
+
+
 def _requeued() -> str:
     """Puts the SLURM job that this runs in back into the queue, and says so; "" outside of one."""
     environment = os.environ
@@ -58,7 +70,11 @@ def main(argv: list[str] | None = None) -> int:
 
     User errors are one line on stderr and exit code 2; so are runs that cannot go on, with exit
     code 1, Ctrl-C, with 130, SIGTERM, with 143, and SIGUSR1, which also requeues a SLURM job.
+    `SOLO_MIM_DEBUG=1` or `HYDRA_FULL_ERROR=1` in the environment puts the traceback before the
+    line.
     """
+    # Once and for all processes of the run: `jobs` sets Hydra's variable for its own purpose.
+    os.environ.setdefault(DEBUG, os.environ.get("HYDRA_FULL_ERROR", "0"))
     arguments = sys.argv[1:] if argv is None else argv
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(USAGE)
@@ -70,12 +86,15 @@ def main(argv: list[str] | None = None) -> int:
                 raise ConfigError(f"unknown command '{command}'{nearest(command, COMMANDS)}")
             # Imported here: torch and lightning take seconds that `--help` should not.
             return importlib.import_module(f"solo_mim.commands.{command}").run(rest)
-        except (ConfigError, MissingHostError) as error:
-            print(f"solo-mim: {error}", file=sys.stderr)
-            return 2
-        except RunError as error:
-            print(f"solo-mim: {error}", file=sys.stderr)
-            return 1
+        except Exception as error:
+            refused = isinstance(error, (ConfigError, MissingHostError, RunError))
+            if not refused and not is_out_of_memory(error):
+                raise
+            if os.environ[DEBUG] not in ("", "0"):
+                traceback.print_exc()
+            said = error if refused else out_of_memory(error)
+            print(f"solo-mim: {said}", file=sys.stderr)
+            return 1 if isinstance(error, RunError) else 2
         except KeyboardInterrupt as stopped:
             standing = str(stopped) or "nothing was begun"
             number = signals[0] if signals else signal.SIGINT

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from solo_mim.errors import ConfigError
+from solo_mim.errors import ConfigError, is_out_of_memory
 from solo_mim.host.lifecycle import LATE_STATE
 
 KEY = "resume_from_checkpoint"
@@ -56,13 +57,16 @@ def load(
     stand_ins: list[Any] = [*_CONTAINERS]
     for _ in range(_MOST_STAND_INS):
         try:
-            with torch.serialization.safe_globals(stand_ins):
+            with torch.serialization.safe_globals(stand_ins), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of what is refused below
                 content = torch.load(path, map_location="cpu", weights_only=True)
             return content, len(stand_ins) == len(_CONTAINERS)
         except pickle.UnpicklingError as error:
             unknown = re.search(r"GLOBAL ([\w.]+)", str(error))
-            if unknown is None:
-                raise ConfigError(f"{path} cannot be read ({_line(error)})") from error
+            if unknown is None:  # torch's own words advise to run the code of the file
+                raise ConfigError(
+                    f"{path} is a pickle, but none of torch.save; give a checkpoint or a state dict"
+                ) from error
             name = unknown[1] if "." in unknown[1] else f"builtins.{unknown[1]}"
             if "is blocked" in str(error) or not stands_in(name):
                 raise ConfigError(
@@ -74,6 +78,13 @@ def load(
             raise ConfigError(f"{path} is not there; give a checkpoint") from error
         # Whatever torch raises of files that are none of its own.
         except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            if "TorchScript" in str(error):
+                raise ConfigError(
+                    f"{path} is a TorchScript program, and no code of a file is run; give the "
+                    "model's state dict"
+                ) from error
             reason = f"{type(error).__name__}: {_line(error)}"
             raise ConfigError(f"{path} is cut short, or not of torch.save ({reason})") from error
     raise ConfigError(f"{path} holds too much that is no checkpoint's")

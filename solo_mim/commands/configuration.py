@@ -355,7 +355,7 @@ def _file_of(config: str, folders: list[Path]) -> Path | None:
 
 
 def located(error: ConfigError, source: str | None = None) -> ConfigError:
-    """The same error with the place of its key: the command line or a file.
+    """The same error, its cause included, with the place of its key: the command line or a file.
 
     Args:
         error: where it is about a key, of the form "unknown key 'a.b' ..." or "a.b ...".
@@ -364,7 +364,9 @@ def located(error: ConfigError, source: str | None = None) -> ConfigError:
     named = re.match(r"(?:unknown key ')?([a-z_]+[\w.\[\]]*)", str(error))
     source = place(named[1]) if source is None and named else source
     suffix = f" (set {'on' if source == 'the command line' else 'in'} {source})"
-    return ConfigError(f"{error}{suffix}") if source and suffix not in str(error) else error
+    if source and suffix not in str(error):
+        error.args = (f"{error}{suffix}",)
+    return error
 
 
 def refusal(error: OmegaConfBaseException, of: Any = PretrainConfig) -> ConfigError:
@@ -405,7 +407,7 @@ def checked(cfg: DictConfig, schema: Any = PretrainConfig) -> DictConfig:
     try:
         return _checked(cfg, schema)
     except ConfigError as error:
-        raise located(error) from error
+        raise located(error) from error.__cause__
 
 
 def _checked(cfg: DictConfig, schema: Any) -> DictConfig:

@@ -10,7 +10,7 @@ import torch
 from omegaconf import OmegaConf
 
 from solo_mim.commands import jobs, runs, trained
-from solo_mim.errors import ConfigError
+from solo_mim.errors import ConfigError, is_out_of_memory
 from solo_mim.evaluation.export import MODELS, TOLERANCE, difference, target
 from solo_mim.host.backbones import resolved_stem
 
@@ -46,6 +46,8 @@ def export(run: str, library: str, path: Path, overrides: list[str]) -> dict[str
         model.load_state_dict(state)
     # Whatever the library raises of arguments and weights that are not its own.
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+        if is_out_of_memory(error):
+            raise
         raise ConfigError(
             f"{library}'s {wanted.model} is another network: {' '.join(str(error).split())[:300]}"
         ) from error

@@ -16,7 +16,7 @@ from solo_mim.data.folders import IMAGENET100, IMAGENET_STATISTICS
 from solo_mim.data.imagenet100 import IMAGES
 from solo_mim.data.photo_patches import PHOTOGRAPHS, TRAIN_PATCHES
 from solo_mim.data.transforms import parse_augmentations
-from solo_mim.errors import ConfigError, nearest
+from solo_mim.errors import ConfigError, is_out_of_memory, nearest
 
 GIB = 2**30
 
@@ -101,6 +101,8 @@ def _counted(cfg: DictConfig, sizes: list[int], classes: int) -> Any:
             return step_cost(model, batch, sizes, classes)
         # Whatever the host's methods raise of a batch that they cannot take.
         except (ConfigError, TypeError, ValueError, LookupError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                raise
             reason = " ".join(str(error).split())
     raise ConfigError(f"method={cfg.method}: its steps cannot be counted ({reason})")
 

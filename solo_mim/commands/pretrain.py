@@ -23,7 +23,7 @@ from solo_mim.commands.configuration import PretrainConfig, checked, completed, 
 from solo_mim.commands.divergence import Divergence, diverged
 from solo_mim.commands.progress import EpochLines
 from solo_mim.data import SSLDataModule
-from solo_mim.errors import ConfigError
+from solo_mim.errors import ConfigError, is_out_of_memory
 from solo_mim.evaluation.diagnostics import MAX_IMAGES, HeldOutInformation, InformationCallback
 from solo_mim.evaluation.offline import Predictions, evaluate_features
 from solo_mim.evaluation.plots import plot_curves
@@ -108,6 +108,8 @@ def _trained_and_evaluated(
         raise
     # Whatever torch and the host raise of sizes and the like that they do not check.
     except (TypeError, ValueError, ArithmeticError, LookupError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
         reason = " ".join(str(error).split())
         raise ConfigError(f"method_kwargs: {cfg.method} refuses them ({reason})") from error
     if not resolved.performance.get("disable_channel_last", False):

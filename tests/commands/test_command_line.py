@@ -196,6 +196,45 @@ def test_user_errors_are_one_line_and_exit_code_2(
     assert not list(tmp_path.iterdir()), "nothing is left behind"
 
 
+@pytest.mark.parametrize("variable", ["SOLO_MIM_DEBUG", "HYDRA_FULL_ERROR"])
+def test_an_errors_cause_is_shown_where_it_is_asked_for(variable, solo_mim, monkeypatch):
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # of Hydra's runs before, and no wish of anybody's
+    monkeypatch.setenv("SOLO_MIM_DEBUG", "0")
+    arguments = ["pretrain", "+optimizer.kwargs.betas=[0.9]"]
+    assert "Traceback" not in solo_mim(*arguments).err
+    for name in ("SOLO_MIM_DEBUG", "HYDRA_FULL_ERROR"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv(variable, "1")
+    said = solo_mim(*arguments)
+    assert said.code == 2
+    assert "torch/optim/adam" in said.err, "where it comes from"
+    assert said.err.splitlines()[-1].startswith("solo-mim: optimizer.name=adamw refuses")
+
+
+def _fails_with(error):
+    def fails(*_, **__):
+        raise error
+
+    return fails
+
+
+def test_a_loader_that_runs_out_of_memory_in_training_is_named_as_such(
+    refused, monkeypatch, tmp_path
+):
+    error = RuntimeError("Caught RuntimeError in worker 0.\nDefaultCPUAllocator: can't allocate")
+    error.args = (f"{error} memory: you tried to allocate 4096 bytes.",)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(jobs, "fit", _fails_with(error))
+    said = refused("pretrain", *TINY)
+    assert "out of memory (4096 bytes more were needed): lower optimizer.batch_size" in said
+
+
+def test_a_model_too_large_for_the_memory_is_named_as_such(refused):
+    said = refused("pretrain", "method_kwargs.proj_hidden_dim=1000000000000")  # 2 PB at once
+    assert "out of memory (2048000000000000 bytes more were needed): lower" in said
+    assert "the dimensions in method_kwargs and backbone" in said
+
+
 def test_a_user_error_of_the_installed_command_is_no_traceback(tmp_path):
     done = installed("pretrain", "max_epoch=3", cwd=tmp_path)
     assert done.returncode == 2

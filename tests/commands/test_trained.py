@@ -3,9 +3,12 @@
 import copy
 import json
 import os
+import pickle
 import shutil
+import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -186,6 +189,8 @@ def test_what_training_leaves_in_a_checkpoint_is_passed_over(tmp_path):
     [
         (b"hello", "cut short, or not of torch.save"),
         (b"PK\x03\x04 cut", "cut short, or not of torch.save"),
+        (pickle.dumps({"w": 1}), "x.ckpt is a pickle, but none of torch.save; give a checkpoint"),
+        (pickle.dumps({"w": np.zeros(3)}), "x.ckpt is a pickle, but none of torch.save; give"),
         ({"a": 1}, "holds no weights"),
         (3, "holds no weights"),
     ],
@@ -195,6 +200,16 @@ def test_what_is_no_checkpoint_is_refused(content, said, tmp_path):
     path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
     with pytest.raises(ConfigError, match=said):
         trained.weights(path)
+
+
+def test_a_torchscript_program_is_refused_without_advice_to_run_it(tmp_path):
+    images = torch.zeros(1, 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.jit.trace(torch.nn.Linear(2, 2), images).save(tmp_path / "x.pt")
+    with pytest.raises(ConfigError, match=r"is a TorchScript program.*; give the model's state") as e:
+        trained.weights(tmp_path / "x.pt")
+    assert "weights_only" not in str(e.value)
 
 
 def test_what_is_not_there_is_said(tmp_path):
