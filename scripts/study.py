@@ -121,8 +121,9 @@ class Run:
         """What it left, if it has finished."""
         found = list(output.glob(f"{self.name}-seed{self.seed}-*/result.json"))
         if len(found) > 1:
+            folders = " and ".join(str(path.parent) for path in found)
             raise SystemExit(
-                f"{output} holds {len(found)} results of {self}: give another --output"
+                f"{folders} are of one run; keep one of them, or give another --output"
             )
         return json.loads(found[0].read_text()) if found else None
 
@@ -243,12 +244,31 @@ REFERENCE = "infomax"
 MEASURES = {"probe": "offline probe", "kNN": "offline kNN"}  # the probe decides
 
 
-def table_of(stage: str, runs: list[Finished]) -> Table:
-    """The ranking of a stage's runs, its rows named after the arms."""
-    (table,) = tables([run for run in runs if run.config["name"].startswith(f"{stage}-")])
-    for row in table.rows:
+def of_protocol(expected: list[Run], finished: list[Finished]) -> list[Finished]:
+    """Those of the finished runs that the protocol expects: an earlier choice may have left more."""
+    names = {(run.name, run.seed) for run in expected}
+    return [run for run in finished if (run.config["name"], run.seed) in names]
+
+
+def table_of(runs: list[Finished]) -> Table:
+    """The ranking of a stage's runs, its rows named after the arms.
+
+    Raises:
+        SystemExit: an arm stands in two rows, or not all are of the same images.
+    """
+    found = tables(runs)
+    first: dict[str, Finished] = {}
+    for row in (row for table in found for row in table.rows):
         row.label = row.runs[0].config["name"].split("-")[1]
-    return table
+        if first.setdefault(row.label, row.runs[0]) is not row.runs[0]:
+            raise SystemExit(
+                f"{row.label} has two rows: {first[row.label].folder} and {row.runs[0].folder} "
+                "differ in more than their seed; keep the runs of one kind"
+            )
+    if len(found) > 1:
+        one, other = (table.rows[0].runs[0].folder for table in found[:2])
+        raise SystemExit(f"{one} and {other} are of other images: they share no table")
+    return found[0]
 
 
 def planned(table: Table) -> list[dict]:
@@ -321,13 +341,18 @@ def report(data: Path, output: Path, folder: Path) -> None:
     print(f"\nSweep, validation images\n\n{swept(output)}")
     comparisons, finished = {}, []
     expected = {stage: finals(stage, output) for stage in STAGES}
+    tries = [run for name in ARMS for run in tried(name, output)]
+    counted = of_protocol(tries, runs)
     for stage, images in STAGES.items():
-        missing = [run.name for run in expected[stage] if not run.result(output)]
+        of_stage = of_protocol(expected[stage], runs)
+        there = {(run.config["name"], run.seed) for run in of_stage}
+        missing = [run.name for run in expected[stage] if (run.name, run.seed) not in there]
         if missing or not any(run.arm == REFERENCE for run in expected[stage]):
             first = f", {missing[0]} the first of them" if missing else ""
             print(f"\n{images}: {len(missing)} of {len(expected[stage])} runs are missing{first}")
             continue
-        table = table_of(stage, runs)
+        table = table_of(of_stage)
+        counted += of_stage
         finished.append(table)
         comparisons[stage] = planned(table)
         print(f"\n{images}\n\n{markdown(comparisons[stage])}")
@@ -342,19 +367,10 @@ def report(data: Path, output: Path, folder: Path) -> None:
             shown = shown.replace(place, "OUT")
         (folder / "study.html").write_text(shown.replace(str(data), "DATA"))
     kept = ("name", "seed", "online", "offline", "information", "versions", "commit")
-    whole = tuple(f"{stage}-" for stage in ("sweep", *comparisons))
-    records = [
-        {key: run.result[key] for key in kept}
-        for run in runs
-        if run.config["name"].startswith(whole)
-    ]
+    records = [{key: run.result[key] for key in kept} for run in counted]
     commands = [
         shlex.join(["solo-mim", *run.command(Path("DATA"), Path("OUT"))])
-        for run in [
-            *(run for name in ARMS for run in tried(name, output)),
-            *expected["final"],
-            *expected["confirm"],
-        ]
+        for run in [*tries, *expected["final"], *expected["confirm"]]
     ]
     content = {"comparisons": comparisons, "runs": records, "commands": commands}
     (folder / "study.json").write_text(json.dumps(content, indent=1))

@@ -32,7 +32,9 @@ def finish(tmp_path):
             folder.mkdir(exist_ok=True)
             accuracy = accuracy_of(run)
             data = {"dataset": "custom", "train_path": "/photographs/train"}
-            config = {"name": run.name, "method": run.arm, "data": data, "output_dir": "/elsewhere"}
+            own = {"rate": run.rate, "value": run.value}
+            config = {"name": run.name, "method": run.arm, "data": data, "optimizer": own}
+            config["output_dir"] = "/elsewhere"
             result = {
                 **{"name": run.name, "method": run.arm, "seed": run.seed, "data": "custom"},
                 **{"evaluated_on": "validation split", "offline_evaluated_on": "test images"},
@@ -127,6 +129,39 @@ def test_a_finished_stage_is_a_table_a_page_and_pictures_without_paths(
     assert str(tmp_path) not in page
     assert "/elsewhere" not in page
     assert "/photographs" not in page
+
+
+def test_finals_of_an_earlier_choice_in_the_same_folder_do_not_count(
+    study, finish, tmp_path, capsys
+):
+    def choose(values):
+        for arm, value in values.items():
+            finish(of(study, arm), lambda run, value=value: 50.0 + (run.value == value))
+
+    choose({"infomax": 0.1, "vicreg": 25})
+    finish(study.finals("final", tmp_path), lambda run: 50.0 + run.seed - 4 * (run.arm == "vicreg"))
+    choose({"vicreg": 50})
+    finish([study.Run("sweep", "vicreg", 1e-3, 100, 0)], lambda run: 40.0)
+    again = [run for run in study.finals("final", tmp_path) if run.arm == "vicreg"]
+    assert {run.value for run in again} == {50}
+    finish(again, lambda run: 50.0 + run.seed + 6 + run.seed / 10)
+    study.report(tmp_path, tmp_path, tmp_path / "report")
+    assert "| vicreg | lr0.001-50 | 59.30 ± 1.74 | -6.30 [" in capsys.readouterr().out
+    content = json.loads((tmp_path / "report" / "study.json").read_text())
+    names = {run["name"] for run in content["runs"] if run["name"].startswith("final-vicreg")}
+    assert names == {"final-vicreg-lr0.001-50"}
+
+
+def test_an_arm_in_two_rows_is_an_error_that_names_both_folders(study, finish, tmp_path):
+    for arm in ("infomax", "vicreg"):
+        finish(of(study, arm), lambda run: 50.0 + (run.value == study.ARMS[run.arm].values[1]))
+    finals = study.finals("final", tmp_path)
+    finish(finals, lambda run: 50.0 + run.seed)
+    (odd,) = tmp_path.glob("final-vicreg-*-seed3-*")
+    config = json.loads((odd / "config.yaml").read_text()) | {"precision": "bf16-mixed"}
+    (odd / "config.yaml").write_text(json.dumps(config))
+    with pytest.raises(SystemExit, match=r"vicreg has two rows: .*-seed1-.* and .*-seed3-.*"):
+        study.report(tmp_path, tmp_path, tmp_path / "report")
 
 
 def test_the_preset_trains_what_the_study_chose(compose_cfg):
