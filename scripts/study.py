@@ -11,8 +11,9 @@ final    what was chosen, seeds 1 to 5, on the test images.
 confirm  the same settings and seeds on Fashion-MNIST, where nothing was chosen.
 report   tables and tests of what is finished; study.json, study.html and pictures go to --report.
 
-A run is one `solo-mim pretrain` command, printed to its log. Finished runs are skipped, broken ones
-resumed, and one that fails stops no other; the report says which are missing.
+A run is one `solo-mim pretrain` command, printed to its log. Finished runs are skipped, with a line
+where other code made them, broken ones resumed, and one that fails stops no other; the report says
+which are missing.
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 
+from solo_mim.commands.sources import digest
 from solo_mim.evaluation.collect import Run as Finished
-from solo_mim.evaluation.collect import collect
+from solo_mim.evaluation.collect import codes_of, collect
 from solo_mim.evaluation.compare import Table, as_records, p_text, tables
 from solo_mim.evaluation.report import curves_figure, page, scores_figure
 from solo_mim.evaluation.significance import holm, mcnemar, paired_difference
@@ -117,15 +119,20 @@ class Run:
     def name(self) -> str:
         return f"{self.stage}-{self.arm}-lr{self.rate:g}-{self.value:g}"
 
-    def result(self, output: Path) -> dict | None:
-        """What it left, if it has finished."""
+    def folder(self, output: Path) -> Path | None:
+        """Where it lies, if it has finished."""
         found = list(output.glob(f"{self.name}-seed{self.seed}-*/result.json"))
         if len(found) > 1:
             folders = " and ".join(str(path.parent) for path in found)
             raise SystemExit(
                 f"{folders} are of one run; keep one of them, or give another --output"
             )
-        return json.loads(found[0].read_text()) if found else None
+        return found[0].parent if found else None
+
+    def result(self, output: Path) -> dict | None:
+        """What it left, if it has finished."""
+        folder = self.folder(output)
+        return json.loads((folder / "result.json").read_text()) if folder else None
 
     def command(self, data: Path, output: Path) -> list[str]:
         """Its command line, after `solo-mim`."""
@@ -155,10 +162,18 @@ PARTS = {"train": "train", "val": "test"}
 
 
 def train(runs: list[Run], data: Path, output: Path, jobs: int) -> None:
-    """Those not finished yet, `jobs` at a time, one thread each."""
+    """Those not finished yet, `jobs` at a time, one thread each; says which of the others were made
+    by other code."""
 
     def one(run: Run) -> None:
-        if run.result(output):
+        if folder := run.folder(output):
+            made_by = codes_of(json.loads((folder / "provenance.json").read_text()))
+            here = digest(ARMS[run.arm].method)
+            if made_by != [here]:
+                print(
+                    f"{run.name} seed {run.seed}: kept, made by code {', '.join(made_by)}, here it "
+                    f"is {here}; move {folder} away to have it again"
+                )
             return
         command = [sys.executable, "-m", "solo_mim", *run.command(data, output)]
         with (output / f"{run.name}-seed{run.seed}.log").open("a") as log:
@@ -245,7 +260,7 @@ MEASURES = {"probe": "offline probe", "kNN": "offline kNN"}  # the probe decides
 
 
 def of_protocol(expected: list[Run], finished: list[Finished]) -> list[Finished]:
-    """Those of the finished runs that the protocol expects: an earlier choice may have left more."""
+    """Those of the finished runs that the protocol expects, not what an earlier choice left."""
     names = {(run.name, run.seed) for run in expected}
     return [run for run in finished if (run.config["name"], run.seed) in names]
 
@@ -355,7 +370,7 @@ def report(data: Path, output: Path, folder: Path) -> None:
         counted += of_stage
         finished.append(table)
         comparisons[stage] = planned(table)
-        print(f"\n{images}\n\n{markdown(comparisons[stage])}")
+        print(f"\n{images}, code {table.code}\n\n{markdown(comparisons[stage])}")
         for kind, draw in {"scores": scores_figure, "curves": curves_figure}.items():
             path = folder / f"study-{stage}-{kind}.png"
             draw(table).savefig(path, dpi=100, bbox_inches="tight")
@@ -366,8 +381,8 @@ def report(data: Path, output: Path, folder: Path) -> None:
         for place in {str(output), *(run.config["output_dir"] for run in runs)}:
             shown = shown.replace(place, "OUT")
         (folder / "study.html").write_text(shown.replace(str(data), "DATA"))
-    kept = ("name", "seed", "online", "offline", "information", "versions", "commit")
-    records = [{key: run.result[key] for key in kept} for run in counted]
+    kept = ("name", "seed", "online", "offline", "information", "versions", "commit", "code")
+    records = [{key: run.result.get(key) for key in kept} for run in counted]
     commands = [
         shlex.join(["solo-mim", *run.command(Path("DATA"), Path("OUT"))])
         for run in [*tries, *expected["final"], *expected["confirm"]]

@@ -164,6 +164,20 @@ def test_an_arm_in_two_rows_is_an_error_that_names_both_folders(study, finish, t
         study.report(tmp_path, tmp_path, tmp_path / "report")
 
 
+def test_a_finished_run_of_other_code_is_kept_with_a_line(study, finish, tmp_path, capsys):
+    first, second = of(study, "vicreg")[:2]
+    finish([first, second], lambda run: 50.0)
+    here = study.digest("vicreg")
+    for run, code in ((first, here), (second, "0123456789ab")):
+        path = run.folder(tmp_path) / "provenance.json"
+        path.write_text(json.dumps([{"code": code}]))
+    study.train([first, second], tmp_path, tmp_path, jobs=1)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(
+        f"{second.name} seed 0: kept, made by code 0123456789ab, here it is {here}"
+    )
+
+
 def test_the_preset_trains_what_the_study_chose(compose_cfg):
     commands = json.loads((ROOT / "docs" / "results" / "study.json").read_text())["commands"]
     # The commands as they were run, with version 0.1.0's name of an option.

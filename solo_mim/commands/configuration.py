@@ -229,6 +229,7 @@ class _Training:
     auto_resume: AutoResumeConfig = field(default_factory=AutoResumeConfig)
     dali: DALIConfig = field(default_factory=DALIConfig)
     progress_bar: bool = True
+    other_code: str = "refuse"
     seed: int = 5
     max_epochs: int = MISSING
     devices: Any = 1
@@ -480,8 +481,8 @@ def _without_unread(cfg: DictConfig) -> DictConfig:
 
     It is not of the schema's type, as Hydra's is: what `+` has added to that, a merge lets pass.
     """
-    cfg = OmegaConf.create(OmegaConf.to_container(cfg))
-    assert isinstance(cfg, DictConfig)
+    plain: Any = OmegaConf.to_container(cfg)
+    cfg = OmegaConf.create(plain)
     method = None if OmegaConf.is_missing(cfg, "method") else cfg.get("method")
     for key, reason in _UNREAD.get(str(method), {}).items():
         section, _, name = key.rpartition(".")
@@ -496,6 +497,7 @@ _CHOICES = {
     "scheduler.name": ("warmup_cosine", "step", "none"),
     "scheduler.interval": ("step", "epoch"),
     "knn_eval.distance_func": ("euclidean", "cosine"),
+    "other_code": ("refuse", "accept"),
 }
 
 

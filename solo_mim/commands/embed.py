@@ -109,7 +109,7 @@ def embed(run: str, overrides: list[str], split: str | None = None) -> dict[str,
             "information_of": "features" if z is None else "z",
             "information": information,
             "corrupt_images": data.corrupt_images,
-            **jobs.provenance(folder, trained.origin(network.source, network.weights)),
+            **jobs.provenance(cfg, folder, trained.origin(network.source, network.weights)),
         }
         runs.write_json(folder / runs.RESULT, result)
         print(summary(result))

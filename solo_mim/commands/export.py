@@ -70,7 +70,7 @@ def export(run: str, library: str, path: Path, overrides: list[str]) -> dict[str
             "std": OmegaConf.to_object(pipeline.std) if known and pipeline.get("std") else None,
         },
         "difference": apart,
-        **jobs.provenance(path.parent, trained.origin(network.source, network.weights)),
+        **jobs.provenance(cfg, path.parent, trained.origin(network.source, network.weights)),
     }
     try:
         with runs.whole(path) as partial, partial.open("wb") as file:

@@ -33,7 +33,7 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 from yaml import YAMLError
 
-from solo_mim.commands import processes, runs, stopping
+from solo_mim.commands import processes, runs, sources, stopping
 from solo_mim.commands.configuration import (
     CONFIG_FOLDER,
     TRAINER_KEYS,
@@ -45,6 +45,7 @@ from solo_mim.commands.configuration import (
 from solo_mim.commands.progress import LossBar
 from solo_mim.data import SSLDataModule
 from solo_mim.errors import ConfigError, RunError, install_extra, nearest
+from solo_mim.evaluation.collect import UNKNOWN_CODE
 from solo_mim.evaluation.offline import extract_features
 from solo_mim.methods import recipe_folders
 
@@ -59,7 +60,8 @@ def done_once(
     """The result in a folder: of `work`, which takes the lock, or of an earlier run that finished.
 
     Raises:
-        ConfigError: what is in the folder belongs to another configuration.
+        ConfigError: what is in the folder belongs to another configuration, or other code made it
+            and the configuration does not accept that.
         KeyboardInterrupt: Ctrl-C or SIGTERM, with what `standing` says of it.
     """
 
@@ -78,7 +80,8 @@ def done_once(
         runs.refuse_foreign(folder, cfg)
         if (folder / runs.RESULT).exists():
             result: dict[str, Any] = json.loads((folder / runs.RESULT).read_text())
-            print(f"finished before, nothing to do: {folder}\n\n{summary(result)}")
+            remark = _made_by(folder, cfg)
+            print(f"finished before, nothing to do: {folder}{remark}\n\n{summary(result)}")
             return result
         try:
             with processes.together(last_words):
@@ -129,6 +132,20 @@ def _speaks(folder: Path) -> bool:
         if not runs.is_held(folder) or (folder / runs.FAILURE).exists():
             return False
     return True
+
+
+def _made_by(folder: Path, cfg: DictConfig) -> str:
+    """The remark on a finished run that it was made by other code; empty where it was not.
+
+    Code that nobody recorded may be this one: it is remarked upon, not refused.
+    """
+    others, here = runs.other_code(folder, cfg), sources.digest(cfg.get("method"))
+    if set(others) - {UNKNOWN_CODE} and cfg.other_code == "refuse":
+        raise ConfigError(
+            f"other_code: {folder} was made by code {', '.join(others)}, here it is {here}; move "
+            "that folder away to have it again, or set other_code=accept to take it as it is"
+        )
+    return f" (made by code {', '.join(others)}; here it is {here})" if others else ""
 
 
 # Training
@@ -339,13 +356,14 @@ def measured_line(row: dict[str, Any]) -> str:
     return f"  offline, {of}, {row['images']:,} {row['split']}: {', '.join(figures)}"
 
 
-def provenance(folder: Path, origin: dict[str, Any]) -> dict[str, Any]:
+def provenance(cfg: DictConfig, folder: Path, origin: dict[str, Any]) -> dict[str, Any]:
     """The end of an evaluation's result: the network, where all lies, what it was made with."""
     return {
         "trained": origin,
         "folder": str(folder),
         "versions": runs.versions(),
         "commit": runs.commit(),
+        "code": sources.digest(cfg.get("method")),
     }
 
 

@@ -80,7 +80,7 @@ def knn(run: str, overrides: list[str]) -> dict[str, Any]:
             "seconds": time.perf_counter() - started,
             "corrupt_images": data.corrupt_images,
             "peak_memory_mib": jobs.peak_memory_mib(),
-            **jobs.provenance(folder, trained.origin(network.source, network.weights)),
+            **jobs.provenance(cfg, folder, trained.origin(network.source, network.weights)),
         }
         runs.write_json(folder / runs.RESULT, result)
         print(summary(result))

@@ -271,7 +271,7 @@ def _recorded(
         "seconds_of_last_sitting": time.perf_counter() - started,
         "corrupt_images": data.corrupt_images,
         "peak_memory_mib": jobs.peak_memory_mib(),
-        **jobs.provenance(folder, origin),
+        **jobs.provenance(cfg, folder, origin),
     }
     runs.write_json(folder / runs.RESULT, result)  # last: it says that all is there
     print("\n" + summary(result))

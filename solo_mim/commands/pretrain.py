@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from omegaconf import DictConfig
 
-from solo_mim.commands import checkpoints, jobs, processes, runs
+from solo_mim.commands import checkpoints, jobs, processes, runs, sources
 from solo_mim.commands.configuration import PretrainConfig, checked, completed, num_devices
 from solo_mim.commands.divergence import Divergence, diverged
 from solo_mim.commands.progress import EpochLines
@@ -208,6 +208,7 @@ def _trained_and_evaluated(
         "folder": str(folder),
         "versions": runs.versions(cfg.method),
         "commit": runs.commit(),
+        "code": sources.digest(cfg.method),
     }
     picture = io.BytesIO()
     plot_curves(metrics, picture, folder.name)

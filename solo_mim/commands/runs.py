@@ -29,10 +29,10 @@ from yaml import YAMLError
 
 import solo_mim
 from solo_mim import host
-from solo_mim.commands import stopping
+from solo_mim.commands import sources, stopping
 from solo_mim.commands.configuration import PACKAGE, identity
 from solo_mim.errors import ConfigError
-from solo_mim.evaluation.collect import settings_of
+from solo_mim.evaluation.collect import codes_of, settings_of
 from solo_mim.evaluation.offline import Predictions
 from solo_mim.methods import METHODS, origins
 
@@ -178,15 +178,20 @@ def is_held(folder: Path) -> bool:
 
 def prepare(folder: Path, cfg: DictConfig) -> None:
     """Writes the configuration, and this sitting's provenance, into it; the last one's failure
-    goes, and what a kill has left half-written."""
+    goes, and so do sittings of which no checkpoint is left and what a kill has left half-written.
+    """
     (folder / FAILURE).unlink(missing_ok=True)
     for place in (folder, folder / CHECKPOINTS):
         for partial in place.glob(f"*{_PARTIAL}"):
             partial.unlink()
     write(folder / CONFIGURATION, OmegaConf.to_yaml(cfg, resolve=True))
-    sittings = _json(folder / PROVENANCE) or []
-    sitting = {"versions": versions(cfg.get("method")), "commit": commit(), "seed": cfg.seed}
-    write_json(folder / PROVENANCE, [*sittings, sitting])
+    sittings = _json(folder / PROVENANCE) if newest_checkpoint(folder) else None
+    method = cfg.get("method")
+    sitting = {
+        **{"versions": versions(method), "commit": commit(), "code": sources.digest(method)},
+        "seed": cfg.seed,
+    }
+    write_json(folder / PROVENANCE, [*(sittings or []), sitting])
 
 
 def note_failure(folder: Path, error: Exception) -> None:
@@ -216,10 +221,21 @@ def refuse_foreign(folder: Path, cfg: DictConfig) -> None:
         )
 
 
+def other_code(folder: Path, cfg: DictConfig) -> list[str]:
+    """Digests of the sources that made what is in a folder, other than those that run here."""
+    here = sources.digest(cfg.get("method"))
+    return [code for code in codes_of(_json(folder / PROVENANCE) or []) if code != here]
+
+
 def departure(folder: Path, cfg: DictConfig) -> str | None:
-    """One line on how a new run differs from the latest of its name and seed beside it, if any."""
+    """One line on how a new run differs from the latest of its name and seed beside it, or a
+    resumed one from its sittings before, if it does."""
     if folder.exists():
-        return None
+        begun_by = other_code(folder, cfg) if newest_checkpoint(folder) else []
+        here = sources.digest(cfg.get("method"))
+        return (
+            f"begun by other code: {', '.join(begun_by)}; here it is {here}" if begun_by else None
+        )
     others = [
         path
         for path in folder.parent.glob(f"{glob.escape(folder.name[:-8])}*/{CONFIGURATION}")

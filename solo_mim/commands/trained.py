@@ -90,6 +90,7 @@ def _configuration_in(path: Path) -> DictConfig | None:
         raise ConfigError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict) or not {"backbone", "augmentations", "data"} <= set(content):
         return None
+    content.pop("other_code", None)  # what was accepted of the run says nothing of evaluations
     schema = OmegaConf.to_container(OmegaConf.structured(PretrainConfig))
     known = OmegaConf.create(_known(content, schema))
     assert isinstance(known, DictConfig)

@@ -32,6 +32,7 @@ NOT_IDENTITY = (
     "pretrained_feature_extractor",
     "resume_from_checkpoint",
     "output_dir",
+    "other_code",
     "progress_bar",
     "wandb",
     "tensorboard",
@@ -43,6 +44,8 @@ NOT_IDENTITY = (
 )
 # Nor do these make another method of it.
 _NOT_THE_METHOD = (*NOT_IDENTITY, "name", "seed", "evaluation")
+# Of what was made before there was a digest of the sources.
+UNKNOWN_CODE = "unknown"
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ class Evaluation:
 
     folder: Path
     values: dict[str, tuple[str, float]]
+    code: str = UNKNOWN_CODE
 
 
 @dataclass(frozen=True)
@@ -70,12 +74,19 @@ class Run:
         return int(self.result["seed"])
 
     @property
+    def code(self) -> str:
+        """Digest of the sources that made it; of sittings under several, all of them."""
+        found = codes_of(self.provenance)
+        return found[0] if len(found) == 1 else f"mixed ({', '.join(found)})"
+
+    @property
     def settings(self) -> dict[str, Any]:
-        """Configuration by dotted key, without what does not make another method of it, and the
-        versions of solo-mim and solo-learn."""
+        """Configuration by dotted key, without what does not make another method of it, the
+        versions of solo-mim and solo-learn, and the code."""
         found = settings_of(self.config, _NOT_THE_METHOD)
         versions = self.result.get("versions", {})
         found |= {package: versions.get(package) for package in ("solo-mim", "solo-learn")}
+        found["code"] = self.code
         return {key: value for key, value in found.items() if value is not None}
 
     @property
@@ -108,6 +119,12 @@ class Problem:
 
     folder: Path
     reason: str
+
+
+def codes_of(sittings: list[dict[str, Any]]) -> list[str]:
+    """Digests of the sources that ran in the sittings of `provenance.json`, each once."""
+    codes = (sitting.get("code") or UNKNOWN_CODE for sitting in sittings)
+    return list(dict.fromkeys(codes)) or [UNKNOWN_CODE]
 
 
 def settings_of(config: Any, without: Iterable[str] = NOT_IDENTITY) -> dict[str, Any]:
@@ -215,7 +232,7 @@ def _evaluations(run: Run) -> tuple[list[Evaluation], list[Problem]]:
             reason = f"of the network after {epochs} epochs, not {run.result.get('epochs')}"
             problems.append(Problem(folder, reason))
         elif values:
-            found.append(Evaluation(folder, values))
+            found.append(Evaluation(folder, values, result.get("code") or UNKNOWN_CODE))
     counts = Counter(measure for evaluation in found for measure in evaluation.values)
     single = []
     for evaluation in found:

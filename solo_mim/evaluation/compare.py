@@ -91,6 +91,7 @@ class Table:
         title: data set and images.
         measures: columns, of which the first ranks.
         split: measure -> what it was measured on, where its name does not say so.
+        code: digest of the sources that made the runs; all of them where there are several.
         pairs: all that share two seeds or more, tested on the first measure.
         published: what solo-learn reports on the data set, where all of it was trained on.
     """
@@ -98,6 +99,7 @@ class Table:
     title: str
     measures: list[str]
     split: dict[str, str]
+    code: str
     rows: list[Row]
     pairs: list[Pair]
     published: list[Published] = field(default_factory=list)
@@ -137,7 +139,18 @@ def _table(runs: list[Run]) -> Table:
         part += [f"validation split {held_out}", str(first.result.get("offline_evaluated_on"))]
     title = str(first.result["data"]) + (f" ({', '.join(part)})" if part else "")
     split = {m: split for run in runs for m, (split, _) in run.values().items() if m in MEASURES}
-    return Table(title, present, split, ranked, pairs, _published(first, present))
+    return Table(title, present, split, _code(runs), ranked, pairs, _published(first, present))
+
+
+def _code(runs: list[Run]) -> str:
+    """Of the runs, and of each measure that was evaluated by other code than they or by several."""
+    codes = sorted({run.code for run in runs})
+    by: dict[str, set[str]] = defaultdict(set)
+    for evaluation in (evaluation for run in runs for evaluation in run.evaluations):
+        for measure in evaluation.values:
+            by[measure].add(evaluation.code)
+    others = [f"{m} by {', '.join(sorted(of))}" for m, of in by.items() if sorted(of) != codes]
+    return "; ".join([", ".join(codes), *sorted(others)])
 
 
 def _in_order(present: set[str]) -> list[str]:
@@ -232,6 +245,7 @@ def as_records(table: Table) -> list[dict[str, Any]]:
     records = []
     for place, row in enumerate(table.rows, start=1):
         record: dict[str, Any] = {"place": place, "label": row.label, "seeds": row.seeds}
+        record["code"] = row.runs[0].code
         for measure in table.measures:
             score = row.scores.get(measure)
             record[measure] = None if score is None else score.mean

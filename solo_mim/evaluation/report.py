@@ -30,7 +30,8 @@ def markdown(tables: list[Table], problems: list[Problem]) -> str:
         lines = [
             f"## {table.title}",
             "",
-            f"Top-1 in percent, mean ± standard deviation over seeds. {splits}.",
+            "Top-1 in percent, mean ± standard deviation over seeds. "
+            f"{splits}. Code: {table.code}.",
             "",
             f"| row | seeds | {' | '.join(table.measures)} | verdict |",
             f"|---|---:|{'---:|' * len(table.measures)}---|",
@@ -250,6 +251,7 @@ def page(tables: list[Table], problems: list[Problem], title: str) -> str:
                 "title": table.title,
                 "measures": table.measures,
                 "split": table.split,
+                "code": table.code,
                 "rows": [_row_for_page(row) for row in table.rows],
                 "pairs": table.pairs,
                 "matrix": _matrix(table),
@@ -273,6 +275,7 @@ def _row_for_page(row: Row) -> dict[str, Any]:
                 "seed": run.seed,
                 "accuracies": [(measure, value) for measure, (_, value) in run.values().items()],
                 "commit": run.result.get("commit") or "unknown",
+                "code": run.code,
                 "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
                 "command": command_of(run),
                 "evaluations": [str(evaluation.folder) for evaluation in run.evaluations],

@@ -85,18 +85,34 @@ def find_method(name: str) -> Any:
     return method
 
 
+def _locations(plugin: EntryPoint) -> list[Path]:
+    """Folders of a plug-in's outermost package, or its file where it is a module alone.
+
+    Of the outermost, for finding one further in would import those around it.
+    """
+    try:
+        spec = find_spec(plugin.value.partition(":")[0].partition(".")[0])
+    except ValueError:  # no name of a module; `find_method` says so
+        return []
+    if spec is None:
+        return []
+    return [Path(place) for place in spec.submodule_search_locations or filter(None, [spec.origin])]
+
+
+def plugin_sources(method: str | None) -> list[Path]:
+    """Where the package of a plug-in's method lies, as folders and files; empty for any other, and
+    where it is not installed."""
+    claims = [] if method is None or method in METHODS else plugins().get(method, [])
+    return [place for plugin in claims for place in _locations(plugin)]
+
+
 def recipe_folders() -> dict[str, Path]:
     """Package -> the folder `configs` inside it, where that has a recipe of one of its methods."""
     found = {}
     for name, claims in plugins().items():
         for plugin in claims:
-            try:
-                # Of the outermost package: finding one further in would import those around it.
-                spec = find_spec(plugin.value.partition(":")[0].partition(".")[0])
-            except ValueError:  # no name of a module; `find_method` says so
-                continue
-            for location in (spec and spec.submodule_search_locations) or ():
-                folder = Path(location) / "configs"
+            for location in _locations(plugin):
+                folder = location / "configs"
                 if (folder / "method" / f"{name}.yaml").is_file():
                     found[_package(plugin)] = folder
     return found
@@ -113,6 +129,7 @@ __all__ = [
     "VISReg",
     "find_method",
     "origins",
+    "plugin_sources",
     "plugins",
     "recipe_folders",
 ]

@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,9 +16,11 @@ import pytest
 import torch
 from PIL import Image
 
-from solo_mim.commands import COMMANDS, jobs, main
+from solo_mim.commands import COMMANDS, jobs, main, sources
+from solo_mim.commands.configuration import PACKAGE
 from solo_mim.data.photo_patches import photo_patches
 from solo_mim.errors import ConfigError
+from solo_mim.evaluation.collect import collect
 
 TINY = [
     "max_epochs=2",
@@ -538,6 +541,88 @@ def test_a_run_of_another_configuration_is_named_with_what_differs(
     assert len(list((tmp_path / "runs").iterdir())) == 2
     again = solo_mim("pretrain", *arguments)
     assert "differs from" not in again.out, "said when the run begins"
+
+
+@pytest.fixture
+def own_copy(finished, tmp_path, monkeypatch):
+    """A copy of the finished run, in a folder to work in."""
+    monkeypatch.chdir(tmp_path)
+    (run,) = (finished[0] / "runs").iterdir()
+    return shutil.copytree(run, tmp_path / "runs" / run.name)
+
+
+def test_a_finished_run_of_other_code_is_not_passed_off_and_a_remark_disturbs_nobody(
+    own_copy, tmp_path
+):
+    copy = shutil.copytree(PACKAGE, tmp_path / "copy" / "solo_mim").parent
+    shutil.copytree(PACKAGE.parent / "configs", copy / "configs")
+    loss = copy / "solo_mim" / "losses" / "explicit_mim.py"
+    source = loss.read_text()
+    for edited, code in (
+        (f"# Another remark.\n{source}", 0),
+        (source.replace("(within - total,", "(total - within,"), 2),
+    ):
+        assert edited != source
+        loss.write_text(edited)
+        again = installed("pretrain", *TINY, PYTHONPATH=str(copy))
+        assert again.returncode == code, again.stderr
+        assert ("finished before, nothing to do" in again.stdout) == (code == 0)
+    (line,) = [line for line in again.stderr.splitlines() if line.startswith("solo-mim: ")]
+    there = json.loads((own_copy / "result.json").read_text())["code"]
+    said = re.search(rf"{own_copy.name} was made by code {there}, here it is (\w{{12}}); ", line)
+    assert said, line
+    assert said[1] != there
+    assert "move that folder away" in line
+    assert "other_code=accept" in line
+
+
+def test_other_code_is_accepted_on_request_and_stops_no_sweep(own_copy, monkeypatch, solo_mim):
+    monkeypatch.setattr(sources, "digest", lambda method=None: "0123456789ab")
+    accepted = solo_mim("pretrain", *TINY, "other_code=accept")
+    assert accepted.code == 0, accepted.err
+    made_by = json.loads((own_copy / "result.json").read_text())["code"]
+    assert f"{own_copy.name} (made by code {made_by}; here it is 0123456789ab)" in accepted.out
+    swept = solo_mim("pretrain", "--multirun", "seed=5,6", *TINY)
+    assert swept.code == 2
+    assert f"{own_copy.name} was made by code" in swept.err
+    (other,) = [run for run in own_copy.parent.glob("*-seed6-*") if run != own_copy]
+    assert json.loads((other / "result.json").read_text())["code"] == "0123456789ab"
+    assert "other_code: unknown value 'acept'" in solo_mim("pretrain", "other_code=acept").err
+
+
+def test_a_run_from_before_there_were_digests_is_taken_with_a_remark(own_copy, solo_mim):
+    for name in ("provenance.json", "result.json"):
+        path = own_copy / name
+        path.write_text(re.sub('"code": "[0-9a-f]{12}",?', "", path.read_text()))
+    said = solo_mim("pretrain", *TINY)
+    assert said.code == 0, said.err
+    assert f"{own_copy.name} (made by code unknown; here it is " in said.out
+    (run,), problems = collect(own_copy.parent)
+    assert (run.code, problems) == ("unknown", [])
+
+
+def test_a_resume_under_other_code_says_so_and_counts_as_mixed(own_copy, monkeypatch, solo_mim):
+    made_by = json.loads((own_copy / "result.json").read_text())["code"]
+    (own_copy / "result.json").unlink()
+    monkeypatch.setattr(sources, "digest", lambda method=None: "0123456789ab")
+    said = solo_mim("pretrain", *TINY)
+    assert said.code == 0, said.err
+    assert f"begun by other code: {made_by}; here it is 0123456789ab" in said.out
+    sittings = json.loads((own_copy / "provenance.json").read_text())
+    assert [sitting["code"] for sitting in sittings] == [made_by, "0123456789ab"]
+    (run,), _ = collect(own_copy.parent)
+    assert run.code == f"mixed ({made_by}, 0123456789ab)"
+    assert solo_mim("pretrain", *TINY).code == 2, "it is not all this code's"
+
+
+def test_sittings_that_left_nothing_made_nothing(own_copy, monkeypatch, solo_mim):
+    (own_copy / "result.json").unlink()
+    shutil.rmtree(own_copy / "checkpoints")
+    monkeypatch.setattr(sources, "digest", lambda method=None: "0123456789ab")
+    said = solo_mim("pretrain", *TINY)
+    assert "begun by other code" not in said.out
+    assert len(json.loads((own_copy / "provenance.json").read_text())) == 1
+    assert solo_mim("pretrain", *TINY).code == 0
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from solo_mim.commands import main
+from solo_mim.commands import main, sources
 from solo_mim.errors import ConfigError
 from solo_mim.methods import METHODS, find_method, origins
 
@@ -101,6 +101,23 @@ def test_a_plugin_is_found_under_its_package_and_imported_only_when_asked_for(re
     assert find_method("vicreg") is METHODS["vicreg"]
     assert "theirs" not in sys.modules
     assert find_method("their_method").__module__ == "theirs"
+
+
+def test_a_plugins_sources_count_for_its_own_methods_alone(register, tmp_path):
+    def digests():
+        sources.digest.cache_clear()
+        return sources.digest("their_method"), sources.digest("vicreg")
+
+    register("theirs", "sign = 1\n", their_method="theirs:Method")
+    theirs, ours = digests()
+    assert theirs != ours
+    (tmp_path / "theirs.py").write_text("# A remark.\nsign = 1\n")
+    assert digests() == (theirs, ours)
+    (tmp_path / "theirs.py").write_text("sign = -1\n")
+    changed, ours_again = digests()
+    assert changed != theirs
+    assert ours_again == ours
+    assert "theirs" not in sys.modules
 
 
 def test_a_momentum_method_is_a_method(register):

@@ -19,7 +19,16 @@ SPLIT = "test images"
 
 
 def write_run(
-    folder, name, seed, probe, kNN=50.0, shared=True, version="1", split=SPLIT, **settings
+    folder,
+    name,
+    seed,
+    probe,
+    kNN=50.0,
+    shared=True,
+    version="1",
+    split=SPLIT,
+    code=None,
+    **settings,
 ):
     """A finished run's folder with the files that `solo-mim pretrain` leaves."""
     run = folder / f"{name}-seed{seed}-0123abcd"
@@ -40,7 +49,7 @@ def write_run(
     }
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     (run / "result.json").write_text(json.dumps(result))
-    (run / "provenance.json").write_text("[{}]")
+    (run / "provenance.json").write_text(json.dumps([{"code": code} if code else {}]))
     epochs = pd.DataFrame({"epoch": [0, 1], "val_acc1": [probe - 10, probe - 5]})
     epochs.to_csv(run / "metrics.csv", index=False)
     return run
@@ -99,6 +108,40 @@ def test_runs_of_two_versions_are_two_rows(tmp_path):
         ("a (solo-mim=1)", [1, 2, 3]),
     ]
     assert problems == []
+
+
+def test_runs_of_other_code_are_rows_of_their_own_and_the_table_says_whose(tmp_path, capsys):
+    for code in ("aaa", "bbb", None):
+        for seed in (1, 2):
+            write_run(tmp_path / str(code), "a", seed, 50.0 + seed + (code == "aaa"), code=code)
+    resumed = write_run(tmp_path, "b", 1, 40.0)
+    (resumed / "provenance.json").write_text('[{"code": "aaa"}, {"code": "bbb"}]')
+    assert main(["report", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "Code: aaa, bbb, mixed (aaa, bbb), unknown." in printed
+    assert "| a (code=aaa) | 2 |" in printed
+    assert "| a (code=bbb) | 2 |" in printed
+    assert "| a (code=unknown) | 2 |" in printed
+    assert "Not in the tables" not in printed
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert "code <code>mixed (aaa, bbb)</code>" in page
+
+
+def test_runs_of_unknown_code_are_read_and_marked(tmp_path, capsys):
+    write_run(tmp_path, "a", 1, 50.0)
+    assert main(["report", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "Code: unknown." in printed
+    assert "| a | 1 | 50.00 |" in printed
+
+
+def test_evaluations_by_other_code_than_the_runs_are_named(tmp_path):
+    for seed, code in ((1, "aaa"), (2, "bbb")):
+        run = write_run(tmp_path, "a", seed, 60.0, code="aaa")
+        path = write_evaluation(run, "knn/x-1", {"kNN, cosine": 55.0}) / "result.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "code": code}))
+    ((table,), _) = _of(tmp_path)
+    assert table.code == "aaa; kNN, cosine (test images) by aaa, bbb"
 
 
 def test_what_does_not_change_a_run_splits_no_row(tmp_path):

@@ -1,0 +1,95 @@
+"""The code that a result was made by: a digest of the sources that can change one."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from functools import cache
+from pathlib import Path
+
+from solo_mim import host
+from solo_mim.commands.configuration import PACKAGE
+from solo_mim.methods import plugin_sources
+
+# What prints, refuses, plans, compares or draws changes no network and no figure. Whatever is not
+# named here counts, so that a new file is not forgotten.
+_CHANGES_NOTHING = {
+    "__main__.py",
+    "errors.py",
+    *(f"commands/{name}.py" for name in ("__init__", "bench", "doctor", "export", "methods")),
+    *(f"commands/{name}.py" for name in ("plan", "prepare", "processes", "progress", "report")),
+    *(f"commands/{name}.py" for name in ("sources", "stopping")),
+    "data/errors.py",
+    *(f"evaluation/{name}.py" for name in ("collect", "compare", "cost", "export", "plots")),
+    *(f"evaluation/{name}.py" for name in ("report", "significance")),
+    *(f"host/{name}.py" for name in ("checks", "keys")),
+}
+# Not Python's own tokenizer: it takes ten times as long, and versions of it differ in f-strings.
+_TOKEN = re.compile(
+    r'"""(?:\\.|[^\\])*?"""|"(?:\\.|[^"\\\n])*"|'
+    r"'''(?:\\.|[^\\])*?'''|'(?:\\.|[^'\\\n])*'|"
+    r"#[^\n]*|[()\[\]{}]",
+    re.DOTALL,
+)
+
+
+@cache  # one answer for a whole sweep: the code that was imported, whatever is edited meanwhile
+def digest(method: str | None = None) -> str:
+    """Twelve hex digits of our sources and, where the method is a plug-in's, of its package's.
+
+    Of solo-learn's too where it is a checkout, for its version there does not tell of edits.
+    Comments, docstrings and blank lines do not count.
+    """
+    found = hashlib.sha256()
+    ours = [path for path in _modules(PACKAGE) if _name(path, PACKAGE) not in _CHANGES_NOTHING]
+    parts = [(PACKAGE, ours)]
+    if host.GENERATION == "current":
+        parts.append((host.LOCATION, _modules(host.LOCATION)))
+    for place in plugin_sources(method):
+        parts.append((place, _modules(place)) if place.is_dir() else (place.parent, [place]))
+    for root, paths in parts:
+        for path in paths:
+            lines = code_lines(path.read_text("utf-8", errors="replace"))
+            found.update("\n".join([_name(path, root), *lines, ""]).encode())
+    return found.hexdigest()[:12]
+
+
+def _modules(root: Path) -> list[Path]:
+    return sorted(root.rglob("*.py"), key=lambda path: _name(path, root))
+
+
+def _name(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix()
+
+
+def code_lines(source: str) -> list[str]:
+    """The lines of a Python source without comments, docstrings, blank lines and spaces at the
+    end."""
+    kept: list[str] = []
+    end = depth = 0
+    for token in _TOKEN.finditer(source):
+        start, first = token.start(), token[0][0]
+        if first in "([{":
+            depth += 1
+        elif first in ")]}":
+            depth -= 1
+        if first != "#":
+            line = source.rfind("\n", 0, start) + 1
+            if depth or not _is_docstring(source, line, *token.span()):
+                continue
+            start = line
+        kept.append(source[end:start])
+        end = token.end()
+    lines = ("".join(kept) + source[end:]).splitlines()
+    return [line.rstrip() for line in lines if line.strip()]
+
+
+def _is_docstring(source: str, line: int, start: int, end: int) -> bool:
+    """Whether what stands from `start` to `end` is a string and a statement of its own, `line`
+    being where its first line begins."""
+    before, goes_on = source[line:start].strip(), source[line - 2 : line] == "\\\n"
+    after = source[end : (source + "\n").index("\n", end)].partition("#")[0]
+    return source[start] in "\"'" and before in ("", "r") and not after.strip() and not goes_on
+
+
+__all__ = ["code_lines", "digest"]
