@@ -472,8 +472,12 @@ _TOLD = ("data.num_classes", "data.num_large_crops", "data.num_small_crops")
 
 
 @rank_zero_only
+def _note(text: str) -> None:
+    print(f"note: {text}")
+
+
 def _note_unread(key: str, value: Any, reason: str) -> None:
-    print(f"note: nothing reads {key}={value}: {reason}")
+    _note(f"nothing reads {key}={value}: {reason}")
 
 
 def _without_unread(cfg: DictConfig) -> DictConfig:
@@ -501,7 +505,7 @@ _CHOICES = {
 }
 
 
-# Key -> the least and the greatest value that it can have.
+# Key -> the least and the greatest value that it can have; all are finite.
 _RANGES: dict[str, tuple[float, float]] = {
     "optimizer.batch_size": (2, math.inf),  # statistics need two images
     "optimizer.lr": (0, math.inf),
@@ -525,6 +529,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "num_nodes": (1, math.inf),
     "accumulate_grad_batches": (1, math.inf),
     "check_val_every_n_epoch": (1, math.inf),
+    "gradient_clip_val": (0, math.inf),
 }
 
 
@@ -532,15 +537,16 @@ def _check_choices(cfg: DictConfig) -> None:
     for key, (least, greatest) in _RANGES.items():
         value = OmegaConf.select(cfg, key)
         if value is not None and not (
-            isinstance(value, int | float) and least <= value <= greatest
+            isinstance(value, int | float) and least <= value <= greatest and value < math.inf
         ):
-            most = f" and at most {greatest}" if greatest < math.inf else ""
+            most = f" and at most {greatest}" if greatest < math.inf else " and finite"
             raise ConfigError(f"{key} must be at least {least}{most}, not {value}")
     if "momentum" in cfg and cfg.momentum.base_tau > cfg.momentum.final_tau:
         raise ConfigError("momentum.base_tau must not be above momentum.final_tau")
     # Nothing would be trained, and the run would count as finished.
-    if cfg.limit_train_batches == 0 or cfg.fast_dev_run:
-        key = "fast_dev_run" if cfg.fast_dev_run else "limit_train_batches"
+    idle = [key for key in ("limit_train_batches", "max_steps") if cfg[key] == 0]
+    if idle or cfg.fast_dev_run:
+        key = "fast_dev_run" if cfg.fast_dev_run else idle[0]
         raise ConfigError(f"{key}={cfg[key]}: a trial run is max_epochs=1 limit_train_batches=2")
     for key, choices in _CHOICES.items():
         value = OmegaConf.select(cfg, key)
@@ -548,6 +554,27 @@ def _check_choices(cfg: DictConfig) -> None:
             raise ConfigError(f"{key}: unknown value '{value}'{nearest(str(value), choices)}")
     if cfg.scheduler.name == "step" and not cfg.scheduler.lr_decay_steps:
         raise ConfigError("scheduler.name=step needs scheduler.lr_decay_steps, a list of epochs")
+
+
+def check_run(cfg: DictConfig) -> None:
+    """What a configuration that trains is held to beside `checked`: name and warm-up.
+
+    A warm-up longer than the run is only said where it is a recipe's and `max_epochs` cuts the run
+    short from elsewhere.
+
+    Raises:
+        ConfigError: the name is none of a folder's, or the warm-up outlasts the run.
+    """
+    if not re.fullmatch(r"[^/\\\x00-\x1f]+", cfg.name):
+        raise ConfigError(f"name={cfg.name!r} must be fit for a folder: not empty, no slash")
+    key, last = "scheduler.warmup_epochs", "max_epochs"
+    warm_up = cfg.scheduler.warmup_epochs
+    if cfg.scheduler.name != "warmup_cosine" or warm_up <= cfg.max_epochs:
+        return
+    said = f"{key}={warm_up:g} is more than {last}={cfg.max_epochs}"
+    if _on_command_line(key) or (place(key) and place(key) == place(last)):
+        raise ConfigError(f"{said}: optimizer.lr is never reached; lower it")
+    _note(f"{said}: optimizer.lr is never reached")
 
 
 def _arguments(optimizer: type) -> dict[str, Any]:
@@ -578,8 +605,10 @@ def _optimizer_kwargs(optimizer: DictConfig) -> dict[str, Any]:
     given: Any = OmegaConf.to_container(optimizer.kwargs)
     kwargs = {key: value for key, value in given.items() if key in known}
     for key, value in kwargs.items():
-        if isinstance(known[key], int | float) and not isinstance(value, int | float):
-            raise ConfigError(f"optimizer.kwargs.{key}: a number is needed, not {value!r}")
+        if isinstance(known[key], int | float) and not (
+            isinstance(value, int | float) and math.isfinite(value)
+        ):
+            raise ConfigError(f"optimizer.kwargs.{key}: a finite number is needed, not {value!r}")
     weights = [torch.nn.Parameter(torch.zeros(1))]
     try:
         OPTIMIZERS[optimizer.name](weights, lr=optimizer.lr, **kwargs)
@@ -664,6 +693,7 @@ __all__ = [
     "TRAINER_KEYS",
     "LinearConfig",
     "PretrainConfig",
+    "check_run",
     "checked",
     "completed",
     "composed_from",

@@ -11,6 +11,7 @@ import os
 import re
 import sys
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -410,6 +411,14 @@ def _explained(error: BaseException, schema: Any, arguments: list[str]) -> Confi
     return ConfigError(" ".join([*([f"{override}:"] if override else []), *str(error).split()]))
 
 
+def _unreadable(error: Exception) -> ConfigError:
+    """Of a file that is no YAML, or none in UTF-8, which Hydra's frame that has opened it names."""
+    frames = (frame.f_locals for frame, _ in traceback.walk_tb(error.__traceback__))
+    file = next((names["full_path"] for names in frames if "full_path" in names), "a file")
+    reason = " ".join(str(error).split())
+    return ConfigError(f"{file} cannot be read, as YAML in UTF-8: {reason}")
+
+
 def composed(name: str, overrides: list[str], schema: Any = PretrainConfig) -> DictConfig:
     """The configuration of a name, shipped or stored, with overrides.
 
@@ -422,6 +431,8 @@ def composed(name: str, overrides: list[str], schema: Any = PretrainConfig) -> D
             return compose(name, overrides=[_added(override) for override in overrides])
     except (HydraException, OmegaConfBaseException) as error:
         raise _explained(error, schema, overrides) from error
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise _unreadable(error) from error
 
 
 # Sections whose keys are not the schema's: the method, the backbone or the optimiser checks them.
@@ -499,7 +510,7 @@ def run_by_hydra(
     except (HydraException, OmegaConfBaseException) as error:
         raise _explained(error, schema, sys.argv[1:]) from error
     except (YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"a YAML file cannot be read: {' '.join(str(error).split())}") from error
+        raise _unreadable(error) from error
     finally:
         HydraConfig.instance().cfg = None  # Hydra leaves it to the next run in this process
     for earlier in refused[:-1]:  # of a sweep

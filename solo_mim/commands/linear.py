@@ -22,6 +22,7 @@ from torchvision.transforms import InterpolationMode
 from solo_mim.commands import jobs, runs, trained
 from solo_mim.commands.configuration import (
     LinearConfig,
+    check_run,
     checked,
     completed,
     num_devices,
@@ -85,6 +86,7 @@ def prepared(cfg: DictConfig) -> tuple[DictConfig, trained.Source]:
         if OmegaConf.select(merged, key, throw_on_missing=False) is None:
             raise trained.nameless(source.path)
     cfg = checked(merged, LinearConfig)
+    check_run(cfg)
     images = cfg.data.augmentations
     images.crop_size = images.crop_size or _CROP_SIZES.get(cfg.data.dataset, _CROP_SIZE)
     if num_devices(cfg) * cfg.num_nodes > 1:

@@ -10,7 +10,13 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from solo_mim.commands import jobs
-from solo_mim.commands.configuration import PretrainConfig, checked, completed, num_devices
+from solo_mim.commands.configuration import (
+    PretrainConfig,
+    check_run,
+    checked,
+    completed,
+    num_devices,
+)
 from solo_mim.data.datasets import held_out_of, share_of
 from solo_mim.data.folders import IMAGENET100, IMAGENET_STATISTICS
 from solo_mim.data.imagenet100 import IMAGES
@@ -120,6 +126,7 @@ def plan(cfg: DictConfig, gpu: str, images: int | None, utilisation: float) -> s
         ConfigError: a key or value is wrong, or the method's steps cannot be counted.
     """
     cfg = checked(cfg)
+    check_run(cfg)
     count, classes = _images(cfg, images)
     pipelines: Any = OmegaConf.to_container(cfg.augmentations)
     augmentations = parse_augmentations(pipelines, *IMAGENET_STATISTICS)

@@ -19,7 +19,13 @@ import torch.distributed as dist
 from omegaconf import DictConfig
 
 from solo_mim.commands import checkpoints, jobs, processes, runs, sources
-from solo_mim.commands.configuration import PretrainConfig, checked, completed, num_devices
+from solo_mim.commands.configuration import (
+    PretrainConfig,
+    check_run,
+    checked,
+    completed,
+    num_devices,
+)
 from solo_mim.commands.divergence import Divergence, diverged
 from solo_mim.commands.progress import EpochLines
 from solo_mim.data import SSLDataModule
@@ -77,6 +83,7 @@ def pretrain(cfg: DictConfig) -> dict[str, Any]:
         SystemExit: in all processes but the first, which evaluates alone.
     """
     cfg = checked(cfg)
+    check_run(cfg)
     method = find_method(cfg.method)
     folder = runs.folder_of(cfg)
 

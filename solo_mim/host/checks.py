@@ -82,6 +82,10 @@ def refuse_impossible_batch(cfg: DictConfig, method: str, processes: int = 1) ->
             f"method_kwargs.num_prototypes={kwargs.num_prototypes}: give a list, the prototypes of "
             "each clustering; solo-learn stacks them, so they must be equally many"
         )
+    if method == "mae" and not 0 < kwargs.mask_ratio < 1:
+        raise ConfigError(
+            f"method_kwargs.mask_ratio={kwargs.mask_ratio}: give a share above 0 and below 1"
+        )
     if method == "dino" and kwargs.warmup_teacher_temperature_epochs > cfg.max_epochs:
         raise ConfigError(
             "method_kwargs.warmup_teacher_temperature_epochs="

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import functools
 import inspect
+import math
 import re
 import textwrap
 from collections.abc import Mapping
@@ -19,6 +20,9 @@ from omegaconf import DictConfig, OmegaConf
 from solo_mim.errors import ConfigError, nearest
 
 SECTION = "method_kwargs"
+# By their names, sizes and divisors, of which zero would be NaN; and what must not be negative.
+_POSITIVE = re.compile(r"\w+_(dim|heads|depth|prototypes|iters|epsilon)|(\w+_)?temperature(_\w)?")
+_NOT_NEGATIVE = re.compile(r"lamb|scale_loss|clip_grad|\w+_(loss_weight|epochs|starts|eps|size)")
 _LIBRARIES = ("builtins", "abc", "typing", "torch", "lightning", "lightning_fabric")
 
 
@@ -50,7 +54,7 @@ def numeric_keys(cls: type) -> dict[str, str]:
 def check_method_kwargs(
     cfg: DictConfig, keys: Mapping[str, bool] | None, numeric: Mapping[str, str]
 ) -> None:
-    """Refuses unknown, missing and mistyped `method_kwargs` of the run's configuration.
+    """Refuses unknown, missing, mistyped and impossible `method_kwargs` of the run's configuration.
 
     Args:
         cfg: main's schema; read are `method` and `method_kwargs`.
@@ -71,9 +75,18 @@ def check_method_kwargs(
         raise ConfigError(f"method={cfg.method} needs {named}")
     for key, kind in sorted(numeric.items()):
         value = given.get(key)
-        if value is not None and not isinstance(value, int if kind == "int" else (int, float)):
+        fits = isinstance(value, int if kind == "int" else (int, float))
+        if value is not None and (not fits or (isinstance(value, bool) and kind != "bool")):
             needed = "a whole number" if kind == "int" else "a number"
             raise ConfigError(f"{SECTION}.{key}: {needed} is needed, not {value!r}")
+    for key, value in given.items():
+        for one in value if isinstance(value, list) else [value]:
+            if not isinstance(one, (int, float)):
+                continue
+            positive, least = _POSITIVE.fullmatch(key), _NOT_NEGATIVE.fullmatch(key)
+            if not math.isfinite(one) or (positive and one <= 0) or (least and one < 0):
+                above = " above 0" if positive else " of 0 or more" if least else ""
+                raise ConfigError(f"{SECTION}.{key}: a finite number{above} is needed, not {one}")
 
 
 @functools.cache

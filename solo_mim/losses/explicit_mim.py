@@ -12,6 +12,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from numbers import Real
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -55,6 +56,7 @@ class ExplicitMIMOptions:
             all are centred over all views together.
 
     Raises:
+        TypeError: a floor is no number.
         ValueError: an unknown reading, assumption or normalisation, floors out of order.
     """
 
@@ -69,6 +71,10 @@ class ExplicitMIMOptions:
         check_choice("reading", self.reading, READINGS)
         check_choice("within", self.within, WITHIN)
         check_choice("normalisation", self.normalisation, NORMALISATIONS)
+        for name in ("within_noise", "total_noise", "between_noise"):
+            floor = getattr(self, name)
+            if not isinstance(floor, Real) and (name, floor) != ("between_noise", None):
+                raise TypeError(f"{name} must be a number, got {floor!r}")
         if not self.total_noise > 0:
             raise ValueError(
                 f"total_noise must be positive, got {self.total_noise}; 0.01 is the default"

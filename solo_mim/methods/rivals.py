@@ -36,18 +36,15 @@ class CorInfoMax(Projecting, BaseMethod):
 
     def __init__(self, cfg: DictConfig):
         super().__init__(cfg)
+        proj_hidden_dim: int = cfg.method_kwargs.proj_hidden_dim
         proj_output_dim: int = cfg.method_kwargs.proj_output_dim
-        self.projector = projector(
-            self.features_dim, cfg.method_kwargs.proj_hidden_dim, proj_output_dim
-        )
+        alpha: float = cfg.method_kwargs.get("alpha", 250.0)
+        eps: float = cfg.method_kwargs.get("eps", 1e-8)
+        forgetting: float = cfg.method_kwargs.get("forgetting", 0.01)
+        normalisation: str = cfg.method_kwargs.get("normalisation", "l2")
+        self.projector = projector(self.features_dim, proj_hidden_dim, proj_output_dim)
         try:
-            self.loss = CorInfoMaxLoss(
-                proj_output_dim,
-                alpha=cfg.method_kwargs.get("alpha", 250.0),
-                eps=cfg.method_kwargs.get("eps", 1e-8),
-                forgetting=cfg.method_kwargs.get("forgetting", 0.01),
-                normalisation=cfg.method_kwargs.get("normalisation", "l2"),
-            )
+            self.loss = CorInfoMaxLoss(proj_output_dim, alpha, eps, forgetting, normalisation)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"method_kwargs: {error}") from error
 
@@ -71,9 +68,9 @@ class FroSSL(Projecting, BaseMethod):
         self.invariance_weight: float = cfg.method_kwargs.get("invariance_weight", 1.0)
         if self.invariance_weight < 0:
             raise ConfigError("method_kwargs.invariance_weight must not be negative")
-        self.projector = projector(
-            self.features_dim, cfg.method_kwargs.proj_hidden_dim, cfg.method_kwargs.proj_output_dim
-        )
+        proj_hidden_dim: int = cfg.method_kwargs.proj_hidden_dim
+        proj_output_dim: int = cfg.method_kwargs.proj_output_dim
+        self.projector = projector(self.features_dim, proj_hidden_dim, proj_output_dim)
 
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
         """The host's step and the FroSSL loss over all views."""

@@ -4,11 +4,13 @@ import re
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
+from omegaconf import ListConfig, OmegaConf
 
+from solo_mim import host
 from solo_mim.commands import main
 from solo_mim.commands.configuration import (
     CONFIG_FOLDER,
+    check_run,
     checked,
     completed,
     identity,
@@ -49,12 +51,18 @@ DATA = sorted(path.stem for path in (CONFIG_FOLDER / "data").glob("*.yaml"))
         ),
         (
             {"optimizer": {"name": "lars", "kwargs": {"eta": "small"}}},
-            r"optimizer.kwargs.eta: a number is needed, not 'small'",
+            r"optimizer.kwargs.eta: a finite number is needed, not 'small'",
         ),
         (
             {"optimizer": {"name": "sgd", "kwargs": {"nesterov": "yes"}}},
-            r"optimizer.kwargs.nesterov: a number is needed, not 'yes'",
+            r"optimizer.kwargs.nesterov: a finite number is needed, not 'yes'",
         ),
+        (
+            {"optimizer": {"kwargs": {"eps": float("inf")}}},
+            r"optimizer.kwargs.eps: a finite number is needed, not inf",
+        ),
+        ({"optimizer": {"lr": float("inf")}}, r"lr must be at least 0 and finite, not inf"),
+        ({"optimizer": {"weight_decay": float("inf")}}, r"weight_decay must be .* finite, not inf"),
         (
             {"optimizer": {"name": "adamw", "kwargs": {"betas": [0.9]}}},
             r"optimizer.name=adamw refuses its settings: ",
@@ -127,7 +135,8 @@ def test_what_nothing_reads_is_said(compose_cfg, capsys):
     ]
 
 
-_MINE = "# @package _global_\ndefaults: [vicreg, _self_]\n"
+_GLOBAL = "# @package _global_\n"
+_MINE = f"{_GLOBAL}defaults: [vicreg, _self_]\n"
 
 
 @pytest.mark.parametrize(
@@ -149,6 +158,12 @@ _MINE = "# @package _global_\ndefaults: [vicreg, _self_]\n"
             "method=mine",
             "optimizer.name: unknown value 'sdg'; did you mean 'sgd'? "
             "(set in {folder}/method/mine.yaml)",
+        ),
+        (
+            {"budget/mine.yaml": f"{_GLOBAL}max_epochs: 3\nscheduler: {{warmup_epochs: 5}}"},
+            "+budget=mine",
+            "scheduler.warmup_epochs=5 is more than max_epochs=3: optimizer.lr is never reached; "
+            "lower it (set in {folder}/budget/mine.yaml)",
         ),
         (
             {"method/mine.yaml": f"{_MINE}optimizer: {{name: lars}}"},
@@ -210,6 +225,41 @@ def test_files_without_our_schema_are_held_to_it_too(
     ]
     monkeypatch.chdir(tmp_path)
     assert refused(*arguments) == "solo-mim: " + message.format(folder=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("method: vicreg\nname: café".encode("latin-1"), "'utf-8' codec can't decode byte 0xe9"),
+        (b"method: [vicreg", "expected ',' or ']'"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named(content, reason, tmp_path, refused):
+    (tmp_path / "method").mkdir()
+    (tmp_path / "method" / "mine.yaml").write_bytes(content)
+    said = refused("pretrain", "--config-dir", tmp_path, "method=mine")
+    assert said.startswith(
+        f"solo-mim: {tmp_path}/method/mine.yaml cannot be read, as YAML in UTF-8"
+    )
+    assert reason in said
+
+
+def test_a_recipes_warm_up_that_outlasts_a_trial_run_is_said(compose_cfg, capsys):
+    check_run(compose_cfg("max_epochs=2"))
+    check_run(compose_cfg("max_epochs=1", "scheduler.name=none"))
+    assert capsys.readouterr().out == ""
+    check_run(compose_cfg("max_epochs=1"))
+    assert capsys.readouterr().out == (
+        "note: scheduler.warmup_epochs=2 is more than max_epochs=1: optimizer.lr is never reached\n"
+    )
+
+
+@pytest.mark.parametrize("name", ["../../evil", "a/b", "a\\b", "", "a\nb"])
+def test_a_name_stays_in_the_folder_of_the_runs(name, compose_cfg):
+    cfg = compose_cfg()
+    cfg.name = name
+    with pytest.raises(ConfigError, match=r"name=.* must be fit for a folder"):
+        check_run(cfg)
 
 
 def _write(folder, files):
@@ -303,7 +353,12 @@ def test_keys_of_a_method_are_those_that_its_source_reads():
         ({"width": 3}, r"method=toy needs method_kwargs.depth, method_kwargs.mode"),
         ({"depth": 1, "mode": "a", "width": "wide"}, r"method_kwargs.width: a whole .* 'wide'"),
         ({"depth": 1, "mode": "a", "width": 1.5}, r"method_kwargs.width: a whole .* 1.5"),
+        ({"depth": 1, "mode": "a", "width": True}, r"method_kwargs.width: a whole .* True"),
         ({"depth": 1, "mode": "a", "width": 1, "steps": "b"}, r"kwargs.steps: a whole .* 'b'"),
+        (
+            {"depth": 1, "mode": "a", "width": 1, "rate": float("nan")},
+            r"method_kwargs.rate: a finite number is needed, not nan",
+        ),
     ],
 )
 def test_method_kwargs_are_refused_by_name(kwargs, message):
@@ -314,6 +369,18 @@ def test_method_kwargs_are_refused_by_name(kwargs, message):
     wide = OmegaConf.create({"method": "toy", "method_kwargs": {"width": "wide", "else": 1}})
     with pytest.raises(ConfigError, match=r"method_kwargs.width: a whole .* 'wide'"):
         check_method_kwargs(wide, method_keys(_HandsItOn), numeric_keys(_HandsItOn))
+
+
+@pytest.mark.parametrize("method", sorted(RECIPES & set(host.METHODS)))
+def test_no_number_of_a_recipe_may_be_negative_and_no_size_or_divisor_zero(method, compose_cfg):
+    given = compose_cfg(f"method={method}").method_kwargs
+    numbers = [key for key, value in given.items() if type(value) in (int, float, ListConfig)]
+    for key in numbers:
+        divides = re.search("_dim|depth|prototypes$|iters|epsilon|temperature(?!_epochs)", key)
+        for value in (-3, [-3], float("nan"), float("inf"), *([0] if divides else [])):
+            cfg = OmegaConf.create({"method": method, "method_kwargs": {key: value}})
+            with pytest.raises(ConfigError, match=rf"method_kwargs.{key}: a finite number"):
+                check_method_kwargs(cfg, None, {})
 
 
 def test_identity_follows_what_changes_the_result_and_nothing_else(compose_cfg):

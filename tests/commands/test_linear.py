@@ -289,6 +289,8 @@ def test_other_weights_in_a_runs_folder_get_results_of_their_own(own_run, solo_m
         (["devices=2"], "set devices=1"),
         (["auto_augment=true"], "no RandAugment"),
         (["mixup=0.5", "optimizer.batch_size=63"], "need an even number"),
+        (["scheduler.warmup_epochs=200"], "is more than max_epochs=100: optimizer.lr is never"),
+        (["name=../evil"], "name='../evil' must be fit for a folder"),
         (["label_smoothing=2"], "label_smoothing must be at least 0 and at most 1"),
         (["optimizer.batch_size=4096"], "optimizer.batch_size"),
         (["data=cifar1"], "did you mean 'cifar10'?"),

@@ -207,8 +207,7 @@ def test_a_torchscript_program_is_refused_without_advice_to_run_it(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         torch.jit.trace(torch.nn.Linear(2, 2), images).save(tmp_path / "x.pt")
-    said = r"is a TorchScript program.*; give the model's state"
-    with pytest.raises(ConfigError, match=said) as e:
+    with pytest.raises(ConfigError, match=r"is a TorchScript program.*; give the") as e:
         trained.weights(tmp_path / "x.pt")
     assert "weights_only" not in str(e.value)
 

@@ -492,6 +492,7 @@ Z = torch.zeros(4, 3)
         ([Z, Z], {"normalisation": "none"}, ValueError, "normalisation must be one of"),
         ([Z, Z], {"total_noise": 0.0}, ValueError, "total_noise must be positive"),
         ([Z, Z], {"total_noise": float("nan")}, ValueError, "total_noise must be positive"),
+        ([Z, Z], {"total_noise": ".nan"}, TypeError, "total_noise must be a number, got '.nan'"),
         ([Z, Z], {"total_noise": 2.0}, ValueError, "raise it or lower total_noise"),
         ([Z, Z], {"within_noise": float("inf")}, ValueError, "within_noise must be finite"),
         ([Z, Z], {"between_noise": 1.0}, ValueError, "leave it None for others"),
