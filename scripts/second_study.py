@@ -1,0 +1,632 @@
+"""The second study of docs/results/study.md: which method, tuned and untuned, and how certainly.
+
+    python scripts/second_study.py DATA [--output FOLDER] [--jobs N] [--records FILE] [STAGE ...]
+
+DATA holds cifar10-jpeg/{train,test}/CLASS/*.jpg and FashionMNIST/raw/*. Stages, in order:
+
+sweep     every arm of ARMS on CIFAR-10 (JPEG): three rates x three settings, seed 0, on the 10,000
+          validation images. Where the best lies at an end of the values or of the rates, the next
+          one beyond it, twice at most of each.
+tuned     what was chosen, seeds 1 to 5, on images that no one has opened.
+fashion   the same on Fashion-MNIST.
+long      the chosen settings of the arms of LONG, 120 epochs, seeds 1 to 5.
+untuned   every method at one published setting and one rate for all, in each of CONDITIONS.
+larger    the arms of LARGER on 40,000 images, 60 epochs, seeds 1 to 3.
+report    tables of what is finished, and study2.json beside --records.
+
+A run is one `solo-mim pretrain` command, printed to its log. Broken runs are resumed, one that
+fails stops no other, and the figures of each finished one are a line of --records: a run of the
+same command that stands there is not made again, wherever it was made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import shlex
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from solo_mim.data.datasets import load_splits
+from solo_mim.evaluation.compare import p_text
+from solo_mim.evaluation.significance import holm, paired_difference
+
+RATES = (1.5e-3, 3e-3, 6e-3)
+SEEDS = (1, 2, 3, 4, 5)
+SWEEP_SEED = 0
+BEYOND = 2  # values, and rates, tried past an end of an arm's range, at most
+REFERENCE = "isotropic"  # the explicit MIM that is compared with the others
+FINAL_IMAGES = 10_000
+ROUND_ONE = 0.3  # of the training images, which the first study took
+DRAW_SEED = 2
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A method, what it is fixed to, and the parameter of its own that is swept.
+
+    `published` is the value of the untuned runs; `others` are settings beside the values, by name;
+    the parameter is from `least` to `most`.
+    """
+
+    method: str
+    fixed: dict[str, Any]
+    own: str
+    values: tuple[float, ...]
+    published: float | None = None
+    others: dict[str, dict[str, Any]] = field(default_factory=dict)
+    least: float = 0.0
+    most: float = float("inf")
+
+    def overrides(self, setting: str) -> list[str]:
+        chosen = self.others.get(setting) or {self.own: setting}
+        return [f"method={self.method}", *(f"{k}={v}" for k, v in {**self.fixed, **chosen}.items())]
+
+    def settings(self) -> list[str]:
+        return [*(f"{value:g}" for value in self.values), *self.others]
+
+
+DIM, HIDDEN = "method_kwargs.proj_output_dim", "method_kwargs.pred_hidden_dim"
+WITHIN, FLOOR = "method_kwargs.within", "method_kwargs.within_noise"
+LAMB = "method_kwargs.lamb"
+
+# Output dimension: a quarter of the published one, as the hidden width is (512 of 2048), but no
+# less than 128 or, where that is less, the published one. Values: the published one, scaled where
+# it depends on D, and its neighbours; VICReg's other setting is eb_jepa's best on CIFAR-10.
+ARMS = {
+    "isotropic": Arm(
+        "explicit_mim", {DIM: 128, WITHIN: "isotropic"}, FLOOR, (0.01, 0.03, 0.1), least=0.01
+    ),
+    "infomax": Arm("explicit_mim", {DIM: 128, WITHIN: "full"}, FLOOR, (0.03, 0.1, 0.3), least=0.01),
+    "linear": Arm("explicit_mim", {DIM: 128, WITHIN: "linear"}, FLOOR, (0.3,), least=0.01),
+    "vicreg": Arm(
+        "vicreg",
+        {DIM: 512},
+        "method_kwargs.sim_loss_weight",
+        (10, 25),
+        published=25,
+        others={
+            "eb_jepa": {
+                DIM: 1024,
+                "method_kwargs.sim_loss_weight": 1,
+                "method_kwargs.var_loss_weight": 1,
+                "method_kwargs.cov_loss_weight": 100,
+            }
+        },
+    ),
+    "simclr": Arm(
+        "simclr", {DIM: 128}, "method_kwargs.temperature", (0.05, 0.1, 0.2), published=0.2
+    ),
+    "byol": Arm(
+        "byol",
+        {DIM: 128, HIDDEN: 1024},
+        "momentum.base_tau",
+        (0.97, 0.99, 0.996),
+        published=0.99,
+        most=0.9999,
+    ),
+    "corinfomax": Arm(
+        "corinfomax", {DIM: 64}, "method_kwargs.alpha", (64, 250, 1000), published=250
+    ),
+    "frossl": Arm("frossl", {DIM: 256}, "method_kwargs.invariance_weight", (2, 4, 8), published=4),
+    "lejepa": Arm("lejepa", {DIM: 128}, LAMB, (0.01, 0.02, 0.05), published=0.01, most=1),
+    "visreg": Arm("visreg", {DIM: 128}, LAMB, (0.3, 0.6, 0.9), published=0.6, most=0.99),
+}
+TUNED = tuple(name for name in ARMS if name != "linear")
+LONG = ("isotropic", "linear", "vicreg", "simclr", "lejepa")
+LARGER = ("isotropic", "vicreg", "simclr")
+# The untuned runs: ours as `solo-mim pretrain method=explicit_mim` has it.
+DEFAULT = "default"
+UNTUNED = {"explicit_mim": DEFAULT} | {
+    name: f"{arm.published:g}" for name, arm in ARMS.items() if arm.published is not None
+}
+
+WEAK, STRONG, UNLIKE = "symmetric_weak", "symmetric", "asymmetric"
+DATA_SETS = ("cifar10", "fashion_mnist", "photo_patches")
+RESNET = ["backbone=resnet18", "backbone.stem=imagenet", "~backbone.kwargs.widths"]
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Where all methods run untuned: data, augmentation, batch and backbone."""
+
+    data: str = "cifar10"
+    augmentation: str = WEAK
+    batch: int = 256
+    resnet: bool = False
+
+    def __str__(self) -> str:
+        backbone = "-resnet18" if self.resnet else ""
+        return f"{self.data}-{self.augmentation}-{self.batch}{backbone}"
+
+
+STUDY_CELL = Condition()
+# All of data x augmentation x batch with the CNN, less the study's own cell, photo_patches with 512
+# (8 updates an epoch) and Fashion-MNIST with solarisation at 512; and two with a ResNet-18.
+CONDITIONS = [
+    condition
+    for condition in itertools.starmap(
+        Condition, itertools.product(DATA_SETS, (WEAK, STRONG, UNLIKE), (128, 256, 512))
+    )
+    if condition != STUDY_CELL
+    and not (condition.batch == 512 and condition.data == "photo_patches")
+    and condition != Condition("fashion_mnist", UNLIKE, 512)
+] + [Condition("cifar10", resnet=True), Condition("photo_patches", STRONG, resnet=True)]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training; `stage` tells its images and its epochs."""
+
+    stage: str
+    arm: str
+    rate: float
+    setting: str
+    seed: int
+    condition: Condition = STUDY_CELL
+
+    @property
+    def name(self) -> str:
+        place = f"-{self.condition}" if self.stage == "untuned" else ""
+        return f"{self.stage}-{self.arm}{place}-lr{self.rate:g}-{self.setting}"
+
+    def command(self, data: Path, output: Path) -> list[str]:
+        """Its command line, after `solo-mim`."""
+        held_out = output / "images" / "held-out"
+        cifar = ["+study=cifar10_jpeg", f"data.train_path={data / 'cifar10-jpeg' / 'train'}"]
+        images = {
+            "cifar10": [*cifar, f"data.val_path={held_out}"],
+            "fashion_mnist": ["+study=fashion_mnist", f"data.train_path={data}"],
+            "photo_patches": ["+study=photo_patches"],
+        }["fashion_mnist" if self.stage == "fashion" else self.condition.data]
+        options = [f"augmentations={self.condition.augmentation}"]
+        if self.stage == "long":
+            options += ["max_epochs=120"]
+        if self.stage == "larger":
+            images = [
+                "+study=cifar10_jpeg",
+                f"data.train_path={output / 'images' / 'larger'}",
+                f"data.val_path={held_out}",
+                "data.fraction=-1",
+                "data.validation_split=null",
+            ]
+            options += ["max_epochs=60"]
+        if self.stage == "untuned":
+            options += [f"optimizer.batch_size={self.condition.batch}"]
+            options += RESNET if self.condition.resnet else []
+        default = self.setting == DEFAULT
+        return [
+            "pretrain",
+            *images,
+            *([f"method={self.arm}"] if default else ARMS[self.arm].overrides(self.setting)),
+            *options,
+            f"optimizer.lr={self.rate:g}",
+            "optimizer.weight_decay=1e-4",  # the same for all, whatever a method's recipe has
+            f"seed={self.seed}",
+            f"name={self.name}",
+            f"evaluation.test={str(self.stage != 'sweep').lower()}",
+            f"output_dir={output}",
+            "progress_bar=false",
+        ]
+
+    def line(self) -> str:
+        """The command without the places of this machine."""
+        return shlex.join(["solo-mim", *self.command(Path("DATA"), Path("OUT"))])
+
+
+class Records:
+    """Figures of the finished runs, a line of JSON each, in a file and by command."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.lock = threading.Lock()
+        lines = path.read_text().splitlines() if path.exists() else []
+        self.found = {record["command"]: record for record in map(json.loads, lines)}
+
+    def of(self, run: Run) -> dict[str, Any] | None:
+        return self.found.get(run.line())
+
+    def take(self, run: Run, output: Path) -> dict[str, Any] | None:
+        """The figures of a run, from its folder if they are not here yet; None if it has none."""
+        if record := self.of(run):
+            return record
+        folders = [path.parent for path in output.glob(f"{run.name}-seed{run.seed}-*/result.json")]
+        if len(folders) > 1:
+            raise SystemExit(
+                f"{' and '.join(map(str, folders))} are of one run; keep one of them, or give "
+                "another --output"
+            )
+        if not folders:
+            return None
+        record = {"command": run.line(), **figures(folders[0])}
+        with self.lock:
+            self.found[run.line()] = record
+            with self.path.open("a") as file:
+                print(json.dumps(record), file=file)
+        return record
+
+
+def figures(folder: Path) -> dict[str, Any]:
+    """What of a finished run goes into the repository.
+
+    `offline` are top-1 figures in percent of the images by which the run is judged; where the
+    official test images of CIFAR-10 lie beside the final ones, theirs are `test`.
+    """
+    result = json.loads((folder / "result.json").read_text())
+    predictions = pd.read_csv(folder / "predictions.csv")
+    parts = {"offline": predictions}
+    if result["offline_evaluated_on"] == "test images" and result["data"] == "custom":
+        place = predictions.groupby("target").cumcount()
+        final = place < FINAL_IMAGES // predictions["target"].nunique()
+        parts = {"offline": predictions[final], "test": predictions[~final]}
+    accuracies = {
+        part: {
+            measure: 100 * float((rows[measure] == rows["target"]).mean())
+            for measure in ("probe", "knn")
+        }
+        for part, rows in parts.items()
+    }
+    kept = ("name", "seed", "epochs", "online", "information", "versions", "commit", "code")
+    return {**{key: result[key] for key in kept}, **accuracies}
+
+
+def draw_images(data: Path, output: Path) -> None:
+    """Links to the images of the final runs, under `output`/images.
+
+    held-out/CLASS: `final-*`, 10,000 of the training images that the first study did not use, and
+    `test-*`, the official test images. larger/CLASS: all training images but those 10,000.
+    """
+    from sklearn.model_selection import train_test_split
+
+    place = output / "images"
+    if place.exists():
+        return
+    root = data / "cifar10-jpeg"
+    known = {"dataset": "custom", "train_path": str(root / "train"), "fraction": ROUND_ONE}
+    used = load_splits(known).train
+    files: Any = used.source
+    paths = [Path(os.fsdecode(path)) for path in files.paths]  # of all training images
+    rows: Any = used.rows
+    unused = np.delete(np.arange(len(paths)), rows)
+    classes = [paths[i].parent.name for i in unused]
+    final, _ = train_test_split(
+        unused, train_size=FINAL_IMAGES, stratify=classes, random_state=DRAW_SEED
+    )
+    chosen = set(final.tolist())
+    links = {
+        place / "held-out" / path.parent.name / f"final-{path.name}": path
+        for path in (paths[i] for i in sorted(chosen))
+    }
+    for path in sorted((root / "test").glob("*/*")):
+        links[place / "held-out" / path.parent.name / f"test-{path.name}"] = path
+    for i, path in enumerate(paths):
+        if i not in chosen:
+            links[place / "larger" / path.parent.name / path.name] = path
+    partial = place.with_name("images.partial")
+    for link, path in links.items():
+        link = partial / link.relative_to(place)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.unlink(missing_ok=True)
+        link.symlink_to(path.absolute())
+    partial.rename(place)
+
+
+def train(runs: list[Run], data: Path, output: Path, jobs: int, records: Records) -> None:
+    """Those without figures yet, `jobs` at a time, one thread each."""
+
+    def one(run: Run) -> None:
+        if records.take(run, output):
+            return
+        command = [sys.executable, "-m", "solo_mim", *run.command(data, output)]
+        with (output / f"{run.name}-seed{run.seed}.log").open("a") as log:
+            print(shlex.join(["solo-mim", *command[3:]]), file=log, flush=True)
+            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+            done = subprocess.run(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+        record = records.take(run, output)
+        said = f"{probe(record):.2f}" if record else f"FAILED ({done.returncode}), see {log.name}"
+        print(f"{run.name} seed {run.seed}: {said}", flush=True)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(one, runs))
+
+
+def probe(record: dict[str, Any]) -> float:
+    """Offline probe, top-1 in percent: of validation images in the sweep, else of final images."""
+    return record["offline"]["probe"]
+
+
+def sweep(name: str) -> list[Run]:
+    """An arm's grid and, where it has one, its published setting."""
+    settings = ARMS[name].settings()
+    return [
+        Run("sweep", name, rate, setting, SWEEP_SEED)
+        for rate, setting in itertools.product(RATES, settings)
+    ]
+
+
+def defaults() -> list[Run]:
+    """The untuned settings at each rate, in the study's own cell."""
+    return [
+        Run("sweep", name, rate, setting, SWEEP_SEED)
+        for rate in RATES
+        for name, setting in UNTUNED.items()
+    ]
+
+
+def best_of(runs: list[Run], records: Records) -> Run | None:
+    """The best by probe, once all have figures."""
+    probes = {run: probe(record) for run in runs if (record := records.of(run))}
+    return max(probes, key=probes.__getitem__) if len(probes) == len(runs) else None
+
+
+def beyond(values: list[float], best: float) -> float | None:
+    """The next in the range's own ratio where the best lies at an end of it."""
+    values = sorted(set(values))
+    if len(values) < 2 or best not in (values[0], values[-1]):
+        return None
+    end, inner = values[:2] if best == values[0] else values[:-3:-1]
+    return float(f"{end**2 / inner:.3g}")
+
+
+def tried(name: str, records: Records) -> list[Run]:
+    """An arm's grid and, as long as the best so far lies at an end of its values or of the rates,
+    the next beyond that end, at the best one's rate or value."""
+    runs, arm = sweep(name), ARMS[name]
+    for step in range(2 * BEYOND):
+        best = best_of(runs, records)
+        if best is None:
+            break
+        more: list[Run] = []
+        if step < BEYOND and best.setting not in arm.others:
+            values = [float(run.setting) for run in runs if run.setting not in arm.others]
+            value = beyond(values, float(best.setting))
+            if value is not None and arm.least <= value <= arm.most:
+                more += [replace(best, setting=f"{value:g}")]
+        if step < BEYOND:
+            rate = beyond([run.rate for run in runs], best.rate)
+            more += [] if rate is None else [replace(best, rate=rate)]
+        more = [run for run in more if run not in runs]
+        if not more:
+            break
+        runs += more
+    return runs
+
+
+def chosen(records: Records) -> dict[str, Run]:
+    """The best of what each arm tried, of those that have finished."""
+    found = {name: best_of(tried(name, records), records) for name in ARMS}
+    return {name: best for name, best in found.items() if best}
+
+
+def untuned_rate(records: Records) -> float | None:
+    """The rate of all untuned runs: the best by the methods' mean probe in the study's own cell."""
+    found: dict[float, list[float]] = {rate: [] for rate in RATES}
+    for run in defaults():
+        record = records.of(run)
+        if record is None:
+            return None
+        found[run.rate].append(probe(record))
+    return max(RATES, key=lambda rate: sum(found[rate]))
+
+
+def expected(stage: str, records: Records) -> list[Run]:
+    """The runs that the protocol asks for in a stage, as far as the sweep decides on them."""
+    if stage == "sweep":
+        return list(
+            dict.fromkeys([*(r for name in ARMS for r in tried(name, records)), *defaults()])
+        )
+    if stage == "untuned":
+        rate = untuned_rate(records)
+        if rate is None:
+            print("untuned: the published settings are not all finished in the sweep")
+            return []
+        return [
+            Run(stage, name, rate, setting, SWEEP_SEED, condition)
+            for condition in CONDITIONS
+            for name, setting in UNTUNED.items()
+        ]
+    arms = {"long": LONG, "larger": LARGER}.get(stage, TUNED)
+    best = chosen(records)
+    for name in sorted(set(arms) - set(best)):
+        print(f"{stage}: the sweep of {name} is not finished, it is left out")
+    seeds = SEEDS[:3] if stage == "larger" else SEEDS
+    return [
+        replace(best[name], stage=stage, seed=seed)
+        for seed in seeds
+        for name in arms
+        if name in best
+    ]
+
+
+STAGES = {
+    "tuned": "CIFAR-10 (JPEG), 40 epochs, tuned",
+    "fashion": "Fashion-MNIST, 40 epochs, settings of CIFAR-10 (opened a second time)",
+    "long": "CIFAR-10 (JPEG), 120 epochs",
+    "larger": "CIFAR-10 (JPEG), 40,000 images, 60 epochs",
+}
+
+
+def swept(records: Records) -> str:
+    """What each arm tried, as a table: each setting and its probe on validation images."""
+    best = chosen(records).values()
+    lines = ["| arm | rate | setting: probe |", "|---|---|---|"]
+    for name in ARMS:
+        runs = tried(name, records)
+        for rate in sorted({run.rate for run in runs}):
+            cells = [
+                f"**{run.setting}: {probe(record):.1f}**"
+                if run in best
+                else f"{run.setting}: {probe(record):.1f}"
+                for run in runs
+                if run.rate == rate and (record := records.of(run))
+            ]
+            lines.append(f"| {name} | {rate:g} | {', '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def compared(runs: list[Run], records: Records) -> pd.DataFrame:
+    """A row for each arm, best probe first: mean and deviation over seeds, the reference minus it
+    paired by seed, p after Holm for the rows of one measure, probe and kNN each."""
+    scores = {
+        (measure, part): pd.DataFrame(
+            {
+                arm: {run.seed: records.found[run.line()][part][measure] for run in of_arm}
+                for arm, of_arm in itertools.groupby(
+                    sorted(runs, key=lambda r: r.arm), lambda r: r.arm
+                )
+            }
+        )
+        for measure in ("probe", "knn")
+        for part in ("offline", "test")
+        if part in records.found[runs[0].line()]
+    }
+    rows = {}
+    for (measure, part), table in scores.items():
+        name = measure if part == "offline" else f"{measure} ({part})"
+        rows[name] = table.mean()
+        rows[f"{name} sd"] = table.std()
+        if part == "offline":
+            others = [arm for arm in table if arm != REFERENCE]
+            found = [paired_difference(table[REFERENCE], table[arm]) for arm in others]
+            for key in ("mean", "low", "high"):
+                rows[f"{measure} {key}"] = pd.Series(
+                    {arm: getattr(d, key) for arm, d in zip(others, found, strict=True)}
+                )
+            rows[f"{measure} p"] = pd.Series(
+                dict(zip(others, holm([d.p for d in found]), strict=True))
+            )
+    return pd.DataFrame(rows).sort_values("probe", ascending=False)
+
+
+def markdown(table: pd.DataFrame, best: dict[str, Run]) -> str:
+    """`compared` as it stands in the documents."""
+    tested = [column for column in ("probe (test)", "knn (test)") if column in table]
+    heads = ["arm", "rate, own"]
+    for measure in ("probe", "knn"):
+        heads += [measure, f"{REFERENCE} minus it", "p (Holm)"]
+    heads += [f"{column}, opened a second time" for column in tested]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for arm, row in table.iterrows():
+        cells = [str(arm), f"{best[str(arm)].rate:g}, {best[str(arm)].setting}"]
+        for measure in ("probe", "knn"):
+            cells += [f"{row[measure]:.2f} ± {row[measure + ' sd']:.2f}"]
+            if arm == REFERENCE:
+                cells += ["", ""]
+            else:
+                mean, low, high = (row[f"{measure} {key}"] for key in ("mean", "low", "high"))
+                cells += [f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]", p_text(row[f"{measure} p"])]
+        cells += [f"{row[column]:.2f} ± {row[column + ' sd']:.2f}" for column in tested]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def regrets(runs: list[Run], records: Records) -> pd.DataFrame:
+    """Condition x method: points of probe behind the best method of the condition."""
+    probes = pd.DataFrame(
+        [
+            {"condition": str(r.condition), "arm": r.arm, "probe": probe(records.found[r.line()])}
+            for r in runs
+        ]
+    ).pivot(index="condition", columns="arm", values="probe")
+    return probes.rsub(probes.max(axis=1), axis=0)
+
+
+def mean_regrets(table: pd.DataFrame, draws: int = 10_000) -> pd.DataFrame:
+    """Mean regret of each method with the 95 % interval of a bootstrap clustered by data set: data
+    sets are drawn, and conditions within each; beside it that of its lead over explicit MIM."""
+    generator = np.random.default_rng(0)
+    data = np.array([condition.split("-")[0] for condition in table.index])
+    groups = [np.flatnonzero(data == name) for name in np.unique(data)]
+    means = np.empty((draws, table.shape[1]))
+    for draw in range(draws):
+        picked = [groups[i] for i in generator.integers(len(groups), size=len(groups))]
+        rows = np.concatenate([generator.choice(group, size=len(group)) for group in picked])
+        means[draw] = table.to_numpy()[rows].mean(0)
+    ours = table.columns.get_loc("explicit_mim")
+    lead = means - means[:, [ours]]
+    found = pd.DataFrame({"regret": table.mean()})
+    for name, values in {"regret": means, "behind explicit MIM": lead}.items():
+        low, high = np.quantile(values, (0.025, 0.975), axis=0)
+        found[f"{name} low"], found[f"{name} high"] = low, high
+    found["behind explicit MIM"] = found["regret"] - found["regret"]["explicit_mim"]
+    found["best in"] = (table == 0).sum()
+    return found.sort_values("regret")
+
+
+def report(records: Records) -> None:
+    """Prints the tables; writes study2.json, with the comparisons, beside the records."""
+    print(f"\nSweep, validation images\n\n{swept(records)}")
+    comparisons = {}
+    best = chosen(records)
+    for stage, images in STAGES.items():
+        runs = expected(stage, records)
+        missing = [run for run in runs if not records.of(run)]
+        if missing or not any(run.arm == REFERENCE for run in runs):
+            first = f", {missing[0].name} the first of them" if missing else ""
+            print(f"\n{images}: {len(missing)} of {len(runs)} runs are missing{first}")
+            continue
+        table = compared(runs, records)
+        comparisons[stage] = json.loads(table.to_json(orient="index"))
+        print(f"\n{images}\n\n{markdown(table, best)}")
+    runs = expected("untuned", records)
+    missing = [run for run in runs if not records.of(run)]
+    if runs and not missing:
+        table = regrets(runs, records)
+        means = mean_regrets(table)
+        comparisons["untuned"] = {
+            "rate": runs[0].rate,
+            "regret": json.loads(table.to_json(orient="index")),
+            "mean": json.loads(means.to_json(orient="index")),
+        }
+        print(f"\nUntuned, {len(table)} conditions\n\n{means.round(2).to_string()}")
+        print(f"\n{table.round(2).to_string()}")
+    else:
+        print(f"\nUntuned: {len(missing)} of {len(runs)} runs are missing")
+    codes = {str(record["code"]) for record in records.found.values() if "code" in record}
+    if len(codes) > 1:
+        print(f"\nThe runs were made by code {', '.join(sorted(codes))}")
+    records.path.with_name("study2.json").write_text(json.dumps(comparisons, indent=1))
+
+
+def main() -> None:
+    """Runs the stages asked for, all of them by default."""
+    names = ("sweep", "tuned", "fashion", "long", "untuned", "larger", "report")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data", type=Path, metavar="DATA")
+    parser.add_argument("stages", nargs="*", metavar="STAGE", default=[], help=", ".join(names))
+    parser.add_argument("--output", type=Path, default=Path("runs/second-study"))
+    parser.add_argument("--records", type=Path, default=Path("docs/results/study2-runs.jsonl"))
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
+    given = parser.parse_args()
+    if unknown := set(given.stages) - set(names):
+        parser.error(f"no such stage: {', '.join(sorted(unknown))}; there are {', '.join(names)}")
+    data, output = given.data.absolute(), given.output.absolute()
+    output.mkdir(parents=True, exist_ok=True)
+    records = Records(given.records)
+    if set(given.stages) != {"report"}:
+        draw_images(data, output)
+    for stage in given.stages or names:
+        if stage == "report":
+            report(records)
+            continue
+        done: set[Run] = set()
+        # What lies beyond an end is known once the grid has finished.
+        while left := [run for run in expected(stage, records) if run not in done]:
+            train(left, data, output, given.jobs, records)
+            done |= set(left)
+
+
+if __name__ == "__main__":
+    main()

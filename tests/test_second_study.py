@@ -1,0 +1,274 @@
+"""scripts/second_study.py: what it tries beyond a range, chooses, leaves out and makes no second
+time."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from solo_mim.commands.configuration import completed
+from solo_mim.methods import METHODS
+
+ROOT = Path(__file__).parents[1]
+SCRIPT = ROOT / "scripts" / "second_study.py"
+
+
+@pytest.fixture
+def study(load_script):
+    return load_script(SCRIPT)
+
+
+@pytest.fixture
+def records(study, tmp_path):
+    """Takes figures as if runs had finished elsewhere: `records.finish(runs, accuracy_of)`."""
+
+    class Finishing(study.Records):
+        def finish(self, runs, accuracy_of):
+            for run in runs:
+                accuracy = accuracy_of(run)
+                offline = {"probe": accuracy, "knn": accuracy / 2}
+                self.found[run.line()] = {"command": run.line(), "offline": offline}
+
+    return Finishing(tmp_path / "runs.jsonl")
+
+
+def finish_folder(folder, run, predicted, target):
+    """As training leaves it."""
+    folder = folder / f"{run.name}-seed{run.seed}-0123abcd"
+    folder.mkdir(parents=True)
+    result = {
+        **{"name": run.name, "seed": run.seed, "epochs": 40, "data": "custom"},
+        **{"online": {}, "information": None, "versions": {}, "commit": "c", "code": "0"},
+        "offline_evaluated_on": "validation split" if run.stage == "sweep" else "test images",
+    }
+    (folder / "result.json").write_text(json.dumps(result))
+    table = {"target": target, "probe": predicted, "knn": target}
+    pd.DataFrame(table).to_csv(folder / "predictions.csv", index=False)
+
+
+def test_every_swept_arm_is_tried_as_often_at_equal_rates(study):
+    counts = {name: len(study.sweep(name)) for name in study.TUNED}
+    assert set(counts.values()) == {9}
+    names = [run.name for name in study.ARMS for run in study.sweep(name)]
+    assert len(set(names)) == len(names)
+
+
+def test_a_best_in_the_middle_ends_the_sweep(study, records):
+    records.finish(
+        study.sweep("simclr"), lambda run: 50 + (run.setting == "0.1") - abs(run.rate - 3e-3)
+    )
+    assert study.tried("simclr", records) == study.sweep("simclr")
+    best = study.chosen(records)["simclr"]
+    assert (best.setting, best.rate) == ("0.1", 3e-3)
+
+
+@pytest.mark.parametrize(
+    ("sign", "settings"), [(1, ["1000", "4000", "16000"]), (-1, ["64", "16.4", "4.2"])]
+)
+def test_beyond_an_end_the_next_value_is_tried_twice_at_most(study, records, sign, settings):
+    def accuracy(run):
+        return 50 + sign * np.log(float(run.setting)) - abs(run.rate - 3e-3)
+
+    records.finish(study.sweep("corinfomax"), accuracy)
+    for setting in settings[1:]:
+        *_, last = runs = study.tried("corinfomax", records)
+        assert (last.setting, last.rate) == (setting, 3e-3)
+        records.finish(runs, accuracy)
+    assert study.tried("corinfomax", records) == runs
+    assert study.chosen(records)["corinfomax"].setting == settings[-1]
+
+
+@pytest.mark.parametrize(("sign", "rates"), [(1, [0.012, 0.024]), (-1, [7.5e-4, 3.75e-4])])
+def test_beyond_the_last_rate_the_next_is_tried_twice_at_most(study, records, sign, rates):
+    def accuracy(run):
+        return 50 + sign * np.log(run.rate) + (run.setting == "0.1")
+
+    records.finish(study.sweep("simclr"), accuracy)
+    for rate in rates:
+        *_, last = runs = study.tried("simclr", records)
+        assert (last.setting, last.rate) == ("0.1", rate)
+        records.finish(runs, accuracy)
+    assert study.tried("simclr", records) == runs
+
+
+def test_no_value_leaves_what_the_loss_takes(study, records):
+    records.finish(
+        study.sweep("infomax"), lambda run: 50 - float(run.setting) - abs(run.rate - 3e-3)
+    )
+    assert study.tried("infomax", records) == study.sweep("infomax"), "0.009 is under total_noise"
+    records.finish(study.sweep("visreg"), lambda run: float(run.setting) - abs(run.rate - 3e-3))
+    assert study.tried("visreg", records) == study.sweep("visreg"), "1.35 is no share"
+
+
+def test_a_setting_of_another_kind_can_be_chosen_and_has_no_next(study, records):
+    records.finish(
+        study.sweep("vicreg"), lambda run: 50 + (run.setting == "eb_jepa") - abs(run.rate - 3e-3)
+    )
+    assert study.tried("vicreg", records) == study.sweep("vicreg")
+    command = study.chosen(records)["vicreg"].line()
+    assert "method_kwargs.proj_output_dim=1024" in command
+    assert "method_kwargs.cov_loss_weight=100" in command
+
+
+def test_an_arm_whose_sweep_is_not_finished_is_left_out_and_named(study, records, capsys):
+    records.finish(study.sweep("vicreg")[1:], lambda run: 50.0)
+    records.finish(
+        study.sweep("simclr"), lambda run: 50 + (run.setting == "0.1") - abs(run.rate - 3e-3)
+    )
+    tuned = study.expected("tuned", records)
+    assert {run.arm for run in tuned} == {"simclr"}
+    assert [run.seed for run in tuned] == list(study.SEEDS)
+    assert "the sweep of vicreg is not finished" in capsys.readouterr().out
+    study.report(records)
+    said = capsys.readouterr().out
+    assert "| simclr | 0.003 | 0.05: 50.0, **0.1: 51.0**, 0.2: 50.0 |" in said
+    assert "Untuned: 0 of 0 runs are missing" in said
+
+
+def test_one_rate_serves_all_untuned_methods_in_24_conditions_without_the_studys_own(
+    study, records
+):
+    assert study.expected("untuned", records) == []
+    fast = {"vicreg", "simclr"}
+    records.finish(study.defaults(), lambda run: 50 + (1000 if run.arm in fast else 100) * run.rate)
+    runs = study.expected("untuned", records)
+    assert {run.rate for run in runs} == {6e-3}
+    conditions = {run.condition for run in runs}
+    assert len(conditions) == 24
+    assert study.STUDY_CELL not in conditions
+    assert sum(condition.resnet for condition in conditions) == 2
+    assert len(runs) == 24 * len(study.UNTUNED)
+    assert len({run.line() for run in runs}) == len(runs)
+    ours = [run.command(Path("D"), Path("O")) for run in runs if run.arm == "explicit_mim"]
+    assert not any(o.startswith("method_kwargs") for command in ours for o in command), "untuned"
+
+
+def test_regret_is_the_distance_to_the_best_of_each_condition(study, records):
+    records.finish(study.defaults(), lambda run: 50 - run.rate)
+    runs = study.expected("untuned", records)
+    lead = {"explicit_mim": 0.0, "vicreg": -1.0}
+    records.finish(runs, lambda run: 60 + run.condition.batch / 100 + lead.get(run.arm, -3.0))
+    table = study.regrets(runs, records)
+    assert table.shape == (24, len(study.UNTUNED))
+    means = study.mean_regrets(table, draws=200)
+    assert means.index[0] == "explicit_mim"
+    assert means.loc["explicit_mim", ["regret", "best in"]].tolist() == [0.0, 24]
+    assert means.loc["vicreg", "regret"] == pytest.approx(1.0)
+    assert means.loc[
+        "vicreg", ["behind explicit MIM low", "behind explicit MIM high"]
+    ].tolist() == (pytest.approx([1.0, 1.0]))
+
+
+def test_a_finished_stage_is_tested_by_seed(study, records, capsys):
+    def chosen(run):
+        return 50.0 - abs(run.rate - 3e-3) + (run.setting == study.ARMS[run.arm].settings()[1])
+
+    for arm in ("isotropic", "vicreg"):
+        records.finish(study.tried(arm, records), chosen)
+        records.finish(study.tried(arm, records), chosen)
+        records.finish(study.tried(arm, records), chosen)
+    lead = {"vicreg": [6, 6, 6, 6, 7], "isotropic": 5 * [0]}
+    tuned = study.expected("tuned", records)
+    records.finish(tuned, lambda run: 50.0 + run.seed + lead[run.arm][run.seed - 1])
+    study.report(records)
+    said = capsys.readouterr().out
+    probe = "59.20 ± 1.92 | -6.20 [-6.76, -5.64] | < 0.001"
+    knn = "29.60 ± 0.96 | -3.10 [-3.38, -2.82] | < 0.001"
+    assert f"| vicreg | 0.003, 25 | {probe} | {knn} |" in said
+    assert "| isotropic | 0.003, 0.03 | 53.00 ± 1.58 |  |  | 26.50 ± 0.79 |  |  |" in said
+    written = json.loads((records.path.parent / "study2.json").read_text())
+    assert written["tuned"]["vicreg"]["probe mean"] == pytest.approx(-6.2)
+
+
+def test_figures_in_the_file_are_not_made_again_and_those_of_another_command_are(
+    study, tmp_path, monkeypatch
+):
+    started = []
+
+    def no_process(command, **_):
+        started.append(command)
+        return type("Done", (), {"returncode": 1})()
+
+    monkeypatch.setattr(study.subprocess, "run", no_process)
+    run, other = study.sweep("simclr")[:2]
+    target = np.arange(20) % 10
+    finish_folder(tmp_path / "out", run, np.where(np.arange(20) < 15, target, -1), target)
+    records = study.Records(tmp_path / "runs.jsonl")
+    study.train([run], Path("D"), tmp_path / "out", 1, records)
+    assert started == []
+    assert records.of(run)["offline"] == {"probe": 75.0, "knn": 100.0}
+    again = study.Records(tmp_path / "runs.jsonl")
+    (tmp_path / "elsewhere").mkdir()
+    study.train([run, other], Path("D"), tmp_path / "elsewhere", 1, again)
+    assert [command[-4] for command in started] == [f"name={other.name}"]
+
+
+def test_final_and_official_images_are_told_apart(study, tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "FINAL_IMAGES", 20)
+    run = study.replace(study.sweep("simclr")[0], stage="tuned")
+    # In order of class, and in each the final images first: all of them right, of the others none.
+    target = np.repeat(np.arange(10), 4)
+    finish_folder(tmp_path, run, np.where(np.arange(40) % 4 < 2, target, -1), target)
+    record = study.Records(tmp_path / "runs.jsonl").take(run, tmp_path)
+    assert (record["offline"]["probe"], record["test"]["probe"]) == (100.0, 0.0)
+
+
+def test_two_results_of_one_run_are_named(study, tmp_path):
+    run, target = study.sweep("simclr")[0], np.zeros(4)
+    finish_folder(tmp_path, run, target, target)
+    (tmp_path / f"{run.name}-seed0-0123abcd").rename(tmp_path / f"{run.name}-seed0-other")
+    finish_folder(tmp_path, run, target, target)
+    with pytest.raises(
+        SystemExit, match=r"seed0-0123abcd.*seed0-other|seed0-other.*seed0-0123abcd"
+    ):
+        study.Records(tmp_path / "runs.jsonl").take(run, tmp_path)
+
+
+def test_final_images_are_none_that_the_first_study_used(study, tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "FINAL_IMAGES", 20)
+    data = tmp_path / "cifar10-jpeg"
+    for part, count in (("train", 20), ("test", 3)):
+        for name in map(str, range(10)):
+            (data / part / name).mkdir(parents=True)
+            for i in range(count):
+                Image.new("RGB", (4, 4)).save(data / part / name / f"{i:02}.png")
+    study.draw_images(tmp_path, tmp_path / "out")
+    images = tmp_path / "out" / "images"
+    known = {"dataset": "custom", "train_path": str(data / "train"), "fraction": study.ROUND_ONE}
+    train = study.load_splits(known).train
+    used = {Path(train.source.paths[row].decode()) for row in train.rows}
+    final = {path.resolve() for path in images.glob("held-out/*/final-*")}
+    larger = {path.resolve() for path in images.glob("larger/*/*")}
+    assert len(used) == 60
+    assert len(final) == 20
+    assert not final & used
+    assert not final & larger
+    assert len(final | larger) == 200
+    assert len(list(images.glob("held-out/*/test-*"))) == 30
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_every_command_of_the_protocol_composes(study, records, compose_cfg, place):
+    """Each arm under the study's budget, and each untuned method in four conditions."""
+    condition = [*study.CONDITIONS[::8], study.CONDITIONS[-1]][place]
+    runs = [
+        study.Run("untuned", *arm, 0, condition)
+        for arm in ((n, 3e-3, s) for n, s in study.UNTUNED.items())
+    ]
+    if place == 0:
+        runs += [study.sweep(name)[-1] for name in study.ARMS]
+        runs += [study.Run(stage, "simclr", 3e-3, "0.1", 1) for stage in study.STAGES]
+    for run in runs:
+        cfg = compose_cfg(*run.command(Path("D"), Path("O"))[1:])
+        epochs = {"long": 120, "larger": 60}.get(run.stage, 40)
+        assert (cfg.max_epochs, cfg.optimizer.name, cfg.optimizer.weight_decay) == (
+            epochs,
+            "adamw",
+            1e-4,
+        )
+        assert cfg.method_kwargs.proj_hidden_dim == 512
+        assert cfg.optimizer.batch_size == run.condition.batch
+        METHODS[cfg.method].add_and_assert_specific_cfg(completed(cfg, 10, 2, 0))
