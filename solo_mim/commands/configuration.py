@@ -27,7 +27,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 import solo_mim
 from solo_mim.errors import ConfigError, nearest
-from solo_mim.evaluation.collect import settings_of
+from solo_mim.evaluation.collect import DATA_PATHS, NOT_IDENTITY, settings_of
 from solo_mim.host.optimisation import OPTIMIZERS
 
 PACKAGE = Path(solo_mim.__file__).parent
@@ -680,12 +680,28 @@ def completed(
     return cfg
 
 
-def identity(cfg: DictConfig, made_with: str) -> str:
-    """Eight hex digits of the checked configuration, our version and what else made the result: the
-    host, a plug-in, weights that it starts from."""
-    settings = settings_of(OmegaConf.to_container(cfg))
-    content = json.dumps([settings, solo_mim.__version__, made_with], sort_keys=True, default=str)
+def identity(cfg: DictConfig, made_with: str, images: str | None) -> str:
+    """Eight hex digits of the checked configuration, our version, the images and what else made the
+    result: the host, a plug-in, weights that it starts from.
+
+    Args:
+        images: their fingerprint, which counts in the place of their paths; None for the identity
+            by paths, which runs from before there were fingerprints have.
+    """
+    without = NOT_IDENTITY if images else [key for key in NOT_IDENTITY if key not in DATA_PATHS]
+    settings = settings_of(OmegaConf.to_container(cfg), without)
+    parts = [settings, solo_mim.__version__, made_with, *([images] if images else [])]
+    content = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.sha256(content.encode()).hexdigest()[:8]
+
+
+def folder_by_identity(start: Path, cfg: DictConfig, made_with: str, images: str) -> Path:
+    """`START-HASH`, the hash being the identity; that by paths where there is such a folder and
+    none of the other."""
+    new, old = (
+        start.with_name(f"{start.name}-{identity(cfg, made_with, by)}") for by in (images, None)
+    )
+    return old if old.exists() and not new.exists() else new
 
 
 __all__ = [
@@ -697,6 +713,7 @@ __all__ = [
     "checked",
     "completed",
     "composed_from",
+    "folder_by_identity",
     "identity",
     "located",
     "num_devices",

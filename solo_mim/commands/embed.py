@@ -62,15 +62,16 @@ def embed(run: str, overrides: list[str], split: str | None = None) -> dict[str,
     split = split or usual
     where = where if split == usual else SPLITS.get(split, jobs.evaluated_on(cfg))
     name = f"{cfg.data.dataset}-{split}"
-    folder = trained.folder_for("embed", name, cfg, network.source, network.weights.digest)
+    data = SSLDataModule(cfg)
+    images = data.splits.fingerprint
+    folder = trained.folder_for("embed", name, cfg, network.source, network.weights.digest, images)
 
     def work(lock: runs.FolderLock) -> dict[str, Any]:
-        data = SSLDataModule(cfg)
         data.plain_dataloader(split)  # refuses a split that is not there
         device = jobs.device(cfg)
         model, no_z = _model(network, data)
         lock.acquire()
-        runs.prepare(folder, cfg)
+        runs.prepare(folder, cfg, images)
         features, z, targets = _embedded(network, model, data, split, device)
         kinds = {"features": features} if z is None else {"features": features, "z": z}
         _write_arrays(folder / ARRAYS, kinds, targets, data.class_names)
@@ -109,7 +110,7 @@ def embed(run: str, overrides: list[str], split: str | None = None) -> dict[str,
             "information_of": "features" if z is None else "z",
             "information": information,
             "corrupt_images": data.corrupt_images,
-            **jobs.provenance(cfg, folder, trained.origin(network.source, network.weights)),
+            **jobs.provenance(cfg, folder, trained.origin(network.source, network.weights), images),
         }
         runs.write_json(folder / runs.RESULT, result)
         print(summary(result))

@@ -357,7 +357,9 @@ def measured_line(row: dict[str, Any]) -> str:
     return f"  offline, {of}, {row['images']:,} {row['split']}: {', '.join(figures)}"
 
 
-def provenance(cfg: DictConfig, folder: Path, origin: dict[str, Any]) -> dict[str, Any]:
+def provenance(
+    cfg: DictConfig, folder: Path, origin: dict[str, Any], images: str | None = None
+) -> dict[str, Any]:
     """The end of an evaluation's result: the network, where all lies, what it was made with."""
     return {
         "trained": origin,
@@ -365,6 +367,7 @@ def provenance(cfg: DictConfig, folder: Path, origin: dict[str, Any]) -> dict[st
         "versions": runs.versions(),
         "commit": runs.commit(),
         "code": sources.digest(cfg.get("method")),
+        "fingerprint": images,
     }
 
 

@@ -32,12 +32,13 @@ def knn(run: str, overrides: list[str]) -> dict[str, Any]:
     """
     network = trained.opened(run, overrides)
     cfg = network.cfg
+    data = SSLDataModule(cfg)
+    images = data.splits.fingerprint
     folder = trained.folder_for(
-        "knn", cfg.data.dataset, cfg, network.source, network.weights.digest
+        "knn", cfg.data.dataset, cfg, network.source, network.weights.digest, images
     )
 
     def work(lock: runs.FolderLock) -> dict[str, Any]:
-        data = SSLDataModule(cfg)
         split, where = jobs.offline_split(cfg)
         if data.num_val_images == 0:
             raise ConfigError(
@@ -45,7 +46,7 @@ def knn(run: str, overrides: list[str]) -> dict[str, Any]:
                 "name them in data.val_path, or set data.validation_split"
             )
         lock.acquire()
-        runs.prepare(folder, cfg)
+        runs.prepare(folder, cfg, images)
         started = time.perf_counter()
         device = jobs.device(cfg)
         train, test = (
@@ -80,7 +81,7 @@ def knn(run: str, overrides: list[str]) -> dict[str, Any]:
             "seconds": time.perf_counter() - started,
             "corrupt_images": data.corrupt_images,
             "peak_memory_mib": jobs.peak_memory_mib(),
-            **jobs.provenance(cfg, folder, trained.origin(network.source, network.weights)),
+            **jobs.provenance(cfg, folder, trained.origin(network.source, network.weights), images),
         }
         runs.write_json(folder / runs.RESULT, result)
         print(summary(result))

@@ -161,17 +161,19 @@ def linear(cfg: DictConfig) -> dict[str, Any]:
     cfg.backbone = network.backbone
     if cfg.optimizer.layer_decay and not hasattr(backbone, "group_matcher"):
         raise ConfigError(f"optimizer.layer_decay: the layers of {cfg.backbone.name} are not known")
-    folder = trained.folder_for("linear", cfg.name, cfg, source, weights.digest)
+    data = images_of(cfg)
+    images = data.splits.fingerprint
+    folder = trained.folder_for("linear", cfg.name, cfg, source, weights.digest, images)
     origin = trained.origin(source, weights)
     if cfg.fast:
         return jobs.done_once(
-            folder, cfg, summary, lambda lock: _probed(cfg, backbone, folder, lock, origin)
+            folder, cfg, summary, lambda lock: _probed(cfg, backbone, data, folder, lock, origin)
         )
     return jobs.done_once(
         folder,
         cfg,
         summary,
-        lambda lock: _trained(cfg, backbone, folder, lock, origin),
+        lambda lock: _trained(cfg, backbone, data, folder, lock, origin),
         lambda: runs.standing(folder, cfg),
     )
 
@@ -179,15 +181,15 @@ def linear(cfg: DictConfig) -> dict[str, Any]:
 def _probed(
     cfg: DictConfig,
     backbone: nn.Module,
+    data: SSLDataModule,
     folder: Path,
     lock: runs.FolderLock,
     origin: dict[str, Any],
 ) -> dict[str, Any]:
-    data = images_of(cfg)
     split, where = jobs.offline_split(cfg)
     device = jobs.device(cfg)
     lock.acquire()
-    runs.prepare(folder, cfg)
+    runs.prepare(folder, cfg, data.splits.fingerprint)
     print(_announcement(cfg, data, folder, origin))
     started = time.perf_counter()
     train, test = (
@@ -209,11 +211,11 @@ def _probed(
 def _trained(
     cfg: DictConfig,
     backbone: nn.Module,
+    data: SSLDataModule,
     folder: Path,
     lock: runs.FolderLock,
     origin: dict[str, Any],
 ) -> dict[str, Any]:
-    data = images_of(cfg)
     data.train_dataloader()  # refuses an impossible batch size before anything is written
     split, where = jobs.offline_split(cfg)
     resolved = completed(cfg, data.num_classes, 1, 0)
@@ -228,9 +230,9 @@ def _trained(
     callbacks: list[Callback] = [watch, lines, epochs]
     trainer = jobs.trainer_of(resolved, folder, callbacks)
     checkpoint = runs.newest_checkpoint(folder)
-    departure = runs.departure(folder, cfg)
+    departure = runs.departure(folder, cfg, data.splits.fingerprint)
     lock.acquire()
-    runs.prepare(folder, cfg)
+    runs.prepare(folder, cfg, data.splits.fingerprint)
     print(_announcement(cfg, data, folder, origin, departure, checkpoint))
     started = time.perf_counter()
     jobs.fit(trainer, model, data, checkpoint)
@@ -273,7 +275,7 @@ def _recorded(
         "seconds_of_last_sitting": time.perf_counter() - started,
         "corrupt_images": data.corrupt_images,
         "peak_memory_mib": jobs.peak_memory_mib(),
-        **jobs.provenance(cfg, folder, origin),
+        **jobs.provenance(cfg, folder, origin, data.splits.fingerprint),
     }
     runs.write_json(folder / runs.RESULT, result)  # last: it says that all is there
     print("\n" + summary(result))

@@ -85,21 +85,21 @@ def pretrain(cfg: DictConfig) -> dict[str, Any]:
     cfg = checked(cfg)
     check_run(cfg)
     method = find_method(cfg.method)
-    folder = runs.folder_of(cfg)
+    data = SSLDataModule(cfg)
+    folder = runs.folder_of(cfg, data.splits.fingerprint)
 
     return jobs.done_once(
         folder,
         cfg,
         summary,
-        lambda lock: _trained_and_evaluated(cfg, method, folder, lock),
+        lambda lock: _trained_and_evaluated(cfg, method, data, folder, lock),
         lambda: runs.standing(folder, cfg),
     )
 
 
 def _trained_and_evaluated(
-    cfg: DictConfig, method: Any, folder: Path, lock: runs.FolderLock
+    cfg: DictConfig, method: Any, data: SSLDataModule, folder: Path, lock: runs.FolderLock
 ) -> dict[str, Any]:
-    data = SSLDataModule(cfg)
     data.train_dataloader()  # refuses an impossible batch size here, before anything is written
     by_labels = cfg.method == "supcon" or cfg.method_kwargs.get("supervised")
     if by_labels and not data.splits.train.labelled:
@@ -145,10 +145,10 @@ def _trained_and_evaluated(
                 f"max_epochs={cfg.max_epochs}: {checkpoint} has {epochs_done} behind it already"
             )
         foreign = None if is_plain else foreign
-    departure = runs.departure(folder, cfg)
+    departure = runs.departure(folder, cfg, data.splits.fingerprint)
     if trainer.is_global_zero:
         lock.acquire()
-        runs.prepare(folder, cfg)
+        runs.prepare(folder, cfg, data.splits.fingerprint)
         print(_announcement(resolved, data, folder, departure, checkpoint))
     copied = folder / "resumed_from.ckpt"
     if foreign is not None:
@@ -216,6 +216,7 @@ def _trained_and_evaluated(
         "versions": runs.versions(cfg.method),
         "commit": runs.commit(),
         "code": sources.digest(cfg.method),
+        "fingerprint": data.splits.fingerprint,
     }
     picture = io.BytesIO()
     plot_curves(metrics, picture, folder.name)

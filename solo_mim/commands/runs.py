@@ -30,7 +30,7 @@ from yaml import YAMLError
 import solo_mim
 from solo_mim import host
 from solo_mim.commands import sources, stopping
-from solo_mim.commands.configuration import PACKAGE, identity
+from solo_mim.commands.configuration import PACKAGE, folder_by_identity
 from solo_mim.errors import ConfigError
 from solo_mim.evaluation.collect import codes_of, settings_of
 from solo_mim.evaluation.offline import Predictions
@@ -51,15 +51,16 @@ _LOCK = ".lock"
 PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "timm", "numpy")
 
 
-def folder_of(cfg: DictConfig) -> Path:
-    """`output_dir/name-seedS-HASH`: the hash is of configuration, code version and host; of the
-    plug-in's version where the method is of one, and of the checkpoint that it resumes from."""
+def folder_of(cfg: DictConfig, images: str) -> Path:
+    """`output_dir/name-seedS-HASH`: the hash is of configuration, images (their fingerprint),
+    version and host; of the plug-in's version where the method is of one, and of the checkpoint
+    that it resumes from."""
     made_with = [host.GENERATION, host.host_version(), *_plugin(cfg.method)]
     start = Path(cfg.resume_from_checkpoint or "")
     if start.is_file():
         made_with.append(hashlib.sha256(start.read_bytes()).hexdigest())
-    digest = identity(cfg, " ".join(made_with))
-    return Path(cfg.output_dir) / f"{cfg.name}-seed{cfg.seed}-{digest}"
+    folder = Path(cfg.output_dir) / f"{cfg.name}-seed{cfg.seed}"
+    return folder_by_identity(folder, cfg, " ".join(made_with), images)
 
 
 def _plugin(method: str) -> list[str]:
@@ -176,7 +177,7 @@ def is_held(folder: Path) -> bool:
     return lock.exists() and lock.stat().st_size > 0
 
 
-def prepare(folder: Path, cfg: DictConfig) -> None:
+def prepare(folder: Path, cfg: DictConfig, images: str) -> None:
     """Writes the configuration, and this sitting's provenance, into it; the last one's failure
     goes, and so do sittings of which no checkpoint is left and what a kill has left half-written.
     """
@@ -189,7 +190,7 @@ def prepare(folder: Path, cfg: DictConfig) -> None:
     method = cfg.get("method")
     sitting = {
         **{"versions": versions(method), "commit": commit(), "code": sources.digest(method)},
-        "seed": cfg.seed,
+        **{"fingerprint": images, "seed": cfg.seed},
     }
     write_json(folder / PROVENANCE, [*(sittings or []), sitting])
 
@@ -227,7 +228,7 @@ def other_code(folder: Path, cfg: DictConfig) -> list[str]:
     return [code for code in codes_of(_json(folder / PROVENANCE) or []) if code != here]
 
 
-def departure(folder: Path, cfg: DictConfig) -> str | None:
+def departure(folder: Path, cfg: DictConfig, images: str) -> str | None:
     """One line on how a new run differs from the latest of its name and seed beside it, or a
     resumed one from its sittings before, if it does."""
     if folder.exists():
@@ -250,7 +251,8 @@ def departure(folder: Path, cfg: DictConfig) -> str | None:
     except (YAMLError, OmegaConfBaseException, OSError, ValueError):
         return None  # of no use, and no obstacle: the run goes in a folder of its own
     if not changes and sittings:
-        changes = _changes(sittings[-1]["versions"], versions(cfg.get("method")))
+        there = sittings[-1]["versions"] | {"images": sittings[-1].get("fingerprint")}
+        changes = _changes(there, versions(cfg.get("method")) | {"images": images})
     return f"differs from the run in {latest.parent}: {changes}" if changes else None
 
 

@@ -22,7 +22,7 @@ from solo_mim.commands.configuration import (
     PretrainConfig,
     checked,
     completed,
-    identity,
+    folder_by_identity,
     refusal,
 )
 from solo_mim.commands.jobs import composed
@@ -296,19 +296,23 @@ def origin(source: Source, found: Weights) -> dict[str, Any]:
     }
 
 
-def folder_for(command: str, name: str, cfg: DictConfig, source: Source, digest: str) -> Path:
+def folder_for(
+    command: str, name: str, cfg: DictConfig, source: Source, digest: str, images: str
+) -> Path:
     """Where the results of a command go: `RUN/COMMAND/NAME-HASH`.
 
     In `evaluations` instead of `RUN` where the weights are no run's, in `output_dir` where that is
-    not the run's own. The hash is of configuration, weights, code version and host.
+    not the run's own. The hash is of configuration, weights, fingerprint of the images, version and
+    host.
     """
-    usual = "runs" if source.cfg is None else source.cfg.get("output_dir")
+    usual = source.cfg.get("output_dir") if source.cfg is not None else None
+    usual = usual or "runs"  # solo-learn's args.json has none
     if cfg.output_dir not in (None, usual):
         parent = Path(cfg.output_dir)
     else:
         parent = source.run or ELSEWHERE
     made_with = f"{command} {host.GENERATION} {host.host_version()} {digest}"
-    return parent / command / f"{name}-{identity(cfg, made_with)}"
+    return folder_by_identity(parent / command / name, cfg, made_with, images)
 
 
 __all__ = [

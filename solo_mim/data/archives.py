@@ -1,6 +1,6 @@
 """Data sets that torchvision downloads and checks: CIFAR, Fashion-MNIST, STL-10."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -82,6 +82,9 @@ class MappedPixels:
                 return Image.fromarray(array[index])
             index -= len(array)
         raise IndexError(f"beyond the last of {len(self)} images")
+
+    def entries(self) -> Iterable[tuple[bytes, int]]:
+        return ()
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Spawned workers map the files anew; pickled, a mapped array would be read and sent.

@@ -16,7 +16,7 @@ from solo_mim.data import photo_patches as patches
 from solo_mim.data.archives import cifar10, cifar100, fashion_mnist, stl10
 from solo_mim.data.errors import DataError
 from solo_mim.data.folders import class_tree
-from solo_mim.data.images import DataSplits, ImageSet, Pixels
+from solo_mim.data.images import DataSplits, ImageSet, Pixels, fingerprint_of
 from solo_mim.errors import nearest
 
 # solo-learn's, and not the run's seed: runs of every seed train and validate on the same images.
@@ -45,6 +45,7 @@ def load_splits(data: Mapping[str, Any]) -> DataSplits:
             remedy="Set data.no_labels: false; true is for a folder of images",
         )
     splits = DATA_SETS[name](data)
+    splits = replace(splits, fingerprint=fingerprint_of(splits))
     splits = _fraction(splits, data.get("fraction"))
     return _with_validation(splits, data.get("validation_split"))
 

@@ -181,7 +181,7 @@ class FolderTree:
         return found
 
     def source(self, entries: list[bytes]) -> Files:
-        return Files(np.array(entries))
+        return Files(np.array(entries), os.fsencode(self.root))
 
     def _images_below(self, folder: str) -> list[bytes]:
         found = []

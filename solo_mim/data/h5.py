@@ -3,6 +3,7 @@ data set with the bytes of its encoded file."""
 
 import io
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -97,6 +98,11 @@ class H5Images:
             if not hasattr(entry, "shape"):
                 raise ValueError("a group stands where an image should")
             return rgb(io.BytesIO(np.asarray(entry).tobytes()))
+
+    def entries(self) -> Iterable[tuple[bytes, int]]:
+        """Each with the bytes of the whole file, for to ask for those of one is to open it."""
+        size = self.path.stat().st_size
+        return ((name, size) for name in self.names.tolist())
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.path, self.names)

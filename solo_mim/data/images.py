@@ -1,8 +1,9 @@
 """What every data set is made of: sources of Pillow images, and sets of them with labels."""
 
+import hashlib
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,11 @@ class Source(Protocol):
 
     def __getitem__(self, index: int) -> Image.Image: ...
 
+    def entries(self) -> Iterable[tuple[bytes, int]]:
+        """Name, wherever the images lie, and bytes of each file; of none where they are no
+        files."""
+        ...
+
 
 @dataclass(frozen=True)
 class Pixels:
@@ -44,10 +50,13 @@ class Pixels:
     def __getitem__(self, index: int) -> Image.Image:
         return Image.fromarray(self.pixels[index])
 
+    def entries(self) -> Iterable[tuple[bytes, int]]:
+        return ()
+
 
 @dataclass(frozen=True)
 class Files:
-    """Image files, read by ``rgb``.
+    """Image files below ``root``, read by ``rgb``.
 
     ``paths`` is an array of bytes, since worker processes would copy a list of a million strings by
     counting references.
@@ -55,12 +64,22 @@ class Files:
 
     decoded: ClassVar[bool] = False
     paths: np.ndarray
+    root: bytes = b""
 
     def __getitem__(self, index: int) -> Image.Image:
         """Raises DataError with the path of a file that is no readable image."""
         path = os.fsdecode(self.paths[index])
         with naming_unreadable(path):
             return rgb(path)
+
+    def entries(self) -> Iterable[tuple[bytes, int]]:
+        start = len(self.root)
+        for path in self.paths.tolist():
+            try:
+                size = os.stat(path).st_size
+            except OSError:  # said where it is read
+                size = -1
+            yield path[start:].replace(os.sep.encode(), b"/"), size
 
 
 @dataclass(frozen=True)
@@ -110,7 +129,7 @@ class DataSplits:
     ``val`` is what training validates on: the share that ``data.validation_split`` took from the
     training set or, without it, the test set. ``test`` is always the untouched official test set
     (what ``data.val_path`` names, for folders and HDF5). ``mean`` and ``std`` are per channel, in
-    [0, 1].
+    [0, 1]. ``fingerprint`` tells whole data sets apart, wherever they lie.
     """
 
     train: ImageSet
@@ -119,11 +138,26 @@ class DataSplits:
     class_names: tuple[str, ...]
     mean: RGB
     std: RGB
+    fingerprint: str = ""
 
     @property
     def num_classes(self) -> int:
         """1 without labels: solo-learn's methods cannot be built with none."""
         return max(1, len(self.class_names))
+
+
+def fingerprint_of(splits: DataSplits) -> str:
+    """Twelve hex digits of the classes, the labels in order and, of files, their names and bytes.
+
+    Nothing is read: pixels that change under the same name and size are not seen.
+    """
+    found = hashlib.sha256("\n".join(splits.class_names).encode())
+    for images in filter(None, (splits.train, splits.test)):
+        found.update(f"\n{len(images)}\n".encode())
+        found.update(images.labels.astype("<i8").tobytes())
+        for name, size in images.source.entries():
+            found.update(b"%b\0%d\n" % (name, size))
+    return found.hexdigest()[:12]
 
 
 def rgb(file: str | BinaryIO) -> Image.Image:

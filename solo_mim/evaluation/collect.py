@@ -26,8 +26,11 @@ LINEAR_LAYER, FINE_TUNED = TRAINED_CLASSIFIERS = (
     "linear layer on augmented images",
     "fine-tuned network",
 )
+# Where images lie, which a fingerprint of them stands for.
+DATA_PATHS = ("data.train_path", "data.val_path")
 # Where results go and how they are shown does not change them.
 NOT_IDENTITY = (
+    *DATA_PATHS,
     # Of these two the weights count, not where they lie.
     "pretrained_feature_extractor",
     "resume_from_checkpoint",
@@ -92,7 +95,12 @@ class Run:
     @property
     def data(self) -> str:
         """The images: two runs that differ here share no table."""
-        return _images(self.config)
+        return json.dumps(images_of(self.config, self.fingerprint))
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Of the images, wherever they lay; None of a run from before there was one."""
+        return self.result.get("fingerprint")
 
     def values(self) -> dict[str, tuple[str, float]]:
         """Measure -> what it was measured on and the top-1 in percent, of those it has."""
@@ -145,12 +153,14 @@ def _flat(node: Any, key: str) -> dict[str, Any]:
     return dict(leaf for name, value in parts for leaf in _flat(value, name).items())
 
 
-_IMAGES = ("dataset", "train_path", "val_path", "fraction", "validation_split")
-
-
-def _images(config: dict[str, Any]) -> str:
+def images_of(config: dict[str, Any], fingerprint: str | None) -> dict[str, Any]:
+    """What tells the images of a configuration from others: by their paths where there is no
+    fingerprint."""
     data = config.get("data", {})
-    return json.dumps([data.get(key) for key in _IMAGES])
+    found = {key: data.get(key) for key in ("dataset", "fraction", "validation_split")}
+    if fingerprint:
+        return {**found, "images": fingerprint}
+    return {**found, **{key: data.get(key) for key in ("train_path", "val_path")}}
 
 
 def collect(*roots: Path) -> tuple[list[Run], list[Problem]]:
@@ -174,7 +184,24 @@ def collect(*roots: Path) -> tuple[list[Run], list[Problem]]:
             evaluations, more = _evaluations(found)
             problems += more
             runs.append(replace(found, evaluations=evaluations))
-    return _without_copies(runs, problems)
+    return _without_copies(_with_fingerprints(runs), problems)
+
+
+def _with_fingerprints(runs: list[Run]) -> list[Run]:
+    """A run from before there were fingerprints has the one of the runs under the same paths, where
+    they have one."""
+    by_paths: dict[str, set[str]] = {}
+    for run in runs:
+        if run.fingerprint:
+            key = json.dumps(images_of(run.config, None))
+            by_paths.setdefault(key, set()).add(run.fingerprint)
+    found = []
+    for run in runs:
+        known = by_paths.get(json.dumps(images_of(run.config, None)), set())
+        if not run.fingerprint and len(known) == 1:
+            run = replace(run, result={**run.result, "fingerprint": next(iter(known))})
+        found.append(run)
+    return found
 
 
 def _read(folder: Path) -> Run | Problem:
@@ -218,7 +245,7 @@ def _evaluations(run: Run) -> tuple[list[Evaluation], list[Problem]]:
             result = json.loads((folder / "result.json").read_text())
             config = yaml.safe_load(config_path.read_text())
             values = {
-                _measure(run, config, row): (row["split"], float(row["top1"]))
+                _measure(run, config, result, row): (row["split"], float(row["top1"]))
                 for row in result.get("measured", [])
             }
             epochs = result["trained"]["epochs"] if values else None
@@ -244,11 +271,14 @@ def _evaluations(run: Run) -> tuple[list[Evaluation], list[Problem]]:
     return single, problems
 
 
-def _measure(run: Run, config: dict[str, Any], row: dict[str, Any]) -> str:
+def _measure(run: Run, config: dict[str, Any], result: dict[str, Any], row: dict[str, Any]) -> str:
     """Classifier and split; how long it was trained, and what of its images is not the run's."""
-    own, data = run.config["data"], config["data"]
+    # By paths where one of the two has no fingerprint.
+    fingerprint = result.get("fingerprint") if run.fingerprint else None
+    own = images_of(run.config, run.fingerprint if fingerprint else None)
+    data = images_of(config, fingerprint)
     epochs = [f"{config['max_epochs']} epochs"] if row["classifier"] in TRAINED_CLASSIFIERS else []
-    others = [f"{key}={data.get(key)}" for key in _IMAGES if data.get(key) != own.get(key)]
+    others = [f"{key}={value}" for key, value in data.items() if value != own[key]]
     return f"{row['classifier']} ({', '.join([row['split'], *epochs, *others])})"
 
 

@@ -533,6 +533,52 @@ def test_corrupt_images_stop_a_run_or_are_skipped_and_listed(small_images):
         assert len(re.findall(re.escape(path), done.stderr)) == 1, done.stderr
 
 
+def test_a_run_goes_on_where_its_images_were_moved_to_and_not_on_others(
+    small_images, tmp_path, monkeypatch, solo_mim
+):
+    monkeypatch.chdir(tmp_path)
+
+    def pretrain(folder, epochs=1):
+        return solo_mim(
+            *("pretrain", "data=image_folder", "+budget=cpu", f"max_epochs={epochs}"),
+            *(f"data.train_path={folder}/train", f"data.val_path={folder}/val"),
+            *("data.num_workers=0", "optimizer.batch_size=8", "evaluation.offline=false"),
+            *("method_kwargs.proj_hidden_dim=16", "+backbone.kwargs.widths=[8,16,32,64]"),
+        )
+
+    first = pretrain(".")
+    assert first.code == 0, first.err
+    (run,) = (tmp_path / "runs").iterdir()
+    scratch = tmp_path / "scratch"
+    for part in ("train", "val"):
+        shutil.copytree(small_images / part, scratch / part)
+    assert f"finished before, nothing to do: runs/{run.name}" in pretrain("scratch").out
+    (run / "result.json").unlink()
+    assert f"resuming from runs/{run.name}/checkpoints/epoch=0.ckpt" in pretrain("scratch").out
+    recorded = json.loads((run / "provenance.json").read_text())[-1]["fingerprint"]
+    assert json.loads((run / "result.json").read_text())["fingerprint"] == recorded
+    assert "train_path: scratch/train" in (run / "config.yaml").read_text()
+
+    image = Image.open(scratch / "train" / "0" / "0.png")
+    image.rotate(90).save(scratch / "train" / "0" / "0.png", compress_level=0)
+    other = pretrain("scratch")
+    assert f"differs from the run in runs/{run.name}: images {recorded} -> " in other.out
+    assert len(list((tmp_path / "runs").iterdir())) == 2
+
+
+def test_a_run_from_before_there_were_fingerprints_is_found_by_its_paths(own_copy, solo_mim):
+    from omegaconf import OmegaConf
+
+    from solo_mim import host
+    from solo_mim.commands.configuration import identity
+
+    cfg = OmegaConf.load(own_copy / "config.yaml")
+    by_paths = identity(cfg, f"{host.GENERATION} {host.host_version()}", None)
+    older = own_copy.rename(own_copy.with_name(f"{own_copy.name[:-8]}{by_paths}"))
+    assert older.name != own_copy.name
+    assert f"finished before, nothing to do: runs/{older.name}" in solo_mim("pretrain", *TINY).out
+
+
 def test_a_run_of_another_configuration_is_named_with_what_differs(
     finished, tmp_path, monkeypatch, solo_mim
 ):
@@ -604,7 +650,7 @@ def test_other_code_is_accepted_on_request_and_stops_no_sweep(own_copy, monkeypa
 def test_a_run_from_before_there_were_digests_is_taken_with_a_remark(own_copy, solo_mim):
     for name in ("provenance.json", "result.json"):
         path = own_copy / name
-        path.write_text(re.sub('"code": "[0-9a-f]{12}",?', "", path.read_text()))
+        path.write_text(re.sub(r',\s*"code": "[0-9a-f]{12}"', "", path.read_text()))
     said = solo_mim("pretrain", *TINY)
     assert said.code == 0, said.err
     assert f"{own_copy.name} (made by code unknown; here it is " in said.out

@@ -384,23 +384,26 @@ def test_no_number_of_a_recipe_may_be_negative_and_no_size_or_divisor_zero(metho
 
 
 def test_identity_follows_what_changes_the_result_and_nothing_else(compose_cfg):
-    base = identity(compose_cfg(), "released 1.0.2")
+    base = identity(compose_cfg(), "released 1.0.2", "0123")
     same = (
         "output_dir=elsewhere",
         "data.num_workers=3",
         "wandb.enabled=true",
         "progress_bar=false",
+        "other_code=accept",
+        "data.train_path=elsewhere",
     )
     for override in same:
-        assert identity(compose_cfg(override), "released 1.0.2") == base, override
+        assert identity(compose_cfg(override), "released 1.0.2", "0123") == base, override
     for override in (
         "seed=6",
         "max_epochs=3",
         "method_kwargs.within_noise=0.5",
         "backbone.stem=small",
     ):
-        assert identity(compose_cfg(override), "released 1.0.2") != base, override
-    assert identity(compose_cfg(), "current main") != base
+        assert identity(compose_cfg(override), "released 1.0.2", "0123") != base, override
+    assert identity(compose_cfg(), "current main", "0123") != base
+    assert identity(compose_cfg(), "released 1.0.2", "4567") != base
 
 
 def test_batch_of_one_is_refused(compose_cfg):

@@ -173,11 +173,11 @@ def test_another_version_of_the_plugin_is_another_run(register, compose_cfg, tmp
     from solo_mim.commands.runs import folder_of
 
     cfg = compose_cfg()
-    ours = folder_of(cfg)
+    ours = folder_of(cfg, "0123")
     cfg.method = "their_method"
     register("theirs", their_method="theirs:M")
-    first = folder_of(cfg)
+    first = folder_of(cfg, "0123")
     (tmp_path / "theirs-1.0.dist-info" / "METADATA").write_text("Name: theirs\nVersion: 1.1\n")
-    assert folder_of(cfg) != first
+    assert folder_of(cfg, "0123") != first
     cfg.method = "explicit_mim"
-    assert folder_of(cfg) == ours
+    assert folder_of(cfg, "0123") == ours

@@ -28,6 +28,8 @@ def write_run(
     version="1",
     split=SPLIT,
     code=None,
+    path=None,
+    fingerprint=None,
     **settings,
 ):
     """A finished run's folder with the files that `solo-mim pretrain` leaves."""
@@ -35,13 +37,14 @@ def write_run(
     run.mkdir(parents=True)
     config = {
         **{"name": name, "method": name.split("-")[0], "seed": seed},
-        "data": {"dataset": settings.pop("dataset", "cifar10"), "train_path": None},
+        "data": {"dataset": settings.pop("dataset", "cifar10"), "train_path": path},
         "optimizer": {"lr": 0.1, **settings},
     }
     result = {
         **{"name": name, "method": config["method"], "data": config["data"]["dataset"]},
         **{"seed": seed, "evaluated_on": "validation split", "offline_evaluated_on": split},
         "epochs": 2,
+        "fingerprint": fingerprint,
         "online": {"probe_top1": probe - 5, "knn_top1": None},
         "offline": {"trained": {"probe_top1": probe, "knn_top1": kNN}},
         **{"versions": {"torch": "2", "solo-mim": version}, "commit": "abc123"},
@@ -203,6 +206,29 @@ def test_runs_on_other_images_share_no_table(tmp_path):
     first, second = tables(collect(tmp_path)[0])
     assert ([row.label for row in first.rows], first.title) == (["a", "b"], "cifar10")
     assert ([row.label for row in second.rows], second.title) == (["c"], "fashion_mnist")
+
+
+def test_runs_on_the_same_images_share_a_row_wherever_those_lie(tmp_path):
+    write_run(tmp_path, "a", 1, 50.0, path="/one", fingerprint="f")
+    write_run(tmp_path, "a", 2, 50.0, path="/two", fingerprint="f")
+    write_run(tmp_path, "a", 3, 50.0, path="/two")
+    write_run(tmp_path, "b", 1, 50.0, path="/one", fingerprint="g")
+    first, second = tables(collect(tmp_path)[0])
+    assert [(row.label, row.seeds) for row in first.rows] == [("a", [1, 2, 3])], "3 is by its path"
+    assert [(row.label, row.seeds) for row in second.rows] == [("b", [1])]
+
+
+def test_an_evaluation_on_the_runs_images_elsewhere_is_no_other_measure(tmp_path):
+    run = write_run(tmp_path, "a", 1, 60.0, path="/one", fingerprint="f")
+    for name, fingerprint in (("cosine", "f"), ("euclidean", "g")):
+        folder = write_evaluation(run, f"knn/{name}", {f"kNN, {name}": 50.0}, train_path="/two")
+        path = folder / "result.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "fingerprint": fingerprint}))
+    ((table,), _) = _of(tmp_path)
+    assert table.measures[2:4] == [
+        "kNN, cosine (test images)",
+        "kNN, euclidean (test images, images=g)",
+    ]
 
 
 def test_folders_that_are_named_make_one_report_each_run_once(tmp_path, monkeypatch, capsys):

@@ -86,6 +86,24 @@ def test_solo_learn_mains_checkpoint_brings_its_args(toy_run, tmp_path):
     same_features(network.backbone, trained.opened(toy_run, []).backbone)
 
 
+def test_results_on_a_foreign_checkpoint_go_to_evaluations(toy_run, tmp_path):
+    path = shutil.copy(checkpoint_of(toy_run), tmp_path / "simclr.ckpt")
+    args = OmegaConf.to_container(OmegaConf.load(toy_run / "config.yaml"))
+    del args["output_dir"]
+    for beside in ([], PLAIN):
+        if not beside:
+            (tmp_path / "args.json").write_text(json.dumps(args))
+        else:
+            (tmp_path / "args.json").unlink()
+        source = trained.find(path)
+        cfg = trained.configuration(source, beside)
+        folder = trained.folder_for("knn", "photo_patches", cfg, source, "d", "0123")
+        assert folder.parent == Path("evaluations/knn")
+        cfg = trained.configuration(source, [*beside, "output_dir=there"])
+        folder = trained.folder_for("knn", "photo_patches", cfg, source, "d", "0123")
+        assert folder.parent == Path("there/knn")
+
+
 @pytest.mark.parametrize(
     ("wrap", "stem"),
     [

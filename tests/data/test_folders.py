@@ -1,4 +1,5 @@
 import os
+import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -345,3 +346,31 @@ def test_imagenet100_takes_a_prepared_folder_as_it_is(classes_in: Callable[..., 
     splits = folder(classes_in("train", others), dataset="imagenet100")
     assert splits.class_names == tuple(sorted(others))
     assert len(splits.train) == 51
+
+
+def test_the_fingerprint_is_of_the_images_and_not_of_where_they_lie(
+    image_folder: WriteFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train, val = image_folder("train", dog=3, cat=2), image_folder("val", dog=1, cat=1)
+    here = folder(train, val).fingerprint
+    moved = shutil.copytree(tmp_path, tmp_path.parent / f"{tmp_path.name}-moved")
+    assert folder(moved / "train", moved / "val").fingerprint == here
+    monkeypatch.chdir(moved)
+    assert folder(Path("train"), Path("val")).fingerprint == here
+    assert folder(train, val, validation_split=2).fingerprint == here
+    assert folder(train).fingerprint != here
+    assert folder(val, train).fingerprint != here
+    assert folder(train, val, no_labels=True).fingerprint != here
+    image = moved / "train" / "dog" / "0.png"
+    content = image.read_bytes()
+    image.write_bytes(content + b"0")
+    assert folder(moved / "train", moved / "val").fingerprint != here, "another size"
+    image.write_bytes(content)
+    image.rename(moved / "train" / "dog" / "first.png")
+    assert folder(moved / "train", moved / "val").fingerprint != here, "another name"
+
+
+def test_a_link_to_nothing_is_left_to_whoever_reads_it(image_folder: WriteFolder) -> None:
+    train = image_folder("train", cat=1, dog=1)
+    (train / "cat" / "gone.png").symlink_to("nowhere")
+    assert folder(train).fingerprint

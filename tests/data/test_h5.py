@@ -102,6 +102,13 @@ def test_nothing_is_written_beside_the_file_or_in_the_home_of_the_user(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_the_fingerprint_follows_the_file_and_not_its_place(image_folder: WriteFolder) -> None:
+    path = packed(image_folder("train", cat=2, dog=1))
+    here = h5(path).fingerprint
+    assert h5(path.rename(path.with_name("moved.h5"))).fingerprint == here
+    assert h5(packed(image_folder("other", cat=1, dog=2))).fingerprint != here
+
+
 def test_labels_can_be_left_out(image_folder: WriteFolder) -> None:
     splits = h5(packed(image_folder("train", dog=3, cat=2)), no_labels=True)
     assert splits.train.labels.tolist() == [-1] * 5
