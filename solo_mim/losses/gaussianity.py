@@ -60,9 +60,8 @@ def epps_pulley(
         sums = sum_over_processes(sums, group)
     count = sums[0, ..., :1].detach()  # cos 0 = 1 of each sample, the other processes' too
     real, imaginary = sums / count
-    return ((((real - normal).square() + imaginary.square()) * weight).sum(-1, True) * count)[
-        ..., 0
-    ]
+    squares = (real - normal).square() + imaginary.square()
+    return (squares * weight * count).sum(-1)
 
 
 def sliced_epps_pulley(

@@ -3,7 +3,7 @@ it lacks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -178,9 +178,23 @@ class LeJEPA(Projecting, BaseMethod):
         num_slices: int = cfg.method_kwargs.get("num_slices", 1024)
         t_max: float = cfg.method_kwargs.get("t_max", 5.0)
         n_points: int = cfg.method_kwargs.get("n_points", 17)
-        self.loss_options = _accepted(
-            lejepa_loss_func, lamb=lamb, num_slices=num_slices, t_max=t_max, n_points=n_points
-        )
+        if (
+            not 0 <= lamb <= 1
+            or num_slices < 1
+            or not t_max > 0
+            or n_points < 3
+            or not n_points % 2
+        ):
+            raise ConfigError(
+                "method_kwargs: LeJEPA needs lamb from 0 to 1, num_slices of 1 or more, t_max "
+                "above 0, and n_points odd and 3 or more"
+            )
+        self.loss_options: dict[str, Any] = {
+            "lamb": lamb,
+            "num_slices": num_slices,
+            "t_max": t_max,
+            "n_points": n_points,
+        }
         self.projector = projector(
             self.features_dim, cfg.method_kwargs.proj_hidden_dim, cfg.method_kwargs.proj_output_dim
         )
@@ -207,7 +221,11 @@ class VISReg(Projecting, BaseMethod):
         super().__init__(cfg)
         lamb: float = cfg.method_kwargs.get("lamb", 0.9)
         num_projections: int = cfg.method_kwargs.get("num_projections", 4096)
-        self.loss_options = _accepted(visreg_loss_func, lamb=lamb, num_projections=num_projections)
+        if not 0 <= lamb <= 1 or num_projections < 1:
+            raise ConfigError(
+                "method_kwargs: VISReg needs lamb from 0 to 1 and num_projections of 1 or more"
+            )
+        self.loss_options: dict[str, Any] = {"lamb": lamb, "num_projections": num_projections}
         self.projector = projector(
             self.features_dim, cfg.method_kwargs.proj_hidden_dim, cfg.method_kwargs.proj_output_dim
         )
@@ -217,16 +235,3 @@ class VISReg(Projecting, BaseMethod):
         out = super().training_step(batch, batch_idx)
         terms = visreg_loss_func(out["z"], **self.loss_options, seed=self.trainer.global_step)
         return self._logged("visreg", terms) + out["loss"]
-
-
-def _accepted(loss_func: Callable[..., Any], **options: Any) -> dict[str, Any]:
-    """The options, once the loss has taken them.
-
-    Raises:
-        ConfigError: it refuses one.
-    """
-    try:
-        loss_func(torch.zeros(2, 2, 1), **options)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"method_kwargs: {error}") from error
-    return options

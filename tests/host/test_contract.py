@@ -118,11 +118,11 @@ def test_the_recipe_of_explicit_mim_has_the_defaults_of_the_loss(compose_cfg):
         ("mec", "eps=abc", "method_kwargs.eps: a number is needed"),
         ("frossl", "invariance_weight=-1", "invariance_weight must not be negative"),
         ("frossl", "invariance_weight=abc", "invariance_weight: a number is needed"),
-        ("lejepa", "lamb=1.5", "method_kwargs: lamb must be from 0 to 1"),
+        ("lejepa", "lamb=1.5", "needs lamb from 0 to 1"),
         ("lejepa", "n_points=16", "n_points odd"),
         ("lejepa", "num_slices=abc", "num_slices: a whole number is needed"),
         ("visreg", "lamb=abc", "lamb: a number is needed"),
-        ("visreg", "num_projections=0", "num_projections must be 1 or more"),
+        ("visreg", "num_projections=0", "num_projections of 1 or more"),
         ("explicit_mim", "proj_hidden_dim=abc", "proj_hidden_dim: a whole number is needed"),
     ],
 )
