@@ -11,7 +11,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 
 LOSS_OPTIONS = (
     "reading='infomax', within='full', within_noise=0.1, total_noise=0.01, between_noise=None, "
-    "normalisation='standardise')"
+    "normalisation='standardise', gaussianity=0.0)"
 )
 VIEW_OPTIONS = "(views, reading='infomax', noise=0.01, normalisation='standardise'"
 # A parameter less, renamed or with another default breaks code that calls it: not without saying so
@@ -33,17 +33,17 @@ SIGNATURES = {
     "losses.ExplicitMIMLoss": f"(*, process_group=None, {LOSS_OPTIONS}",
     "losses.ExplicitMIMLoss.forward": "(self, *views)",
     "losses.ExplicitMIMOptions": f"(*, {LOSS_OPTIONS}",
-    "losses.ExplicitMIMTerms": "(loss, total, within, between)",
+    "losses.ExplicitMIMTerms": "(loss, total, within, between, non_gaussianity=None)",
     "losses.NonFiniteEmbeddingError": "ExplicitMIMError",
     "losses.NotPositiveDefiniteError": "ExplicitMIMError",
-    "losses.explicit_mim_loss_func": f"(*views, process_group=None, {LOSS_OPTIONS}",
-    "losses.explicit_mim_terms": f"(*views, process_group=None, {LOSS_OPTIONS}",
+    "losses.explicit_mim_loss_func": f"(*views, process_group=None, seed=0, {LOSS_OPTIONS}",
+    "losses.explicit_mim_terms": f"(*views, process_group=None, seed=0, {LOSS_OPTIONS}",
     "losses.frossl_loss_func": "(views, invariance_weight=1.0)",
     "losses.lejepa_loss_func": (
         "(views, lamb=0.05, num_slices=1024, t_max=5.0, n_points=17, seed=0)"
     ),
     "losses.mec_loss_func": "(predictions, targets, inverse_lambda, order=4)",
-    "losses.non_gaussianity": "(z, num_slices=1024, seed=0)",
+    "losses.non_gaussianity": "(z, num_slices=1024, n_points=33, seed=0, group=None)",
     "losses.rewards_collapse": "(total_noise, within_noise, between_noise=None, num_views=2)",
     "losses.sliced_epps_pulley": (
         "(z, num_slices=1024, t_max=5.0, n_points=17, seed=0, group=None)"

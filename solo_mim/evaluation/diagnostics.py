@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
+from scipy import stats
 from torch import Tensor
 
 from solo_mim.information import (
@@ -23,6 +24,7 @@ from solo_mim.information import (
     total_spectrum,
     view_information,
 )
+from solo_mim.losses import non_gaussianity
 
 # Power of the noise channel on each standardised coordinate, the same for every method and run.
 # Small beside unit variance, large beside fp64 round-off; the value caps what a perfectly invariant
@@ -36,6 +38,8 @@ MAX_DIM = 2048
 COLLAPSED = 0.1
 # Of so many, the bias is 0.03 (infomax) to 0.07 nats (two_view) a dimension.
 IMAGES_PER_DIMENSION = 4
+# Random directions along which z is compared with a Gaussian.
+SLICES = 256
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,11 @@ class HeldOutInformation:
             unit variance: both 1 at best, one is the dimension and the other 0 in full collapse.
         images: held-out images used, two views each.
         dimensions: of z.
+        non_gaussianity: distance of one view's z from a Gaussian of its mean and covariance, which
+            the bounds take for granted: `solo_mim.losses.non_gaussianity`.
+        radial_distance: Wasserstein-1 distance of the norms of one view's whitened z from those of
+            a Gaussian, chi of `dimensions` degrees (arXiv 2602.14272); None of fewer than four
+            images a dimension.
     """
 
     infomax: float
@@ -68,6 +77,8 @@ class HeldOutInformation:
     eigenvalue_min: float
     images: int
     dimensions: int = 0  # 0 of a result that does not say
+    non_gaussianity: float | None = None
+    radial_distance: float | None = None
 
     def bound(self, reading: str) -> float | None:
         """Nats of `infomax` or `two_view` less what chance gives; None where that tells nothing.
@@ -148,7 +159,24 @@ def held_out_information(views: Tensor) -> HeldOutInformation:
         eigenvalue_min=float(spectrum[-1]),
         images=images,
         dimensions=dim,
+        non_gaussianity=float(non_gaussianity(views[0], num_slices=SLICES)),
+        radial_distance=_radial_distance(views[0])
+        if images >= IMAGES_PER_DIMENSION * dim
+        else None,
     )
+
+
+def _radial_distance(z: Tensor) -> float | None:
+    """Of N x D samples; None where their covariance is singular."""
+    z = z.double() - z.double().mean(0)
+    factor, failed = torch.linalg.cholesky_ex(z.mT @ z / len(z))
+    if failed:
+        return None
+    whitened = torch.linalg.solve_triangular(factor, z.mT, upper=False)
+    norms = torch.linalg.vector_norm(whitened, dim=0).sort().values
+    levels = (torch.arange(len(z), dtype=torch.float64) + 0.5) / len(z)
+    expected = torch.from_numpy(stats.chi.ppf(levels.numpy(), z.shape[1]))
+    return float((norms - expected).abs().mean())
 
 
 class InformationCallback(Callback):
@@ -208,6 +236,6 @@ class InformationCallback(Callback):
             metrics = {
                 f"val_information_{name}": float(x)
                 for name, x in asdict(found).items()
-                if name not in READINGS or found.bound(name) is not None
+                if x is not None and (name not in READINGS or found.bound(name) is not None)
             }
             pl_module.log_dict(metrics, sync_dist=False, rank_zero_only=True)

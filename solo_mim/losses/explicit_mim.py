@@ -19,12 +19,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from solo_mim.losses.gaussianity import non_gaussianity
 from solo_mim.losses.logdet import check_deferred, logdet
 from solo_mim.losses.statistics import several_processes, view_covariances
 
 READINGS = ("infomax", "two_view")
 WITHIN = ("full", "diagonal", "isotropic", "linear")
 NORMALISATIONS = ("standardise", "trace", "l2")
+
+# Random directions and points of the integral of `gaussianity`, in each step.
+SLICES, POINTS = 256, 17
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -54,6 +58,8 @@ class ExplicitMIMOptions:
         normalisation: "standardise" gives each coordinate unit variance over all views together,
             "trace" all coordinates together a mean variance of one, "l2" each sample norm sqrt(D);
             all are centred over all views together.
+        gaussianity: weight of a term that makes the embeddings Gaussian, which the bound assumes:
+            `non_gaussianity` of all views together. 0 is off.
 
     Raises:
         TypeError: a floor is no number.
@@ -66,15 +72,20 @@ class ExplicitMIMOptions:
     total_noise: float = 0.01
     between_noise: float | None = None
     normalisation: str = "standardise"
+    gaussianity: float = 0.0
 
     def __post_init__(self) -> None:
         check_choice("reading", self.reading, READINGS)
         check_choice("within", self.within, WITHIN)
         check_choice("normalisation", self.normalisation, NORMALISATIONS)
-        for name in ("within_noise", "total_noise", "between_noise"):
-            floor = getattr(self, name)
-            if not isinstance(floor, Real) and (name, floor) != ("between_noise", None):
-                raise TypeError(f"{name} must be a number, got {floor!r}")
+        for name in ("within_noise", "total_noise", "between_noise", "gaussianity"):
+            value = getattr(self, name)
+            if not isinstance(value, Real) and (name, value) != ("between_noise", None):
+                raise TypeError(f"{name} must be a number, got {value!r}")
+        if not 0 <= self.gaussianity < math.inf:
+            raise ValueError(
+                f"gaussianity must be finite and not negative, got {self.gaussianity}; 0 is off"
+            )
         if not self.total_noise > 0:
             raise ValueError(
                 f"total_noise must be positive, got {self.total_noise}; 0.01 is the default"
@@ -120,13 +131,15 @@ class ExplicitMIMTerms(NamedTuple):
 
     `total` is 1/2 log det(A + total_noise I) / D: the Gaussian entropy of an embedding, up to a
     constant. `within` is that of the views of one image under the assumption `within`; `between`
-    that of B, `two_view` only.
+    that of B, `two_view` only. `non_gaussianity` is the distance from a Gaussian; None where the
+    option `gaussianity` is 0.
     """
 
     loss: Tensor
     total: Tensor
     within: Tensor
     between: Tensor | None
+    non_gaussianity: Tensor | None = None
 
 
 def _showing_options(function: _Function) -> _Function:
@@ -142,6 +155,7 @@ def _showing_options(function: _Function) -> _Function:
 def explicit_mim_loss_func(
     *views: Tensor | Sequence[Tensor],
     process_group: dist.ProcessGroup | None = None,
+    seed: int = 0,
     **options: Any,
 ) -> Tensor:
     """Negative mutual information of V augmented views, in nats per dimension; lower is better.
@@ -154,6 +168,8 @@ def explicit_mim_loss_func(
             `torch.distributed` is initialised. Their shares may differ. Averaging parameter
             gradients over the processes, as DistributedDataParallel does, then gives the gradient
             of one process with all the samples.
+        seed: of the random directions of `gaussianity`. Give the number of the step: they then
+            change from step to step, are the same in all processes, and come again on resuming.
         options: those of `ExplicitMIMOptions`, by name.
 
     Raises:
@@ -172,54 +188,69 @@ def explicit_mim_loss_func(
         >>> bool(explicit_mim_loss_func(z1, z2) < explicit_mim_loss_func(z1, z2.flip(0)))
         True
     """
-    return explicit_mim_terms(*views, process_group=process_group, **options).loss
+    return explicit_mim_terms(*views, process_group=process_group, seed=seed, **options).loss
 
 
 @_showing_options
 def explicit_mim_terms(
     *views: Tensor | Sequence[Tensor],
     process_group: dist.ProcessGroup | None = None,
+    seed: int = 0,
     **options: Any,
 ) -> ExplicitMIMTerms:
     """`explicit_mim_loss_func` and the entropies that it is made of; arguments and errors as it."""
-    return _terms(views, ExplicitMIMOptions.named(options), process_group)
+    return _terms(views, ExplicitMIMOptions.named(options), process_group, seed)
 
 
 def _terms(
-    views: Sequence[Any], chosen: ExplicitMIMOptions, process_group: dist.ProcessGroup | None
+    views: Sequence[Any],
+    chosen: ExplicitMIMOptions,
+    process_group: dist.ProcessGroup | None,
+    seed: int,
 ) -> ExplicitMIMTerms:
-    checked = checked_views(views[0] if len(views) == 1 else views)
-    in_double = any(view.dtype == torch.float64 for view in checked)
+    given = checked_views(views[0] if len(views) == 1 else views)
+    in_double = any(view.dtype == torch.float64 for view in given)
+    checked = [view.to(torch.float64 if in_double else torch.float32) for view in given]
+    group = several_processes(process_group)
     between_noise = chosen.between_noise or chosen.within_noise
     statuses: dict[str, Tensor] = {}
     total, within, between = view_entropies(
-        [view.to(torch.float64 if in_double else torch.float32) for view in checked],
+        checked,
         chosen.total_noise,
         chosen.within_noise,
         between_noise if chosen.reading == "two_view" else None,
         chosen.normalisation,
-        several_processes(process_group),
+        group,
         statuses,
         chosen.within,
     )
     check_deferred(statuses)
     if between is None:
-        return ExplicitMIMTerms(within - total, total, within, None)
-    loss = within + (between - len(checked) * total) / (len(checked) - 1)
-    return ExplicitMIMTerms(loss, total, within, between)
+        loss = within - total
+    else:
+        loss = within + (between - len(checked) * total) / (len(checked) - 1)
+    if chosen.gaussianity == 0:
+        return ExplicitMIMTerms(loss, total, within, between)
+    apart = non_gaussianity(torch.cat(list(checked)), SLICES, POINTS, seed, group)
+    return ExplicitMIMTerms(loss + chosen.gaussianity * apart, total, within, between, apart)
 
 
 class ExplicitMIMLoss(nn.Module):
-    """`explicit_mim_loss_func` with its options held: `ExplicitMIMLoss()(z1, z2)`."""
+    """`explicit_mim_loss_func` with its options held: `ExplicitMIMLoss()(z1, z2)`.
+
+    The directions of `gaussianity` go by the number of calls in training mode.
+    """
 
     @_showing_options
     def __init__(self, *, process_group: dist.ProcessGroup | None = None, **options: Any) -> None:
         super().__init__()
         self.options = ExplicitMIMOptions.named(options)
         self.process_group = process_group
+        self.calls = 0
 
     def forward(self, *views: Tensor | Sequence[Tensor]) -> Tensor:
-        return _terms(views, self.options, self.process_group).loss
+        self.calls += self.training
+        return _terms(views, self.options, self.process_group, self.calls).loss
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in asdict(self.options).items())

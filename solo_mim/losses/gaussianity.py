@@ -5,14 +5,12 @@ of N(0, 1). A distribution of vectors is N(0, I) where its projections on all di
 (Cramer and Wold), which LeJEPA samples (https://arxiv.org/abs/2511.08544).
 """
 
-import math
-
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
 
-from solo_mim.losses.statistics import sum_over_processes
+from solo_mim.losses.statistics import MEAN_SQUARE_FLOOR, sum_over_processes
 
 
 def random_directions(dim: int, number: int, seed: int, like: Tensor) -> Tensor:
@@ -89,21 +87,48 @@ def sliced_epps_pulley(
         return epps_pulley(directions @ z.mT, t_max, n_points, group).mean()
 
 
-def non_gaussianity(z: Tensor, num_slices: int = 1024, seed: int = 0) -> Tensor:
+def non_gaussianity(
+    z: Tensor,
+    num_slices: int = 1024,
+    n_points: int = 33,
+    seed: int = 0,
+    group: dist.ProcessGroup | None = None,
+) -> Tensor:
     """How little N x D embeddings look Gaussian, of whatever mean and covariance; a scalar.
 
-    The mean Epps-Pulley statistic along random directions, each projection first brought to mean
-    zero and variance one. Of a Gaussian sqrt(2 pi) (1 - sqrt 3 / 2) = 0.34 for every N and D but
-    the smallest; elsewhere it grows as N, so compare at equal N. Of this process's samples alone.
+    The mean of `epps_pulley` / N along random directions of coordinates of unit variance, each
+    projection brought to mean zero and variance one: a distance of characteristic functions, 0 of
+    infinitely many samples of a Gaussian. Of N of them it is on average 0.34 / N, which is
+    sqrt(2 pi) (1 - sqrt 3 / 2) / N. Differentiable; constant projections are finite.
+
+    Args:
+        z: of any floating dtype, computed in float32, or float64 if it is.
+        num_slices, n_points, seed: of `sliced_epps_pulley`.
+        group: the processes whose samples make up N, of any share each; None is this one alone.
 
     Raises:
-        ValueError: fewer than two samples.
+        ValueError: fewer than two samples, no slice, or as `epps_pulley`.
     """
-    if len(z) < 2:
+    if num_slices < 1:
+        raise ValueError(f"num_slices must be 1 or more, got {num_slices}")
+    if group is None and len(z) < 2:
         raise ValueError(f"a variance needs 2 samples or more, got {len(z)}")
+
+    def of_all(sums: Tensor) -> Tensor:
+        return sums if group is None else sum_over_processes(sums, group)
+
+    def with_unit_variance(x: Tensor) -> Tensor:
+        """Of centred columns; of one that is all but constant beside the others, less."""
+        power = of_all(x.square().sum(0)) / count
+        floor = MEAN_SQUARE_FLOOR * power.detach().mean() + torch.finfo(x.dtype).tiny
+        return x * power.clamp_min(floor).rsqrt()
+
     with torch.autocast(z.device.type, enabled=False):
         z = z if z.dtype == torch.float64 else z.float()
-        x = random_directions(z.shape[1], num_slices, seed, z) @ (z - z.mean(0)).mT
-        x = x * (math.sqrt(len(z)) / torch.linalg.vector_norm(x, dim=1, keepdim=True))
+        sums = of_all(torch.cat((z.sum(0), z.new_full((1,), len(z)))))
+        count = sums[-1].detach()
+        z = with_unit_variance(z - sums[:-1] / count)
+        x = with_unit_variance(z @ random_directions(z.shape[1], num_slices, seed, z).mT)
         # A part at a time, for all samples and points at once would fill gigabytes.
-        return torch.cat([epps_pulley(part, n_points=33) for part in x.split(64)]).mean()
+        parts = [epps_pulley(part, n_points=n_points, group=group) for part in x.mT.split(64)]
+        return torch.cat(parts).mean() / count

@@ -44,6 +44,7 @@ class ExplicitMIM(Projecting, BaseMethod):
         total_noise (float): floor of the total term, in (0, within_noise].
         between_noise (float): floor of the between term, "two_view" only.
         normalisation (str): "standardise" (over all views) or "l2" (per sample).
+        gaussianity (float): weight of the term that makes the embeddings Gaussian; 0 is off.
     """
 
     def __init__(self, cfg: DictConfig):
@@ -140,7 +141,7 @@ class ExplicitMIM(Projecting, BaseMethod):
             Sum of explicit MIM loss and probe loss.
         """
         out = super().training_step(batch, batch_idx)
-        terms = explicit_mim_terms(out["z"], **self.loss_kwargs)
+        terms = explicit_mim_terms(out["z"], seed=self.trainer.global_step, **self.loss_kwargs)
         return self._logged("explicit_mim", terms) + out["loss"]
 
 

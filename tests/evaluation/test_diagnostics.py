@@ -175,3 +175,18 @@ def test_a_collapsed_z_is_warned_of_once_with_the_methods_remedy():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         callback.measure(SimpleNamespace(global_step=3), model)
+
+
+def test_what_the_bounds_take_for_granted_is_measured_beside_them():
+    generator = torch.Generator().manual_seed(0)
+    views = torch.randn(2, 2000, 6, generator=generator) @ torch.randn(6, 6, generator=generator)
+    gaussian, cubed = held_out_information(views + 3), held_out_information(views**3)
+    assert gaussian.non_gaussianity == pytest.approx(0.34 / 2000, rel=0.5)
+    assert cubed.non_gaussianity > 20 * gaussian.non_gaussianity
+    assert gaussian.radial_distance < 0.03
+    assert cubed.radial_distance > 0.3
+    directions = torch.randn(2, 4000, 6, generator=generator)
+    sphere = held_out_information(directions / directions.norm(dim=2, keepdim=True))
+    expected = float((math.sqrt(6) - directions[0].norm(dim=1)).abs().mean())
+    assert sphere.radial_distance == pytest.approx(expected, rel=0.05)
+    assert held_out_information(views[:, :20]).radial_distance is None

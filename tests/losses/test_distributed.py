@@ -37,6 +37,7 @@ OPTIONS = {
     for reading in ("infomax", "two_view")
     for normalisation in ("standardise", "l2")
 }
+OPTIONS["gaussian"] = {"gaussianity": 2.0}
 OPTIONS |= {within: {"within": within} for within in ("diagonal", "isotropic", "linear")}
 CASES = [
     (processes, share, option, num_views)

@@ -18,6 +18,7 @@ from solo_mim.losses import (
     explicit_mim,
     explicit_mim_loss_func,
     explicit_mim_terms,
+    non_gaussianity,
     rewards_collapse,
 )
 from solo_mim.losses.logdet import settle_deferred
@@ -185,6 +186,22 @@ def test_isotropic_finds_the_weight_that_linear_is_given():
     torch.testing.assert_close(found, given)
 
 
+@pytest.mark.parametrize("reading", READINGS)
+def test_gaussianity_adds_its_weight_times_the_distance_of_all_views(reading):
+    z = views_of(2, 50, 4).exp()
+    plain = explicit_mim_terms(z, reading=reading)
+    assert plain.non_gaussianity is None
+    terms = explicit_mim_terms(z, reading=reading, gaussianity=3.0, seed=7)
+    expected = non_gaussianity(z.flatten(0, 1), 256, 17, seed=7)
+    torch.testing.assert_close(terms.non_gaussianity, expected)
+    torch.testing.assert_close(terms.loss, plain.loss + 3 * expected)
+    assert terms.loss != explicit_mim_terms(z, reading=reading, gaussianity=3.0, seed=8).loss
+    module = ExplicitMIMLoss(reading=reading, gaussianity=3.0)
+    assert module(z) != module(z), "other directions at each step"
+    module.eval()
+    assert module(z) == module(z)
+
+
 def test_names_of_version_0_1_0_are_understood_and_said():
     z = views_of(2, 20, 4).float()
     with pytest.warns(FutureWarning, match='within="linear"'):
@@ -198,6 +215,7 @@ def test_names_of_version_0_1_0_are_understood_and_said():
 def test_options_are_shown_where_help_looks():
     for signature in map(inspect.signature, (explicit_mim_loss_func, ExplicitMIMLoss)):
         shown = {n: p.default for n, p in signature.parameters.items() if p.kind == p.KEYWORD_ONLY}
+        assert shown.pop("seed", 0) == 0  # the module counts its steps instead
         assert shown == {"process_group": None, **asdict(ExplicitMIMOptions())}
 
 
@@ -495,6 +513,7 @@ Z = torch.zeros(4, 3)
         ([Z, Z], {"total_noise": ".nan"}, TypeError, "total_noise must be a number, got '.nan'"),
         ([Z, Z], {"total_noise": 2.0}, ValueError, "raise it or lower total_noise"),
         ([Z, Z], {"within_noise": float("inf")}, ValueError, "within_noise must be finite"),
+        ([Z, Z], {"gaussianity": -1.0}, ValueError, "gaussianity must be finite and not negative"),
         ([Z, Z], {"between_noise": 1.0}, ValueError, "leave it None for others"),
         (
             [Z, Z],
