@@ -539,7 +539,8 @@ def _check_choices(cfg: DictConfig) -> None:
         if value is not None and not (
             isinstance(value, int | float) and least <= value <= greatest and value < math.inf
         ):
-            most = f" and at most {greatest}" if greatest < math.inf else " and finite"
+            most = f" and at most {greatest}" if greatest < math.inf else ""
+            most = " and finite" if value == math.inf else most
             raise ConfigError(f"{key} must be at least {least}{most}, not {value}")
     if "momentum" in cfg and cfg.momentum.base_tau > cfg.momentum.final_tau:
         raise ConfigError("momentum.base_tau must not be above momentum.final_tau")
@@ -552,8 +553,9 @@ def _check_choices(cfg: DictConfig) -> None:
         value = OmegaConf.select(cfg, key)
         if key.split(".")[0] in cfg and value not in choices:
             raise ConfigError(f"{key}: unknown value '{value}'{nearest(str(value), choices)}")
-    if cfg.scheduler.name == "step" and not cfg.scheduler.lr_decay_steps:
-        raise ConfigError("scheduler.name=step needs scheduler.lr_decay_steps, a list of epochs")
+    steps = cfg.scheduler.lr_decay_steps
+    if cfg.scheduler.name == "step" and (not steps or min(steps) < 1):
+        raise ConfigError("scheduler.name=step needs scheduler.lr_decay_steps, epochs from 1 on")
 
 
 def check_run(cfg: DictConfig) -> None:

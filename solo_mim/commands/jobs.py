@@ -4,6 +4,7 @@ folder."""
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import json
 import logging
@@ -200,15 +201,17 @@ def trainer_of(cfg: DictConfig, folder: Path, callbacks: list[pl.Callback]) -> p
     if shows_progress(cfg):
         callbacks = [*callbacks, LossBar(leave=False)]
     arguments["enable_progress_bar"] = any(isinstance(c, LossBar) for c in callbacks)
+    kept = loggers(cfg, folder)
     try:
         trainer = pl.Trainer(
             **arguments,
-            logger=loggers(cfg, folder),
+            logger=kept,
             callbacks=callbacks,
             default_root_dir=folder,
             plugins=[runs.WholeCheckpoints()],
         )
-    except (MisconfigurationException, ValueError, TypeError) as error:
+    # ImportError: accelerators and strategies that want a package which is not there.
+    except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
         raise ConfigError(f"lightning's Trainer refuses its settings: {error}") from error
     # Its handler of SIGTERM broadcasts from wherever the process is, so that those of several wait
     # for each other in different places; that of SIGUSR1, for SLURM, saves a checkpoint amid an
@@ -422,6 +425,22 @@ def _unreadable(error: Exception) -> ConfigError:
     return ConfigError(f"{file} cannot be read, as YAML in UTF-8: {reason}")
 
 
+@contextlib.contextmanager
+def _in_our_words(schema: Any, arguments: list[str]) -> Iterator[None]:
+    """Hydra's errors of a configuration that it cannot compose are ConfigErrors in here."""
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException) as error:
+        raise _explained(error, schema, arguments) from error
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise _unreadable(error) from error
+    except ValueError as error:
+        if not str(error).startswith("Config group override"):
+            raise
+        groups = [a for a in arguments if (CONFIG_FOLDER / a.lstrip("+").split("=")[0]).is_dir()]
+        raise ConfigError(f"{' '.join(groups)}: a group takes the name of a file in it") from error
+
+
 def composed(name: str, overrides: list[str], schema: Any = PretrainConfig) -> DictConfig:
     """The configuration of a name, shipped or stored, with overrides.
 
@@ -429,13 +448,11 @@ def composed(name: str, overrides: list[str], schema: Any = PretrainConfig) -> D
         ConfigError: an override that does not parse, or of a key or group that does not exist.
     """
     Plugins.instance().register(_PluginRecipes)
-    try:
-        with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
-            return compose(name, overrides=[_added(override) for override in overrides])
-    except (HydraException, OmegaConfBaseException) as error:
-        raise _explained(error, schema, overrides) from error
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise _unreadable(error) from error
+    with (
+        _in_our_words(schema, overrides),
+        initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"),
+    ):
+        return compose(name, overrides=[_added(override) for override in overrides])
 
 
 # Sections whose keys are not the schema's: the method, the backbone or the optimiser checks them.
@@ -509,11 +526,8 @@ def run_by_hydra(
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that errors arrive here and not as Hydra's printout
     sys.argv = [sys.argv[0], *_for_hydra(arguments)]
     try:
-        main()
-    except (HydraException, OmegaConfBaseException) as error:
-        raise _explained(error, schema, sys.argv[1:]) from error
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise _unreadable(error) from error
+        with _in_our_words(schema, sys.argv[1:]):
+            main()
     finally:
         HydraConfig.instance().cfg = None  # Hydra leaves it to the next run in this process
     for earlier in refused[:-1]:  # of a sweep

@@ -109,7 +109,7 @@ def split(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
     groups = {}
     others = []
     for argument in arguments:
-        name, equals, option = argument.partition("=")
+        name, equals, option = argument.lstrip("+").partition("=")
         if equals and name in ("data", "backbone"):
             groups[name] = option
         else:

@@ -142,6 +142,7 @@ def test_the_same_command_again_skips_the_finished_run(finished):
         (["pretrain", "knn_eval.distance_func=l2"], "knn_eval.distance_func"),
         (["pretrain", "devices=two"], "devices=two"),
         (["pretrain", "precision=17"], "Trainer refuses"),
+        (["pretrain", "accelerator=tpu"], "Trainer refuses its settings: Requirement 'torch_xla"),
         (["pretrain", "+backbone.kwargs.depth=3"], "backbone.kwargs"),
         (["pretrain", "data=image_folder"], "data.train_path"),
         (
@@ -151,6 +152,11 @@ def test_the_same_command_again_skips_the_finished_run(finished):
         (["pretrain", "optimizer.batch_size=100000"], "optimizer.batch_size"),
         (["pretrain", "backbone.name=resnet81"], "did you mean 'resnet18'?"),
         (["pretrain", "optimizer.lr=fast"], "optimizer.lr"),
+        (["pretrain", "data=null"], "data=null: a group takes the name of a file in it"),
+        (
+            ["pretrain", "scheduler.name=step", "scheduler.lr_decay_steps=[-5]"],
+            "needs scheduler.lr_decay_steps, epochs from 1 on",
+        ),
         (["pretrain", "max_epochs=[1"], "max_epochs=[1"),
         (["pretrain", "optimizer.name=LARS"], "did you mean 'lars'?"),
         (
@@ -171,7 +177,8 @@ def test_the_same_command_again_skips_the_finished_run(finished):
         (["pretrain", "accumulate_grad_batches=0"], "accumulate_grad_batches must be"),
         (["pretrain", "limit_train_batches=0"], "a trial run is max_epochs=1"),
         (["pretrain", "max_steps=0"], "max_steps=0: a trial run is max_epochs=1"),
-        (["pretrain", "gradient_clip_val=-1"], "gradient_clip_val must be at least 0 and finite"),
+        (["pretrain", "gradient_clip_val=-1"], "gradient_clip_val must be at least 0, not -1"),
+        (["pretrain", "gradient_clip_val=a"], "gradient_clip_val must be at least 0, not a"),
         (["pretrain", "fast_dev_run=true"], "a trial run is max_epochs=1"),
         (["pretrain", "method_kwargs.proj_hidden_dim=-5"], "a finite number above 0"),
         (["pretrain", "method=vicreg", "method_kwargs.proj_output_dim=0"], "above 0 is needed"),

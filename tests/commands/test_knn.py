@@ -64,6 +64,8 @@ def test_overrides_come_before_or_after(own_run, solo_mim, tmp_path):
         (["data=cifra10"], "did you mean 'cifar10'?"),
         (["data=image_folder", "data.train_path=/nowhere"], "data.train_path"),
         (["backbone=resnet18"], "does not fit resnet18"),
+        (["data=null"], "data=null: a group takes the name of a file in it"),
+        (["++data=cifar1"], "did you mean 'cifar10'?"),
         (["optimizer.batch_size=0"], "optimizer.batch_size must be at least 2"),
     ],
 )
