@@ -30,12 +30,16 @@ EVERY_LOSS = [
         {"reading": reading, "within": within, "normalisation": normalisation},
         id=f"{reading}-{within}-{normalisation}",
     )
-    for reading, within in [
-        *(("infomax", within) for within in WITHIN),
-        ("two_view", "full"),
-        ("two_view", "isotropic"),
+    for reading, within, normalisation in [
+        *(("infomax", within, "standardise") for within in WITHIN),
+        ("infomax", "isotropic", "trace"),
+        ("infomax", "diagonal", "trace"),
+        ("infomax", "full", "l2"),
+        ("infomax", "isotropic", "l2"),
+        ("two_view", "full", "standardise"),
+        ("two_view", "isotropic", "standardise"),
+        ("two_view", "full", "l2"),
     ]
-    for normalisation in ("standardise", "trace", "l2")
 ]
 # V N >= D works on D x D matrices, V N < D on Gram matrices.
 SIDES = [pytest.param(7, 4, id="d-side"), pytest.param(3, 14, id="gram-side")]
