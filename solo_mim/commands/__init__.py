@@ -65,6 +65,14 @@ def _requeued() -> str:
     return f"; job {job} is requeued"
 
 
+def _interrupted(error: BaseException, number: int) -> int:
+    """Says what stands where a signal has ended a command; its exit code."""
+    standing = (isinstance(error, KeyboardInterrupt) and str(error)) or "nothing was begun"
+    requeued = "" if number in (signal.SIGINT, signal.SIGTERM) else _requeued()
+    print(f"\nsolo-mim: interrupted; {standing}{requeued}", file=sys.stderr)
+    return 128 + number
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs one command.
 
@@ -86,8 +94,11 @@ def main(argv: list[str] | None = None) -> int:
                 raise ConfigError(f"unknown command '{command}'{nearest(command, COMMANDS)}")
             # Imported here: torch and lightning take seconds that `--help` should not.
             return importlib.import_module(f"solo_mim.commands.{command}").run(rest)
-        except Exception as error:
+        except (Exception, KeyboardInterrupt) as error:
             refused = isinstance(error, (ConfigError, MissingHostError, RunError))
+            # A library that is interrupted amid its import may make another error of it.
+            if isinstance(error, KeyboardInterrupt) or (signals and not refused):
+                return _interrupted(error, signals[0] if signals else signal.SIGINT)
             if not refused and not is_out_of_memory(error):
                 raise
             if os.environ[DEBUG] not in ("", "0"):
@@ -95,9 +106,3 @@ def main(argv: list[str] | None = None) -> int:
             said = error if refused else out_of_memory(error)
             print(f"solo-mim: {said}", file=sys.stderr)
             return 1 if isinstance(error, RunError) else 2
-        except KeyboardInterrupt as stopped:
-            standing = str(stopped) or "nothing was begun"
-            number = signals[0] if signals else signal.SIGINT
-            requeued = "" if number in (signal.SIGINT, signal.SIGTERM) else _requeued()
-            print(f"\nsolo-mim: interrupted; {standing}{requeued}", file=sys.stderr)
-            return 128 + number

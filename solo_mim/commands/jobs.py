@@ -6,7 +6,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
-import json
 import logging
 import os
 import re
@@ -81,9 +80,13 @@ def done_once(
     with runs.FolderLock(folder) as lock:
         runs.refuse_foreign(folder, cfg)
         if (folder / runs.RESULT).exists():
-            result: dict[str, Any] = json.loads((folder / runs.RESULT).read_text())
+            result: dict[str, Any] = runs.read_json(folder / runs.RESULT, dict)
             remark = _made_by(folder, cfg)
-            print(f"finished before, nothing to do: {folder}{remark}\n\n{summary(result)}")
+            try:
+                table = summary(result)
+            except (LookupError, TypeError, AttributeError, ValueError) as error:
+                raise runs.damaged(folder / runs.RESULT, f"no closing table: {error!r}") from error
+            print(f"finished before, nothing to do: {folder}{remark}\n\n{table}")
             return result
         try:
             with processes.together(last_words):
@@ -98,7 +101,7 @@ def done_once(
                 raise (lost() or SystemExit(1)) from error
             if isinstance(error, RunError) and processes.rank() > 0:
                 raise SystemExit(1) from None
-            full = next(filter(_is_of_a_full_disk, _causes(error)), None)
+            full = next((cause for cause in _causes(error) if _is_of_a_disk(cause, folder)), None)
             ended = RunError(f"{folder}: {full.strerror}; {standing()}") if full else error
             if lock.held:
                 runs.note_failure(folder, ended)
@@ -114,9 +117,12 @@ def _causes(error: BaseException | None) -> Iterator[Any]:
         error = error.__cause__ or error.__context__
 
 
-def _is_of_a_full_disk(error: BaseException) -> bool:
+def _is_of_a_disk(error: BaseException, folder: Path) -> bool:
+    """Whether a disk is full, or the folder was taken from the run."""
     full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    return isinstance(error, OSError) and error.errno in full
+    return isinstance(error, OSError) and (
+        error.errno in full or (error.errno == errno.ENOENT and not folder.exists())
+    )
 
 
 def _is_of_a_lost_process(error: BaseException) -> bool:
@@ -238,10 +244,12 @@ def fit(
         raise ConfigError(f"lightning refuses to train: {' '.join(str(error).split())}") from error
 
 
-def goes_on(departure: str | None, checkpoint: Path | None) -> list[str]:
-    """Lines, where there is something to say, of what a run differs in from an earlier one, and
-    what it resumes from."""
+def goes_on(folder: Path, departure: str | None, checkpoint: Path | None) -> list[str]:
+    """Lines, where there is something to say, of what a run differs in from an earlier one, what it
+    resumes from, and which checkpoints in its folder are of no use."""
     lines = [departure] if departure else []
+    for cut in runs.cut_checkpoints(folder):
+        lines.append(f"a part of {cut} is missing: nothing resumes from it")
     return [*lines, f"resuming from {checkpoint}"] if checkpoint else lines
 
 

@@ -296,7 +296,7 @@ def _announcement(
         f"{data.num_val_images:,} held-out images of {data.crop_size} px, {data.num_classes} "
         "classes",
         f"results: {folder}",
-        *jobs.goes_on(departure, checkpoint),
+        *jobs.goes_on(folder, departure, checkpoint),
     ]
     return "\n".join(lines)
 

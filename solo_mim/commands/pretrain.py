@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import io
-import json
 import os
 import statistics
 import time
@@ -55,7 +54,11 @@ def _yardsticks(
 ) -> dict[str, Any]:
     """Accuracies of the untrained backbone and of raw pixels, measured once for a run's folder."""
     path = folder / runs.YARDSTICKS
-    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    found: dict[str, Any] = {}
+    try:
+        found = runs.read_json(path, dict) or {}
+    except ConfigError:
+        print(f"note: {path} is damaged, its figures are measured again")
     pixels = data.num_train_images * 3 * data.crop_size**2 * 4
     backbones = {"untrained": (untrained, device, True)}
     if pixels <= _RAW_PIXELS_LIMIT:
@@ -261,7 +264,7 @@ def _announcement(
         f"{cfg.backbone.name}, {cfg.max_epochs} epochs, batch {opt.batch_size}{joint}"
         f"{accumulated}, {opt.name}, lr {opt.lr:g} (scaled to the batch), seed {cfg.seed}",
         f"run folder: {folder}",
-        *jobs.goes_on(departure, checkpoint),
+        *jobs.goes_on(folder, departure, checkpoint),
     ]
     return "\n".join(lines)
 

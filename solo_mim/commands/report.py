@@ -45,6 +45,10 @@ def run(arguments: list[str]) -> int:
     found = tables(runs)
     print(markdown(found, problems))
     output = given.output or (Path("report") if others else first / "report")
-    written = write_all(found, problems, output, given.title, write, given.latex)
+    try:
+        written = write_all(found, problems, output, given.title, write, given.latex)
+    except OSError as error:
+        reason = f"{output} cannot be written ({error.strerror})"
+        raise ConfigError(f"--output: {reason}; name another folder") from error
     print(f"written: {output}/{', '.join(path.name for path in written)}")
     return 0

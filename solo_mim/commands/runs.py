@@ -186,7 +186,7 @@ def prepare(folder: Path, cfg: DictConfig, images: str) -> None:
         for partial in place.glob(f"*{_PARTIAL}"):
             partial.unlink()
     write(folder / CONFIGURATION, OmegaConf.to_yaml(cfg, resolve=True))
-    sittings = _json(folder / PROVENANCE) if newest_checkpoint(folder) else None
+    sittings = read_json(folder / PROVENANCE, list) if newest_checkpoint(folder) else None
     method = cfg.get("method")
     sitting = {
         **{"versions": versions(method), "commit": commit(), "code": sources.digest(method)},
@@ -201,8 +201,29 @@ def note_failure(folder: Path, error: Exception) -> None:
         write(folder / FAILURE, " ".join(str(error).split()) or type(error).__name__)
 
 
-def _json(path: Path) -> Any:
-    return json.loads(path.read_text()) if path.exists() else None
+def read_json(path: Path, kind: type) -> Any:
+    """The list or the mapping in a file of a run's folder; None where there is no such file.
+
+    Raises:
+        ConfigError: it is damaged.
+    """
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise damaged(path, error) from error
+    if not isinstance(content, kind) or not content:
+        raise damaged(path, f"no {kind.__name__} of anything is in it")
+    return content
+
+
+def damaged(path: Path, reason: object) -> ConfigError:
+    """Of a file in a run's folder, which the same command can do without."""
+    return ConfigError(
+        f"{path} is damaged ({' '.join(str(reason).split())}); delete it, and the same command "
+        "goes on from what else is there"
+    )
 
 
 def refuse_foreign(folder: Path, cfg: DictConfig) -> None:
@@ -223,9 +244,15 @@ def refuse_foreign(folder: Path, cfg: DictConfig) -> None:
 
 
 def other_code(folder: Path, cfg: DictConfig) -> list[str]:
-    """Digests of the sources that made what is in a folder, other than those that run here."""
+    """Digests of the sources that made what is in a folder, other than those that run here.
+
+    Those of its sittings; where they are lost, of its result.
+    """
     here = sources.digest(cfg.get("method"))
-    return [code for code in codes_of(_json(folder / PROVENANCE) or []) if code != here]
+    sittings = read_json(folder / PROVENANCE, list)
+    if sittings is None:
+        sittings = [read_json(folder / RESULT, dict) or {}]
+    return [code for code in codes_of(sittings) if code != here]
 
 
 def departure(folder: Path, cfg: DictConfig, images: str) -> str | None:
@@ -247,7 +274,7 @@ def departure(folder: Path, cfg: DictConfig, images: str) -> str | None:
     latest = max(others, key=lambda path: path.stat().st_mtime)
     try:
         changes = _changes(_settings(OmegaConf.load(latest)), _settings(cfg))
-        sittings = _json(latest.parent / PROVENANCE)
+        sittings = read_json(latest.parent / PROVENANCE, list)
     except (YAMLError, OmegaConfBaseException, OSError, ValueError):
         return None  # of no use, and no obstacle: the run goes in a folder of its own
     if not changes and sittings:
@@ -313,7 +340,10 @@ class EpochEnd(Checkpoint):
         self.rows = state_dict["rows"]
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Removes what a kill has left between a checkpoint and the removal of the one before."""
+        """Removes what a kill has left between a checkpoint and the removal of the one before, and
+        writes the metrics that a checkpoint brings."""
+        if self.rows and trainer.is_global_zero:
+            write(self.folder / METRICS, self.metrics.to_csv(index=False))
         newest = _newest(self.folder)
         if self.enabled and newest is not None and trainer.is_global_zero:
             self._remove_all_but(newest[0])
@@ -359,6 +389,11 @@ def _newest(folder: Path) -> tuple[int, Path] | None:
     cut one is told by that.
     """
     return max((one for one in _numbered(folder) if zipfile.is_zipfile(one[1])), default=None)
+
+
+def cut_checkpoints(folder: Path) -> list[Path]:
+    """Those of which a part is missing."""
+    return [path for _, path in sorted(_numbered(folder)) if not zipfile.is_zipfile(path)]
 
 
 def newest_checkpoint(folder: Path) -> Path | None:

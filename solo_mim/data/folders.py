@@ -141,7 +141,7 @@ class FolderTree:
                 key=key,
                 path=path or None,
                 remedy="Set data.format: h5"
-                if self.root.is_file()
+                if self.root.suffix in (".h5", ".hdf5") and self.root.is_file()
                 else "Name a folder of images, relative to the working directory or absolute",
             )
         self._met = {os.path.realpath(self.root): str(self.root)}

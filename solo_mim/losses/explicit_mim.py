@@ -44,12 +44,10 @@ class ExplicitMIMOptions:
             correlation of more than two.
         within: what is assumed of W, the covariance of the views of one image. With each
             assumption the within term grows, so that the loss still bounds the information, and
-            depends on fewer estimated numbers:
-            "full"       log det(W + ew I)              D (D + 1) / 2 numbers
-            "diagonal"   sum_j log(W_jj + ew)           D numbers
-            "isotropic"  D log(tr W / D + ew)           one number
-            "linear"     D log ew + tr W / ew           one number: the tangent of "isotropic" at
-                                                        tr W = 0, where 1 / ew is a fixed weight
+            depends on fewer estimated numbers. "full": log det(W + ew I), D (D + 1) / 2 numbers.
+            "diagonal": sum_j log(W_jj + ew), D numbers. "isotropic": D log(tr W / D + ew), one
+            number. "linear": D log ew + tr W / ew, the tangent of "isotropic" at tr W = 0, where
+            1 / ew is a fixed weight.
         within_noise: ew, floor of W: the power of a Gaussian noise on coordinates of unit variance.
         total_noise: floor of A, at most `within_noise`. The lower it is, the stronger the barrier
             against dimensional collapse.

@@ -276,6 +276,7 @@ def test_a_run_that_ended_before_its_first_epoch_starts_anew(finished, tmp_path)
     assert done.returncode == 0, done.stderr
     assert "epoch 1/2" in done.stdout
     assert "resuming" not in done.stdout
+    assert "epoch=0.ckpt is missing: nothing resumes from it" in done.stdout
 
 
 def test_offline_evaluation_opens_the_test_set_only_when_asked(tmp_path):
@@ -625,7 +626,7 @@ def test_a_finished_run_of_other_code_is_not_passed_off_and_a_remark_disturbs_no
     source = loss.read_text()
     for edited, code in (
         (f"# Another remark.\n{source}", 0),
-        (source.replace("(within - total,", "(total - within,"), 2),
+        (source.replace("loss = within - total", "loss = total - within"), 2),
     ):
         assert edited != source
         loss.write_text(edited)
@@ -639,6 +640,35 @@ def test_a_finished_run_of_other_code_is_not_passed_off_and_a_remark_disturbs_no
     assert said[1] != there
     assert "move that folder away" in line
     assert "other_code=accept" in line
+
+
+def test_a_damaged_file_of_a_run_is_named_and_none_is_needed(own_copy, solo_mim, monkeypatch):
+    for name in ("result.json", "provenance.json"):
+        path = own_copy / name
+        whole = path.read_text()
+        for content in (whole[: len(whole) // 2], "", "[]", "{}"):
+            path.write_text(content)
+            again = solo_mim("pretrain", *TINY)
+            assert again.code == 2, content
+            assert f"{own_copy.name}/{name} is damaged" in again.err
+            assert "delete it" in again.err
+        path.write_text(whole)
+    (own_copy / "provenance.json").unlink()
+    assert solo_mim("pretrain", *TINY).code == 0
+    with monkeypatch.context() as patched:
+        patched.setattr(sources, "digest", lambda method=None: "0123456789ab")
+        assert "was made by code" in solo_mim("pretrain", *TINY).err, "the result says it too"
+    metrics = own_copy / "metrics.csv"
+    whole = metrics.read_text()
+    metrics.write_text(whole[: len(whole) // 2])
+    (own_copy / "result.json").unlink()
+    again = solo_mim("pretrain", *TINY)
+    assert again.code == 0, again.err
+    assert "resuming from" in again.out
+    assert metrics.read_text() == whole
+    written = solo_mim("report", str(own_copy.parent), "--output", str(metrics / "report"))
+    assert written.code == 2
+    assert "metrics.csv/report cannot be written" in written.err
 
 
 def test_other_code_is_accepted_on_request_and_stops_no_sweep(own_copy, monkeypatch, solo_mim):

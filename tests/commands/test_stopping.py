@@ -17,7 +17,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from solo_mim.commands import runs, stopping
+from solo_mim import commands
+from solo_mim.commands import pretrain, runs, stopping
 
 SMALL = [
     *("limit_train_batches=2", "limit_val_batches=1", "data.num_workers=0"),
@@ -204,11 +205,37 @@ def test_what_a_kill_leaves_goes_when_the_run_goes_on(tmp_path, compose_cfg):
     halves = [folder / "checkpoints" / "epoch=4.ckpt.partial", folder / "result.json.partial"]
     for half in halves:
         half.write_text("half")
-    runs.prepare(folder, compose_cfg())
+    runs.prepare(folder, compose_cfg(), "0123456789ab")
     epochs = runs.EpochEnd(folder, enabled=True, frequency=2, keep_prev=False)
     epochs.on_fit_start(SimpleNamespace(is_global_zero=True), None)
     left = sorted(path.name for path in folder.rglob("*") if path.is_file())
     assert left == ["config.yaml", "epoch=3.ckpt", "provenance.json"]
+
+
+def test_damaged_yardsticks_are_measured_again(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "yardsticks.json"
+    path.write_text('{"untrained": ')
+    measured = SimpleNamespace(accuracies=lambda: {"probe_top1": 1.0})
+    monkeypatch.setattr(pretrain, "_offline", lambda *_: measured)
+    data = SimpleNamespace(num_train_images=1, crop_size=2)
+    found = pretrain._yardsticks(None, data, "val", torch.nn.Identity(), "cpu", tmp_path)
+    assert found == {name: {"probe_top1": 1.0} for name in ("untrained", "raw_pixels")}
+    assert json.loads(path.read_text()) == found
+    assert f"{path} is damaged" in capsys.readouterr().out
+
+
+def test_a_signal_that_a_library_makes_another_error_of_is_still_an_interruption(
+    monkeypatch, capsys
+):
+    def interrupted(name):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except KeyboardInterrupt:
+            raise RecursionError("amid an import") from None
+
+    monkeypatch.setattr(commands.importlib, "import_module", interrupted)
+    assert commands.main(["methods"]) == 128 + signal.SIGTERM
+    assert capsys.readouterr().err == "\nsolo-mim: interrupted; nothing was begun\n"
 
 
 def test_a_signal_amid_a_save_is_acted_upon_at_its_end():
