@@ -615,9 +615,8 @@ def _optimizer_kwargs(optimizer: DictConfig) -> dict[str, Any]:
     try:
         OPTIMIZERS[optimizer.name](weights, lr=optimizer.lr, **kwargs)
     except (TypeError, ValueError, LookupError, RuntimeError) as error:
-        raise ConfigError(
-            f"optimizer.name={optimizer.name} refuses its settings: {error}"
-        ) from error
+        refused = f"optimizer.kwargs: {optimizer.name} refuses {kwargs}"
+        raise ConfigError(f"{refused} ({error})") from error
     return kwargs
 
 

@@ -57,16 +57,16 @@ def half_a_checkpoint() -> None:
     runs.torch.save = cut  # type: ignore[assignment]
 
 
-# `os.replace` puts in place, in this order: configuration, provenance, then for each epoch metrics
-# and checkpoint.
+# `os.replace` puts in place, in this order: configuration, provenance, in a sitting that resumes
+# the metrics that its checkpoint brings, then for each epoch metrics and checkpoint.
 MOMENTS: dict[str, Callable[[], None]] = {
     "configuration written, not in place": at_call(runs.os, "replace", 1),
     "half a checkpoint, the first": half_a_checkpoint,
     "checkpoint written, not in place": at_call(runs.os, "replace", 4),
     "checkpoint in place": at_call(runs.os, "replace", 4, whole=True),
     "half a checkpoint, a later one": half_a_checkpoint,
-    "metrics written, not in place": at_call(runs.os, "replace", 3),
-    "checkpoint in place, the one before not gone": at_call(runs.os, "replace", 4, whole=True),
+    "metrics written, not in place": at_call(runs.os, "replace", 4),
+    "checkpoint in place, the one before not gone": at_call(runs.os, "replace", 5, whole=True),
     "second epoch of this sitting": at_call(command.EpochLines, "on_train_batch_end", 5),
     "evaluation": at_call(command, "evaluate_features", 3),
     "curves drawn, no result": at_call(runs, "write_json", 2),

@@ -65,7 +65,7 @@ DATA = sorted(path.stem for path in (CONFIG_FOLDER / "data").glob("*.yaml"))
         ({"optimizer": {"weight_decay": float("inf")}}, r"weight_decay must be .* finite, not inf"),
         (
             {"optimizer": {"name": "adamw", "kwargs": {"betas": [0.9]}}},
-            r"optimizer.name=adamw refuses its settings: ",
+            r"optimizer.kwargs: adamw refuses \{'betas': ",
         ),
     ],
 )

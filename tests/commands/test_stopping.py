@@ -126,6 +126,7 @@ def test_only_the_first_process_evaluates_and_what_is_measured_once_is_kept(sitt
 
 
 @pytest.mark.distributed
+@pytest.mark.slow
 def test_a_started_process_that_dies_is_noticed_though_the_first_waits_for_it(tmp_path):
     program = tmp_path / "program.py"
     program.write_text(
