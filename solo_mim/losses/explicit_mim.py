@@ -229,7 +229,7 @@ def _terms(
         loss = within + (between - len(checked) * total) / (len(checked) - 1)
     if chosen.gaussianity == 0:
         return ExplicitMIMTerms(loss, total, within, between)
-    apart = non_gaussianity(torch.cat(list(checked)), SLICES, POINTS, seed, group)
+    apart = non_gaussianity(torch.cat(checked), SLICES, POINTS, seed, group)
     return ExplicitMIMTerms(loss + chosen.gaussianity * apart, total, within, between, apart)
 
 
