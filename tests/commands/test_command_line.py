@@ -229,7 +229,7 @@ def test_an_errors_cause_is_shown_where_it_is_asked_for(variable, solo_mim, monk
     said = solo_mim(*arguments)
     assert said.code == 2
     assert "torch/optim/adam" in said.err, "where it comes from"
-    assert said.err.splitlines()[-1].startswith("solo-mim: optimizer.name=adamw refuses")
+    assert said.err.splitlines()[-1].startswith("solo-mim: optimizer.kwargs: adamw refuses")
 
 
 def _fails_with(error):
