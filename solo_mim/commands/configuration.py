@@ -569,6 +569,8 @@ def check_run(cfg: DictConfig) -> None:
     """
     if not re.fullmatch(r"[^/\\\x00-\x1f]+", cfg.name):
         raise ConfigError(f"name={cfg.name!r} must be fit for a folder: not empty, no slash")
+    if cfg.scheduler.name == "step" and min(cfg.scheduler.lr_decay_steps) >= cfg.max_epochs:
+        _note(f"scheduler.lr_decay_steps: none is before the end, max_epochs={cfg.max_epochs}")
     key, last = "scheduler.warmup_epochs", "max_epochs"
     warm_up = cfg.scheduler.warmup_epochs
     if cfg.scheduler.name != "warmup_cosine" or warm_up <= cfg.max_epochs:

@@ -81,6 +81,7 @@ def done_once(
         runs.refuse_foreign(folder, cfg)
         if (folder / runs.RESULT).exists():
             result: dict[str, Any] = runs.read_json(folder / runs.RESULT, dict)
+            result["folder"] = str(folder)  # it may have been moved
             remark = _made_by(folder, cfg)
             try:
                 table = summary(result)
@@ -485,9 +486,12 @@ def _quoted(argument: str) -> str:
 
 
 def _for_hydra(arguments: list[str]) -> list[str]:
-    """Paths of checkpoints quoted, keys of open sections added, and --config-path absolute: Hydra
-    takes a relative one as relative to a file, not to where the user is."""
+    """Paths of checkpoints quoted, keys of open sections added, overrides before options, and
+    --config-path absolute: Hydra takes a relative one as relative to a file, not to where the user
+    is."""
     found = [_added(_quoted(argument)) for argument in arguments]
+    # Its parser does not take overrides on both sides of an option.
+    found.sort(key=lambda argument: not re.match(r"[+~]*[\w./@\[\]]+=", argument))
     for i, argument in enumerate(found):
         option, equals, value = argument.partition("=")
         if option not in ("--config-path", "-cp"):

@@ -64,7 +64,7 @@ def folder_of(cfg: DictConfig, images: str) -> Path:
 
 
 def _plugin(method: str) -> list[str]:
-    return [] if method in METHODS else origins()[method]
+    return [] if method in METHODS else origins().get(method, [])
 
 
 def commit() -> str | None:

@@ -108,6 +108,13 @@ def test_a_run_leaves_result_metrics_curves_and_checkpoint(finished):
     assert "logging interval" not in printed  # of 10 steps, in epochs of 2
 
 
+def test_overrides_may_stand_on_both_sides_of_an_option(solo_mim):
+    said = solo_mim("pretrain", "seed=3", "--cfg", "job", "max_epochs=7")
+    assert said.code == 0
+    assert "seed: 3" in said.out
+    assert "max_epochs: 7" in said.out
+
+
 def test_the_same_command_again_skips_the_finished_run(finished):
     folder, _ = finished
     again = installed("pretrain", *TINY, cwd=folder)
@@ -585,7 +592,9 @@ def test_a_run_from_before_there_were_fingerprints_is_found_by_its_paths(own_cop
     by_paths = identity(cfg, f"{host.GENERATION} {host.host_version()}", None)
     older = own_copy.rename(own_copy.with_name(f"{own_copy.name[:-8]}{by_paths}"))
     assert older.name != own_copy.name
-    assert f"finished before, nothing to do: runs/{older.name}" in solo_mim("pretrain", *TINY).out
+    said = solo_mim("pretrain", *TINY).out
+    assert f"finished before, nothing to do: runs/{older.name}" in said
+    assert f"run: runs/{older.name}\n" in said, "not where it lay when it finished"
 
 
 def test_a_run_of_another_configuration_is_named_with_what_differs(

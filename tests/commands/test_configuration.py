@@ -244,13 +244,19 @@ def test_a_file_that_cannot_be_read_is_named(content, reason, tmp_path, refused)
     assert reason in said
 
 
-def test_a_recipes_warm_up_that_outlasts_a_trial_run_is_said(compose_cfg, capsys):
+def test_a_recipes_schedule_that_outlasts_a_trial_run_is_said(compose_cfg, capsys):
     check_run(compose_cfg("max_epochs=2"))
     check_run(compose_cfg("max_epochs=1", "scheduler.name=none"))
     assert capsys.readouterr().out == ""
     check_run(compose_cfg("max_epochs=1"))
     assert capsys.readouterr().out == (
         "note: scheduler.warmup_epochs=2 is more than max_epochs=1: optimizer.lr is never reached\n"
+    )
+    steps = ("scheduler.name=step", "scheduler.lr_decay_steps=[60,80]")
+    check_run(compose_cfg("max_epochs=100", *steps))
+    check_run(compose_cfg("max_epochs=2", *steps))
+    assert capsys.readouterr().out == (
+        "note: scheduler.lr_decay_steps: none is before the end, max_epochs=2\n"
     )
 
 
