@@ -13,6 +13,8 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from solo_mim.evaluation.diagnostics import HeldOutInformation
+
 # What a result can hold: measure -> where it lies, and which key says on what it was measured. An
 # online figure is of augmented views while training, an offline one of a frozen network.
 MEASURES = {
@@ -116,6 +118,24 @@ class Run:
         return found
 
     @property
+    def diagnostics(self) -> dict[str, float]:
+        """What was measured of the projected features of held-out images, of what there is: bounds
+        of the information less chance, spectrum, and the distances from the Gaussian that the
+        bounds take for granted."""
+        if not self.result.get("information"):
+            return {}
+        found = HeldOutInformation(**self.result["information"])
+        values = {
+            "I(z; image) >=, nats": found.bound("infomax"),
+            "I(z; z') >=, nats": found.bound("two_view"),
+            "effective rank": found.effective_rank,
+            "dimensions": float(found.dimensions) or None,
+            "distance from a Gaussian": found.non_gaussianity,
+            "radial distance": found.radial_distance,
+        }
+        return {name: value for name, value in values.items() if value is not None}
+
+    @property
     def embeddings(self) -> list[Path]:
         """Pictures that `solo-mim embed` left in its folder."""
         return sorted(self.folder.glob("embed/*/planes.png"))
@@ -216,7 +236,7 @@ def _read(folder: Path) -> Run | Problem:
         provenance = json.loads((folder / "provenance.json").read_text())
         metrics = pd.read_csv(folder / "metrics.csv")
         run = Run(folder, config, result, provenance, metrics)
-        values, _ = run.values(), (run.seed, run.data, run.settings)
+        values, _ = run.values(), (run.seed, run.data, run.settings, run.diagnostics)
         result["method"], result["data"], dict(result.get("versions", {}))
     except FileNotFoundError as error:
         return Problem(folder, f"{Path(error.filename).name} is missing")

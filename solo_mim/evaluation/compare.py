@@ -24,7 +24,7 @@ LEVEL = 0.05
 
 @dataclass(frozen=True)
 class Score:
-    """One measure of one row: top-1 in percent by seed."""
+    """One measure of one row by seed; top-1 in percent where it is an accuracy."""
 
     by_seed: dict[int, float]
 
@@ -47,6 +47,7 @@ class Row:
     label: str
     runs: list[Run]
     scores: dict[str, Score] = field(default_factory=dict)
+    diagnostics: dict[str, Score] = field(default_factory=dict)
     verdict: str = ""
 
     @property
@@ -104,6 +105,11 @@ class Table:
     pairs: list[Pair]
     published: list[Published] = field(default_factory=list)
 
+    @property
+    def diagnostics(self) -> list[str]:
+        """Names of what was measured of the projected features of any row."""
+        return list(dict.fromkeys(name for row in self.rows for name in row.diagnostics))
+
 
 def tables(runs: list[Run]) -> list[Table]:
     """A table for each data set and choice of evaluated images; the larger first."""
@@ -128,6 +134,9 @@ def _table(runs: list[Run]) -> Table:
             values = {r.seed: r.values()[measure][1] for r in row.runs if measure in r.values()}
             if values:
                 row.scores[measure] = Score(values)
+        for name in dict.fromkeys(name for run in row.runs for name in run.diagnostics):
+            found = {run.seed: run.diagnostics.get(name) for run in row.runs}
+            row.diagnostics[name] = Score({k: x for k, x in found.items() if x is not None})
     ranked = sorted(rows, key=lambda row: -_rank(row, present[0]))
     pairs = _tested(ranked, present[0])
     _judge(ranked, pairs, present[0])
@@ -251,6 +260,10 @@ def as_records(table: Table) -> list[dict[str, Any]]:
             record[measure] = None if score is None else score.mean
             record[f"{measure} sd"] = None if score is None else score.deviation
             record[f"{measure} n"] = 0 if score is None else len(score.by_seed)
+        record |= {
+            f"z: {name}": row.diagnostics[name].mean if name in row.diagnostics else None
+            for name in table.diagnostics
+        }
         record["verdict"] = row.verdict
         records.append(record)
     return records

@@ -21,6 +21,8 @@ from solo_mim.evaluation.collect import Problem, Run
 from solo_mim.evaluation.compare import PUBLISHED_SOURCE, Pair, Row, Table, as_records, p_text
 from solo_mim.evaluation.plots import LABELS, loss_terms
 
+DIAGNOSTICS = "Projected features z of held-out images, mean over seeds"
+
 
 def markdown(tables: list[Table], problems: list[Problem]) -> str:
     """Every table, and what is not in one."""
@@ -44,6 +46,13 @@ def markdown(tables: list[Table], problems: list[Problem]) -> str:
             cells = [published.label, "-", *("-" if x is None else f"{x:.2f}" for x in known)]
             lines.append(f"| {' | '.join([*cells, PUBLISHED_SOURCE])} |")
         parts.append("\n".join(lines))
+        if names := table.diagnostics:
+            lines = [f"{DIAGNOSTICS}:", "", f"| row | {' | '.join(names)} |"]
+            lines.append(f"|---|{'---:|' * len(names)}")
+            for row in table.rows:
+                cells = [row.label, *(_diagnostic(row, name) for name in names)]
+                lines.append(f"| {' | '.join(cells)} |")
+            parts.append("\n".join(lines))
     if problems:
         lines = [f"- `{problem.folder}`: {problem.reason}" for problem in problems]
         parts.append("\n".join(["## Not in the tables", "", *lines]))
@@ -57,6 +66,10 @@ def _cell(row: Row, measure: str) -> str:
     spread = "" if score.deviation is None else f" ± {score.deviation:.2f}"
     count = len(score.by_seed)
     return f"{score.mean:.2f}{spread}" + (f" (n = {count})" if count < len(row.seeds) else "")
+
+
+def _diagnostic(row: Row, name: str) -> str:
+    return f"{row.diagnostics[name].mean:.4g}" if name in row.diagnostics else "-"
 
 
 def frame(tables: list[Table]) -> pd.DataFrame:
@@ -257,6 +270,14 @@ def page(tables: list[Table], problems: list[Problem], title: str) -> str:
                 "matrix": _matrix(table),
                 "figures": [_svg(figure) for figure in figures_of(table).values()],
                 "published": table.published,
+                "diagnostics": {
+                    "title": DIAGNOSTICS,
+                    "names": table.diagnostics,
+                    "rows": [
+                        [row.label, *(_diagnostic(row, name) for name in table.diagnostics)]
+                        for row in table.rows
+                    ],
+                },
                 "source": PUBLISHED_SOURCE,
             }
         )

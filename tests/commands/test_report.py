@@ -85,6 +85,36 @@ def test_rows_are_ranked_with_mean_deviation_and_verdict(study):
     assert "online kNN" not in table.measures
 
 
+def test_projected_features_have_a_table_of_their_own(tmp_path, capsys):
+    information = {
+        **{"infomax": 20.0, "infomax_bias": 0.5, "infomax_shuffled": 0.4},
+        **{"two_view": 1.2, "two_view_bias": 1.0, "two_view_shuffled": 1.1},
+        **{"effective_rank": 60.0, "eigenvalue_max": 2.0, "eigenvalue_min": 0.5},
+        **{"images": 4096, "dimensions": 64},
+    }
+    gaussianity = {"non_gaussianity": 8e-4, "radial_distance": 0.75}
+    for seed, more in ((1, gaussianity), (2, {})):
+        run = write_run(tmp_path, "infomax", seed, 50.0)
+        result = json.loads((run / "result.json").read_text())
+        result["information"] = {**information, "infomax": 20.0 + seed, **more}
+        (run / "result.json").write_text(json.dumps(result))
+    write_run(tmp_path, "byol", 1, 48.0)  # whose forward gives no z, say
+    (table,) = tables(collect(tmp_path)[0])
+    infomax, byol = table.rows
+    assert {name: score.mean for name, score in infomax.diagnostics.items()} == {
+        "I(z; image) >=, nats": 21.0,  # less chance; that of two views is not told from it
+        **{"effective rank": 60.0, "dimensions": 64.0},
+        **{"distance from a Gaussian": 8e-4, "radial distance": 0.75},
+    }
+    assert not byol.diagnostics
+    assert "| infomax | 21 | 60 | 64 | 0.0008 | 0.75 |" in markdown([table], [])
+    assert "| byol | - | - | - | - | - |" in markdown([table], [])
+    assert main(["report", str(tmp_path), "--output", str(tmp_path / "out")]) == 0
+    assert '<td class="number">0.0008</td>' in (tmp_path / "out" / "report.html").read_text()
+    records = json.loads((tmp_path / "out" / "report.json").read_text())["tables"][0]["rows"]
+    assert [record["z: radial distance"] for record in records] == [0.75, None]
+
+
 def test_runs_of_other_settings_are_rows_of_their_own_that_name_them(tmp_path):
     for lr in (0.1, 0.2):
         write_run(tmp_path / str(lr), "vicreg", 1, 50 + lr, lr=lr)
