@@ -213,6 +213,7 @@ class Run:
             f"optimizer.lr={self.rate:g}",
             "optimizer.weight_decay=1e-4",  # the same for all, whatever a method's recipe has
             f"seed={self.seed}",
+            "check_val_every_n_epoch=20",  # of 10,000 images; nothing here goes by online figures
             f"name={self.name}",
             f"evaluation.test={str(self.stage != 'sweep').lower()}",
             f"output_dir={output}",
