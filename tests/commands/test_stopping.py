@@ -66,6 +66,7 @@ def said_in(sitting):
 
 
 @forks
+@pytest.mark.slow
 @pytest.mark.distributed
 @pytest.mark.parametrize(("moment", "epoch"), STOPS.items())
 def test_signals_end_three_processes_within_seconds_and_say_once_what_is_kept(
@@ -80,6 +81,7 @@ def test_signals_end_three_processes_within_seconds_and_say_once_what_is_kept(
 
 
 @forks
+@pytest.mark.slow
 @pytest.mark.distributed
 @pytest.mark.parametrize(("moment", "epoch"), DEATHS.items())
 def test_a_process_that_dies_ends_the_others_with_one_line(sittings, moment, epoch):
@@ -92,6 +94,7 @@ def test_a_process_that_dies_ends_the_others_with_one_line(sittings, moment, epo
 
 
 @forks
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_a_disk_that_is_full_at_a_checkpoint_is_said_in_one_line_and_nothing_half_is_left(sittings):
     sitting = sittings[1]["full disk"]
@@ -106,6 +109,7 @@ def test_a_disk_that_is_full_at_a_checkpoint_is_said_in_one_line_and_nothing_hal
 
 
 @forks
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_only_the_first_process_evaluates_and_what_is_measured_once_is_kept(sittings):
     folder, by_moment = sittings

@@ -173,19 +173,18 @@ def trained(tmp_path_factory):
     """Parameters after 20 steps by batch norm, over all processes or none at all, and by their
     number."""
     folder = tmp_path_factory.mktemp("processes")
-    for world in (1, 2, 3):
+    for world in (1, 3):
         torchrun(world, folder)
     return {
         (norm, world): torch.load(folder / f"{norm}-{world}.pt", weights_only=False)
         for norm in NORMS
-        for world in (1, 2, 3)
+        for world in (1, 3)
     }
 
 
-@pytest.mark.parametrize("world", [2, 3])
 @pytest.mark.parametrize("norm", NORMS)
-def test_twenty_steps_equal_those_of_one_process_with_the_joined_batch(trained, norm, world):
-    alone, several = trained[norm, 1], trained[norm, world]
+def test_twenty_steps_equal_those_of_one_process_with_the_joined_batch(trained, norm):
+    alone, several = trained[norm, 1], trained[norm, 3]
     assert alone["moved"] > 0.01
     for part in ("backbone", "projector"):
         for ours, expected in zip(several[part], alone[part], strict=True):
