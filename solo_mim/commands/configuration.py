@@ -576,7 +576,9 @@ def check_run(cfg: DictConfig) -> None:
     if cfg.scheduler.name != "warmup_cosine" or warm_up <= cfg.max_epochs:
         return
     said = f"{key}={warm_up:g} is more than {last}={cfg.max_epochs}"
-    if _on_command_line(key) or (place(key) and place(key) == place(last)):
+    file = place(key)
+    of_a_run = (Path(file).parent / "provenance.json").exists()  # which had it noted
+    if _on_command_line(key) or (file and file == place(last) and not of_a_run):
         raise ConfigError(f"{said}: optimizer.lr is never reached; lower it")
     _note(f"{said}: optimizer.lr is never reached")
 

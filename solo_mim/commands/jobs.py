@@ -485,6 +485,13 @@ def _quoted(argument: str) -> str:
     return f"{key}='{path}'"
 
 
+# Hydra's own logs and folders, of which the shipped files want none; those of others do not say so.
+_LEAVES_NOTHING = [
+    *("hydra.run.dir=.", "hydra.sweep.dir=.", "hydra.sweep.subdir=.", "hydra.output_subdir=null"),
+    *("hydra/job_logging=disabled", "hydra/hydra_logging=disabled"),
+]
+
+
 def _for_hydra(arguments: list[str]) -> list[str]:
     """Paths of checkpoints quoted, keys of open sections added, overrides before options, and
     --config-path absolute: Hydra takes a relative one as relative to a file, not to where the user
@@ -500,7 +507,9 @@ def _for_hydra(arguments: list[str]) -> list[str]:
             found[i] = f"{option}={os.path.abspath(value)}"
         elif i + 1 < len(found):
             found[i + 1] = os.path.abspath(found[i + 1])
-    return found
+    names = ("--config-path", "-cp", "--config-name", "-cn")
+    is_elsewhere = any(argument.partition("=")[0] in names for argument in found)
+    return [*_LEAVES_NOTHING, *found] if is_elsewhere else found
 
 
 def run_by_hydra(

@@ -115,12 +115,12 @@ def test_overrides_may_stand_on_both_sides_of_an_option(solo_mim):
     assert "max_epochs: 7" in said.out
 
 
-def test_the_same_command_again_skips_the_finished_run(finished):
-    folder, _ = finished
-    again = installed("pretrain", *TINY, cwd=folder)
-    assert again.returncode == 0
-    assert "finished before" in again.stdout
-    assert "epoch 1/2" not in again.stdout
+def test_the_same_command_again_skips_the_finished_run(finished, monkeypatch, solo_mim):
+    monkeypatch.chdir(finished[0])
+    again = solo_mim("pretrain", *TINY)
+    assert again.code == 0
+    assert "finished before" in again.out
+    assert "epoch 1/2" not in again.out
 
 
 @pytest.mark.parametrize(
@@ -271,7 +271,10 @@ def test_a_user_error_of_the_installed_command_is_no_traceback(tmp_path):
     ]
 
 
-def test_a_run_that_ended_before_its_first_epoch_starts_anew(finished, tmp_path):
+def test_a_run_that_ended_before_its_first_epoch_starts_anew(
+    finished, tmp_path, monkeypatch, solo_mim
+):
+    monkeypatch.chdir(tmp_path)
     folder, _ = finished
     (run,) = (folder / "runs").iterdir()
     early = tmp_path / "runs" / run.name / "log" / "000"
@@ -279,14 +282,15 @@ def test_a_run_that_ended_before_its_first_epoch_starts_anew(finished, tmp_path)
     (early / "metrics.csv").write_text("lr,step\n0.1,0\n")
     (early.parents[1] / "checkpoints").mkdir()
     (early.parents[1] / "checkpoints" / "epoch=0.ckpt").write_bytes(b"PK cut short")
-    done = installed("pretrain", *TINY, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "epoch 1/2" in done.stdout
-    assert "resuming" not in done.stdout
-    assert "epoch=0.ckpt is missing: nothing resumes from it" in done.stdout
+    done = solo_mim("pretrain", *TINY)
+    assert done.code == 0, done.err
+    assert "epoch 1/2" in done.out
+    assert "resuming" not in done.out
+    assert "epoch=0.ckpt is missing: nothing resumes from it" in done.out
 
 
-def test_offline_evaluation_opens_the_test_set_only_when_asked(tmp_path):
+def test_offline_evaluation_opens_the_test_set_only_when_asked(tmp_path, monkeypatch, solo_mim):
+    monkeypatch.chdir(tmp_path)
     arguments = [
         *(a for a in TINY if a != "evaluation.offline=false"),
         "data.validation_split=0.2",
@@ -296,8 +300,8 @@ def test_offline_evaluation_opens_the_test_set_only_when_asked(tmp_path):
         "output_dir=out",
     ]
     for test in ("false", "true"):
-        done = installed("pretrain", *arguments, f"evaluation.test={test}", cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
+        done = solo_mim("pretrain", *arguments, f"evaluation.test={test}")
+        assert done.code == 0, done.err
     results = [json.loads(p.read_text()) for p in (tmp_path / "out").glob("*/result.json")]
     by_part = {result["offline_evaluated_on"]: result for result in results}
     assert set(by_part) == {"validation split", "test images"}
@@ -360,16 +364,19 @@ def test_two_processes_train_and_say_what_they_could_not_read_or_share(small_ima
     assert "online figures leave out 1 of the held-out images" in done.stdout
 
 
-def test_a_diverged_run_says_so_and_leaves_the_reason_until_it_is_run_again(tmp_path):
+def test_a_diverged_run_says_so_and_leaves_the_reason_until_it_is_run_again(
+    tmp_path, monkeypatch, solo_mim
+):
+    monkeypatch.chdir(tmp_path)
     too_fast = ("optimizer.lr=1e30", "optimizer.name=sgd", "scheduler.name=none")
-    done = installed("pretrain", *TINY, *too_fast, cwd=tmp_path)
-    assert done.returncode == 1
-    assert "has diverged in epoch 1, step 2" in done.stderr
-    assert "Traceback" not in done.stderr
+    done = solo_mim("pretrain", *TINY, *too_fast)
+    assert done.code == 1
+    assert "has diverged in epoch 1, step 2" in done.err
+    assert "Traceback" not in done.err
     (run,) = (tmp_path / "runs").iterdir()
     assert "has diverged in epoch 1" in (run / "failure.txt").read_text()
-    reported = installed("report", "runs", cwd=tmp_path)
-    assert "failed: optimizer.lr=1e+30: explicit_mim has diverged in epoch 1" in reported.stdout
+    reported = solo_mim("report", "runs")
+    assert "failed: optimizer.lr=1e+30: explicit_mim has diverged in epoch 1" in reported.out
 
 
 @pytest.mark.parametrize("method", ["vicreg", "byol"])
@@ -413,9 +420,10 @@ def test_weights_that_are_not_finite_are_never_saved_though_the_loss_is(
     assert not (run / "result.json").exists()
 
 
-def test_a_multirun_trains_each_job(tmp_path):
-    done = installed("pretrain", "--multirun", *TINY, "seed=1,2", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+def test_a_multirun_trains_each_job(tmp_path, monkeypatch, solo_mim):
+    monkeypatch.chdir(tmp_path)
+    done = solo_mim("pretrain", "--multirun", *TINY, "seed=1,2")
+    assert done.code == 0, done.err
     assert len(list((tmp_path / "runs").glob("*/result.json"))) == 2
     assert [p.name for p in tmp_path.iterdir()] == ["runs"]
 
@@ -480,6 +488,7 @@ def pressed(folder, number, hook, epoch, **environment):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the worker forks")
 def test_a_run_killed_at_any_moment_loses_no_finished_epoch_and_ends_equal(tmp_path):
     arguments = [
@@ -531,6 +540,7 @@ def test_corrupt_images_stop_a_run_or_are_skipped_and_listed(small_images):
         *("pretrain", "data=image_folder", "+budget=cpu", "max_epochs=1"),
         *("data.train_path=train", "data.val_path=val", "data.num_workers=1"),
         *("optimizer.batch_size=8", "method_kwargs.proj_hidden_dim=16"),
+        *("evaluation.offline=false", "+backbone.kwargs.widths=[8,16,32,64]"),
     ]
     stopped = installed(*arguments, cwd=small_images)
     assert stopped.returncode == 2
@@ -624,6 +634,22 @@ def own_copy(finished, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (run,) = (finished[0] / "runs").iterdir()
     return shutil.copytree(run, tmp_path / "runs" / run.name)
+
+
+def test_a_runs_own_configuration_repeats_it_with_another_seed_and_leaves_nothing_else(
+    own_copy, tmp_path, solo_mim
+):
+    (own_copy / "result.json").unlink()
+    place = ("--config-path", own_copy, "--config-name", "config")
+    cut_short = ("max_epochs=1", "scheduler.warmup_epochs=1")  # of a recipe's two, which is noted
+    assert solo_mim("pretrain", *place, "seed=9", *cut_short).code == 0
+    short = next((tmp_path / "runs").glob("*-seed9-*"))
+    text = (short / "config.yaml").read_text()
+    (short / "config.yaml").write_text(text.replace("warmup_epochs: 1", "warmup_epochs: 2"))
+    again = solo_mim("pretrain", "--config-path", short, "--config-name", "config", "seed=10")
+    assert again.code == 0, again.err
+    assert "scheduler.warmup_epochs=2 is more than max_epochs=1" in again.out
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
 
 
 def test_a_finished_run_of_other_code_is_not_passed_off_and_a_remark_disturbs_nobody(
