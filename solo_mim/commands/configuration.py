@@ -52,6 +52,11 @@ class BackboneConfig:
 
 
 @_dataclass
+class PretrainBackboneConfig(BackboneConfig):
+    weights: str | None = None
+
+
+@_dataclass
 class DataConfig:
     dataset: str = MISSING
     train_path: str | None = None
@@ -243,6 +248,7 @@ class _Training:
 
 @_dataclass
 class _Pretrain(_Training, _Method):
+    backbone: PretrainBackboneConfig = field(default_factory=PretrainBackboneConfig)
     optimizer: PretrainOptimizerConfig = field(default_factory=PretrainOptimizerConfig)
 
 

@@ -474,7 +474,7 @@ def _added(argument: str) -> str:
 
 
 # Checkpoints, which are called `epoch=N.ckpt`.
-_FILES = ("pretrained_feature_extractor", "resume_from_checkpoint")
+_FILES = ("pretrained_feature_extractor", "resume_from_checkpoint", "backbone.weights")
 
 
 def _quoted(argument: str) -> str:

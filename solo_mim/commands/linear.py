@@ -58,9 +58,10 @@ def trained_with(cfg: DictConfig | None) -> dict[str, Any]:
         return {}
     plain: Any = OmegaConf.to_container(cfg)
     images = {key: plain["augmentations"][0].get(key) for key in ("crop_size", "mean", "std")}
+    backbone = {key: value for key, value in plain["backbone"].items() if key != "weights"}
     return {
         "pretrain_method": plain.get("method"),
-        "backbone": plain["backbone"],
+        "backbone": backbone,
         "data": {**plain["data"], "augmentations": images},
         "evaluation": {"test": plain.get("evaluation", {}).get("test", False)},
         "seed": plain.get("seed", 5),

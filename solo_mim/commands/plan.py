@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from solo_mim.commands import jobs
+from solo_mim.commands import jobs, trained
 from solo_mim.commands.configuration import (
     PretrainConfig,
     check_run,
@@ -127,6 +127,7 @@ def plan(cfg: DictConfig, gpu: str, images: int | None, utilisation: float) -> s
     """
     cfg = checked(cfg)
     check_run(cfg)
+    trained.start_of(cfg)  # completes the backbone
     count, classes = _images(cfg, images)
     pipelines: Any = OmegaConf.to_container(cfg.augmentations)
     augmentations = parse_augmentations(pipelines, *IMAGENET_STATISTICS)

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from omegaconf import DictConfig
 
-from solo_mim.commands import checkpoints, jobs, processes, runs, sources
+from solo_mim.commands import checkpoints, jobs, processes, runs, sources, trained
 from solo_mim.commands.configuration import (
     PretrainConfig,
     check_run,
@@ -52,7 +52,8 @@ def _offline(
 def _yardsticks(
     cfg: DictConfig, data: SSLDataModule, split: str, untrained: Any, device: Any, folder: Path
 ) -> dict[str, Any]:
-    """Accuracies of the untrained backbone and of raw pixels, measured once for a run's folder."""
+    """Accuracies of the backbone as it starts, untrained but for `backbone.weights`, and of raw
+    pixels, measured once for a run's folder."""
     path = folder / runs.YARDSTICKS
     found: dict[str, Any] = {}
     try:
@@ -88,20 +89,26 @@ def pretrain(cfg: DictConfig) -> dict[str, Any]:
     cfg = checked(cfg)
     check_run(cfg)
     method = find_method(cfg.method)
+    start = trained.start_of(cfg)
     data = SSLDataModule(cfg)
-    folder = runs.folder_of(cfg, data.splits.fingerprint)
+    folder = runs.folder_of(cfg, data.splits.fingerprint, start.digest if start else None)
 
     return jobs.done_once(
         folder,
         cfg,
         summary,
-        lambda lock: _trained_and_evaluated(cfg, method, data, folder, lock),
+        lambda lock: _trained_and_evaluated(cfg, method, data, folder, lock, start),
         lambda: runs.standing(folder, cfg),
     )
 
 
 def _trained_and_evaluated(
-    cfg: DictConfig, method: Any, data: SSLDataModule, folder: Path, lock: runs.FolderLock
+    cfg: DictConfig,
+    method: Any,
+    data: SSLDataModule,
+    folder: Path,
+    lock: runs.FolderLock,
+    start: trained.Start | None,
 ) -> dict[str, Any]:
     data.train_dataloader()  # refuses an impossible batch size here, before anything is written
     by_labels = cfg.method == "supcon" or cfg.method_kwargs.get("supervised")
@@ -122,6 +129,8 @@ def _trained_and_evaluated(
             raise
         reason = " ".join(str(error).split())
         raise ConfigError(f"method_kwargs: {cfg.method} refuses them ({reason})") from error
+    # Of a resumed run only the yardstick below keeps them: its checkpoint replaces all weights.
+    taken = start.give(model) if start else []
     if not resolved.performance.get("disable_channel_last", False):
         model = model.to(memory_format=torch.channels_last)
     lines = EpochLines()
@@ -148,11 +157,14 @@ def _trained_and_evaluated(
                 f"max_epochs={cfg.max_epochs}: {checkpoint} has {epochs_done} behind it already"
             )
         foreign = None if is_plain else foreign
-    departure = runs.departure(folder, cfg, data.splits.fingerprint)
+    made_from = (data.splits.fingerprint, start.digest if start else None)
+    departure = runs.departure(folder, cfg, *made_from)
     if trainer.is_global_zero:
         lock.acquire()
-        runs.prepare(folder, cfg, data.splits.fingerprint)
+        runs.prepare(folder, cfg, *made_from)
         print(_announcement(resolved, data, folder, departure, checkpoint))
+        if start and checkpoint is None:
+            print(f"starts from {start.source.path}: {' and '.join(taken)}")
     copied = folder / "resumed_from.ckpt"
     if foreign is not None:
         checkpoint = copied
@@ -187,14 +199,15 @@ def _trained_and_evaluated(
         information = held_out.measure(trainer, model)
     if is_evaluated:
         offline = _yardsticks(cfg, data, split, untrained, device, folder)
-        trained = _offline(cfg, data, split, model.backbone, device)
-        offline["trained"] = trained.accuracies()
-        runs.write_predictions(folder, trained)
+        predictions = _offline(cfg, data, split, model.backbone, device)
+        offline["trained"] = predictions.accuracies()
+        runs.write_predictions(folder, predictions)
     result = {
         "name": cfg.name,
         "method": cfg.method,
         "data": cfg.data.dataset,
         "seed": cfg.seed,
+        "start": start.record(taken) if start else None,
         "epochs": trainer.current_epoch,
         "evaluated_on": jobs.evaluated_on(cfg),
         "offline_evaluated_on": offline_evaluated_on,
@@ -289,7 +302,8 @@ def summary(result: dict[str, Any]) -> str:
     if offline:
         where = result["offline_evaluated_on"]
         lines.append(row(f"trained, offline, {where}", offline.get("trained")))
-        lines.append(row("untrained, offline", offline.get("untrained")))
+        before = "at the start" if result.get("start") else "untrained"
+        lines.append(row(f"{before}, offline", offline.get("untrained")))
         lines.append(row("raw pixels, offline", offline.get("raw_pixels")))
     if left_out := result.get("online_left_out"):
         lines.append(

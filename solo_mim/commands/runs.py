@@ -51,14 +51,16 @@ _LOCK = ".lock"
 PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "timm", "numpy")
 
 
-def folder_of(cfg: DictConfig, images: str) -> Path:
+def folder_of(cfg: DictConfig, images: str, weights: str | None = None) -> Path:
     """`output_dir/name-seedS-HASH`: the hash is of configuration, images (their fingerprint),
     version and host; of the plug-in's version where the method is of one, and of the checkpoint
-    that it resumes from."""
+    that it resumes from or the weights (their digest) that it starts from."""
     made_with = [host.GENERATION, host.host_version(), *_plugin(cfg.method)]
     start = Path(cfg.resume_from_checkpoint or "")
     if start.is_file():
         made_with.append(hashlib.sha256(start.read_bytes()).hexdigest())
+    if weights:
+        made_with.append(weights)
     folder = Path(cfg.output_dir) / f"{cfg.name}-seed{cfg.seed}"
     return folder_by_identity(folder, cfg, " ".join(made_with), images)
 
@@ -177,7 +179,7 @@ def is_held(folder: Path) -> bool:
     return lock.exists() and lock.stat().st_size > 0
 
 
-def prepare(folder: Path, cfg: DictConfig, images: str) -> None:
+def prepare(folder: Path, cfg: DictConfig, images: str, weights: str | None = None) -> None:
     """Writes the configuration, and this sitting's provenance, into it; the last one's failure
     goes, and so do sittings of which no checkpoint is left and what a kill has left half-written.
     """
@@ -191,6 +193,7 @@ def prepare(folder: Path, cfg: DictConfig, images: str) -> None:
     sitting = {
         **{"versions": versions(method), "commit": commit(), "code": sources.digest(method)},
         **{"fingerprint": images, "seed": cfg.seed},
+        **({"weights": weights} if weights else {}),
     }
     write_json(folder / PROVENANCE, [*(sittings or []), sitting])
 
@@ -255,7 +258,7 @@ def other_code(folder: Path, cfg: DictConfig) -> list[str]:
     return [code for code in codes_of(sittings) if code != here]
 
 
-def departure(folder: Path, cfg: DictConfig, images: str) -> str | None:
+def departure(folder: Path, cfg: DictConfig, images: str, weights: str | None = None) -> str | None:
     """One line on how a new run differs from the latest of its name and seed beside it, or a
     resumed one from its sittings before, if it does."""
     if folder.exists():
@@ -278,8 +281,10 @@ def departure(folder: Path, cfg: DictConfig, images: str) -> str | None:
     except (YAMLError, OmegaConfBaseException, OSError, ValueError):
         return None  # of no use, and no obstacle: the run goes in a folder of its own
     if not changes and sittings:
-        there = sittings[-1]["versions"] | {"images": sittings[-1].get("fingerprint")}
-        changes = _changes(there, versions(cfg.get("method")) | {"images": images})
+        keys = {"images": "fingerprint", "backbone.weights": "weights"}
+        there = sittings[-1]["versions"] | {key: sittings[-1].get(of) for key, of in keys.items()}
+        made_from = {"images": images, "backbone.weights": weights}
+        changes = _changes(there, {**versions(cfg.get("method")), **made_from})
     return f"differs from the run in {latest.parent}: {changes}" if changes else None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 from collections.abc import Mapping
@@ -30,6 +31,12 @@ from solo_mim.errors import ConfigError
 from solo_mim.host.backbones import fit_to_weights
 from solo_mim.methods import find_method
 
+START = "backbone.weights"
+# Where a part of them does not fit.
+_REMEDIES = {
+    "backbone": "name the backbone that it is of, with its backbone.kwargs and backbone.stem",
+    "projector": "set its sizes in method_kwargs, or name a state dict of the backbone alone",
+}
 # Results on weights that are no run's.
 ELSEWHERE = Path("evaluations")
 # What training leaves in a checkpoint beside numbers; all of it is read as inert objects.
@@ -174,6 +181,11 @@ class Weights:
     epochs: int | None
     digest: str
 
+    @property
+    def projector(self) -> dict[str, Tensor]:
+        """State dict of the projector; empty where the file has none."""
+        return _part(self.model or {}, "projector.")
+
 
 def weights(path: Path) -> Weights:
     """Reads the weights of a file; no code in it is run.
@@ -196,12 +208,16 @@ def weights(path: Path) -> Weights:
     for prefix in ("backbone.", "encoder."):  # main's; 1.0.2's
         if any(key.startswith(prefix) for key in tensors):
             model = tensors
-            backbone = {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
+            backbone = _part(tensors, prefix)
             break
     else:
         backbone = tensors
     epochs = epoch + 1 if isinstance(epoch, int) else None
     return Weights(backbone, model, epochs, _digest(backbone))
+
+
+def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
 
 
 def _digest(state: Mapping[str, Tensor]) -> str:
@@ -222,23 +238,89 @@ def with_weights(cfg: DictConfig, found: Weights, path: Path, method: str | None
     """
     fit_to_weights(cfg, found.backbone)
     backbone = host.build_backbone(cfg, method)
-    ours = backbone.state_dict()
-    theirs = {
-        key: value
-        for key, value in found.backbone.items()
-        if key in ours or not _HEAD.fullmatch(key)
-    }
-    if wrong := checkpoints.misfit(theirs, ours):
+    if wrong := _give(found.backbone, backbone):
         raise ConfigError(
             f"{path} does not fit {_described(cfg)}; {wrong}; name the backbone that it is of"
         )
-    backbone.load_state_dict(theirs, strict=False)  # but for counts of batches all keys are there
     return backbone.eval()
+
+
+def _give(state: Mapping[str, Tensor], module: nn.Module) -> str:
+    """Loads weights, but for the head of a network that was trained on classes; or says which of
+    them do not fit, and loads none."""
+    ours = module.state_dict()
+    theirs = {k: v for k, v in state.items() if k in ours or not _HEAD.fullmatch(k)}
+    wrong = checkpoints.misfit(theirs, ours)
+    if not wrong:
+        module.load_state_dict(theirs, strict=False)  # but for counts of batches all keys are there
+    return wrong
 
 
 def _described(cfg: DictConfig) -> str:
     stem = cfg.backbone.get("stem") or "auto"
     return cfg.backbone.name + (f" with backbone.stem={stem}" if stem != "auto" else "")
+
+
+@dataclass(frozen=True)
+class Start:
+    """Trained weights that a new run starts from."""
+
+    source: Source
+    weights: Weights
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Of backbone and projector, twelve hex digits."""
+        projector = {f"projector.{key}": value for key, value in self.weights.projector.items()}
+        return _digest({**self.weights.backbone, **projector})
+
+    def give(self, model: Any) -> list[str]:
+        """Loads them into a new model and, where it has one, its momentum network; the names of
+        the parts that took them.
+
+        The projector is one of them where its layers have the names of the model's.
+
+        Raises:
+            ConfigError: they do not fit, naming keys.
+        """
+        parts, projector = {"backbone": self.weights.backbone}, self.weights.projector
+        if projector and projector.keys() == _part(model.state_dict(), "projector.").keys():
+            parts["projector"] = projector
+        for part, state in parts.items():
+            for name in (part, f"momentum_{part}"):
+                if hasattr(model, name) and (wrong := _give(state, getattr(model, name))):
+                    raise ConfigError(
+                        f"{START}: {self.source.path} does not fit the {name}; {wrong}; "
+                        f"{_REMEDIES[part]}"
+                    )
+        return list(parts)
+
+    def record(self, taken: list[str]) -> dict[str, Any]:
+        """What a run's result says of them."""
+        return {**origin(self.source, self.weights), "weights": self.digest, "taken": taken}
+
+
+def start_of(cfg: DictConfig) -> Start | None:
+    """What `backbone.weights` names; None where it names nothing.
+
+    The weights decide on the stem where the configuration does not; `cfg.backbone` is completed.
+
+    Raises:
+        ConfigError: there are no weights, or the run resumes from others.
+    """
+    if cfg.backbone.weights is None:
+        return None
+    if cfg.resume_from_checkpoint:
+        raise ConfigError(
+            f"{START}: {checkpoints.KEY} brings weights of its own; set one of the two to null"
+        )
+    try:
+        source = find(cfg.backbone.weights)
+        found = weights(source.path)
+    except ConfigError as error:
+        raise ConfigError(f"{START}: {error}") from error
+    fit_to_weights(cfg, found.backbone)
+    return Start(source, found)
 
 
 @dataclass(frozen=True)
@@ -318,6 +400,7 @@ def folder_for(
 __all__ = [
     "Opened",
     "Source",
+    "Start",
     "Weights",
     "configuration",
     "find",
@@ -326,6 +409,7 @@ __all__ = [
     "opened",
     "origin",
     "split",
+    "start_of",
     "weights",
     "whole_model",
     "with_weights",

@@ -33,7 +33,8 @@ DATA_PATHS = ("data.train_path", "data.val_path")
 # Where results go and how they are shown does not change them.
 NOT_IDENTITY = (
     *DATA_PATHS,
-    # Of these two the weights count, not where they lie.
+    # Of these three the weights count, not where they lie.
+    "backbone.weights",
     "pretrained_feature_extractor",
     "resume_from_checkpoint",
     "output_dir",
@@ -87,11 +88,12 @@ class Run:
     @property
     def settings(self) -> dict[str, Any]:
         """Configuration by dotted key, without what does not make another method of it, the
-        versions of solo-mim and solo-learn, and the code."""
+        versions of solo-mim and solo-learn, the code, and the weights that it starts from."""
         found = settings_of(self.config, _NOT_THE_METHOD)
         versions = self.result.get("versions", {})
         found |= {package: versions.get(package) for package in ("solo-mim", "solo-learn")}
         found["code"] = self.code
+        found["backbone.weights"] = (self.result.get("start") or {}).get("weights")
         return {key: value for key, value in found.items() if value is not None}
 
     @property

@@ -190,6 +190,7 @@ def time_figure(table: Table) -> Figure | None:
             if run.result.get("shared_machine") is False
             and len(run.provenance) == 1
             and not run.config.get("resume_from_checkpoint")
+            and not run.result.get("start")
             and measure in run.values()
         ]
         for place, row in enumerate(table.rows)
