@@ -498,7 +498,7 @@ def _for_hydra(arguments: list[str]) -> list[str]:
     is."""
     found = [_added(_quoted(argument)) for argument in arguments]
     # Its parser does not take overrides on both sides of an option.
-    found.sort(key=lambda argument: not re.match(r"[+~]*[\w./@\[\]]+=", argument))
+    found.sort(key=lambda argument: not re.match(r"~|\+*[\w./@\[\]]+=", argument))
     for i, argument in enumerate(found):
         option, equals, value = argument.partition("=")
         if option not in ("--config-path", "-cp"):

@@ -13,8 +13,6 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from solo_mim.evaluation.diagnostics import HeldOutInformation
-
 # What a result can hold: measure -> where it lies, and which key says on what it was measured. An
 # online figure is of augmented views while training, an offline one of a frozen network.
 MEASURES = {
@@ -126,6 +124,8 @@ class Run:
         bounds take for granted."""
         if not self.result.get("information"):
             return {}
+        from solo_mim.evaluation.diagnostics import HeldOutInformation  # lightning takes seconds
+
         found = HeldOutInformation(**self.result["information"])
         values = {
             "I(z; image) >=, nats": found.bound("infomax"),
