@@ -25,7 +25,7 @@ from solo_mim.losses.statistics import several_processes, view_covariances
 
 READINGS = ("infomax", "two_view")
 WITHIN = ("full", "diagonal", "isotropic", "linear")
-NORMALISATIONS = ("standardise", "trace", "l2")
+NORMALISATIONS = ("standardise", "l2")
 
 # Random directions and points of the integral of `gaussianity`, in each step.
 SLICES, POINTS = 256, 17
@@ -54,8 +54,7 @@ class ExplicitMIMOptions:
         between_noise: floor of B, "two_view" only; None is `within_noise`. Any less, and views that
             correlate by less than half the difference of the two are driven apart.
         normalisation: "standardise" gives each coordinate unit variance over all views together,
-            "trace" all coordinates together a mean variance of one, "l2" each sample norm sqrt(D);
-            all are centred over all views together.
+            "l2" each sample norm sqrt(D); both are centred over all views together.
         gaussianity: weight of a term that makes the embeddings Gaussian, which the bound assumes:
             `non_gaussianity` of all views together. 0 is off.
 

@@ -51,9 +51,9 @@ def view_covariances(
     """Covariances of V views, each N x D, in float32 or float64 and outside autocast.
 
     "standardise" divides each coordinate by its standard deviation over all views together (divisor
-    V N), "trace" all of them by the root of their mean variance, "l2" scales each sample to norm
-    sqrt(D); all centre over all views together. With a `group`, N counts the samples of all its
-    processes, whose shares may differ, and every process returns the same matrices.
+    V N), "l2" scales each sample to norm sqrt(D); both centre over all views together. With a
+    `group`, N counts the samples of all its processes, whose shares may differ, and every process
+    returns the same matrices.
 
     Raises:
         ValueError: fewer than two samples in all.
@@ -86,11 +86,8 @@ def view_covariances(
             between, within = sum_over_processes(torch.stack((between, within)), group) / count
         total = torch.lerp(within, between, 1 / num_views)
         variance, powers = None, within.diagonal()
-        if normalisation in ("standardise", "trace"):
-            variance = total.diagonal()
-            if normalisation == "trace":
-                variance = variance.mean().expand(dim)
-            variance = variance.clamp_min(MEAN_SQUARE_FLOOR)
+        if normalisation == "standardise":
+            variance = total.diagonal().clamp_min(MEAN_SQUARE_FLOOR)
             powers = powers / variance
         return ViewCovariances(total, within, between, variance, powers)
 
@@ -102,9 +99,6 @@ def view_covariances(
     joined = torch.cat((_without_mean(between_rows), *within_rows))
     if normalisation == "standardise":
         joined = with_unit_mean_square(joined, 0, num_views * num_samples)
-    elif normalisation == "trace":
-        size = num_views * num_samples * dim
-        joined = with_unit_mean_square(joined.reshape(1, -1), 1, size).view_as(joined)
     gram = self_product(joined.mT, 1 / num_samples)
     divisor = num_samples * (num_views - 1)
     return ViewCovariances(

@@ -32,8 +32,6 @@ EVERY_LOSS = [
     )
     for reading, within, normalisation in [
         *(("infomax", within, "standardise") for within in WITHIN),
-        ("infomax", "isotropic", "trace"),
-        ("infomax", "diagonal", "trace"),
         ("infomax", "full", "l2"),
         ("infomax", "isotropic", "l2"),
         ("two_view", "full", "standardise"),
@@ -68,8 +66,6 @@ def reference_terms(
     z = z - z.mean((0, 1))
     if normalisation == "standardise":
         z = z / z.square().mean((0, 1)).sqrt()
-    if normalisation == "trace":
-        z = z / z.square().mean().sqrt()
     mean = z.mean(0)
     deviation = z - mean
     a = torch.einsum("vni,vnj->ij", z, z) / (num_views * num_samples)
