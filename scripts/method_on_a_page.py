@@ -27,7 +27,7 @@ import torch
 from scipy.linalg import eigvalsh
 from torch import nn
 
-from solo_mim.commands import trained as networks
+from solo_mim import trained as networks
 from solo_mim.data import SSLDataModule
 from solo_mim.evaluation.diagnostics import MAX_IMAGES, project_views
 from solo_mim.information import (
@@ -161,7 +161,7 @@ def assumption(panels: list, steps: int) -> dict[str, list[float]]:
 def canonical_correlations(checkpoint: Path) -> list[float]:
     """Of two views of held-out images, taken for exchangeable, the largest first."""
     network = networks.opened(checkpoint, [])
-    views = SSLDataModule(network.cfg).views_dataloader("val", max_images=MAX_IMAGES)
+    views = SSLDataModule(network.recipe.plain).views_dataloader("val", max_images=MAX_IMAGES)
     z = project_views(networks.whole_model(network, 2, 0), views)
     assert z is not None
     covariances = view_covariances(list(z.double()), "standardise", None)

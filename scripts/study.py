@@ -33,12 +33,12 @@ import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 
-from solo_mim.commands.sources import digest
-from solo_mim.evaluation.collect import Run as Finished
-from solo_mim.evaluation.collect import codes_of, collect
 from solo_mim.evaluation.compare import Table, as_records, p_text, tables
 from solo_mim.evaluation.report import curves_figure, page, scores_figure
 from solo_mim.evaluation.significance import holm, mcnemar, paired_difference
+from solo_mim.runs.collect import Run as Finished
+from solo_mim.runs.collect import codes_of, collect
+from solo_mim.runs.sources import digest
 
 RATES = (1e-3, 3e-3)
 SEEDS = (1, 2, 3, 4, 5)

@@ -12,7 +12,7 @@ from types import ModuleType
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 # Two cores are what the suite's time limit is for: of two pytest workers each gets one, and so do
 # the processes that it starts.
@@ -34,11 +34,13 @@ def _two_threads():
 @pytest.fixture
 def compose_cfg() -> Callable[..., DictConfig]:
     """Composes the shipped configuration with overrides and checks it, as the command does."""
-    from solo_mim.commands.configuration import CONFIG_FOLDER, checked
+    from solo_mim.installed import CONFIG_FOLDER
+    from solo_mim.recipe.checks import checked
 
     def composed(*overrides: str) -> DictConfig:
         with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
-            return checked(compose("pretrain", overrides=list(overrides)))
+            recipe = checked(compose("pretrain", overrides=list(overrides)))
+        return OmegaConf.create(recipe.plain)
 
     return composed
 

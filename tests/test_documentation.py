@@ -59,8 +59,11 @@ def test_commands_are_shown():
 
 def evaluation_composes(command, rest, compose_cfg, monkeypatch):
     """Its arguments are taken, of a run as pre-training leaves it or of a file without one."""
-    from solo_mim.commands import jobs, linear, trained
-    from solo_mim.commands.configuration import LinearConfig
+    from solo_mim import trained
+    from solo_mim.commands.linear import hydra_arguments
+    from solo_mim.protocols.linear import prepared
+    from solo_mim.recipe.compose import composed
+    from solo_mim.recipe.schema import LinearRecipe
 
     own = compose_cfg()
     monkeypatch.setattr(
@@ -69,15 +72,15 @@ def evaluation_composes(command, rest, compose_cfg, monkeypatch):
         lambda given: trained.Source(Path(given), None, own if str(given) == "RUN" else None),
     )
     if command == "linear":
-        overrides = linear.hydra_arguments([a for a in rest if a != "--multirun"])
+        overrides = hydra_arguments([a for a in rest if a != "--multirun"])
         if "--multirun" in rest:
             overrides = [override.split(",")[0] for override in overrides]
         overrides = [override for override in overrides if not override.startswith("hydra.")]
-        linear.prepared(jobs.composed("linear", overrides, LinearConfig))
+        prepared(composed("linear", overrides, LinearRecipe))
         return
     module = importlib.import_module(f"solo_mim.commands.{command}")
     given = module.parser().parse_intermixed_args(rest)
-    trained.configuration(trained.find(given.run), given.overrides, command != "export")
+    trained.recipe_of(trained.find(given.run), given.overrides, command != "export")
 
 
 @pytest.mark.parametrize(

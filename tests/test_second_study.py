@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from toys import completed
 
-from solo_mim.commands.configuration import completed
 from solo_mim.methods import METHODS
 
 ROOT = Path(__file__).parents[1]

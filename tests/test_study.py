@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 from omegaconf import OmegaConf
 
-from solo_mim.commands.configuration import CONFIG_FOLDER
-from solo_mim.evaluation.collect import settings_of
+from solo_mim.installed import CONFIG_FOLDER
+from solo_mim.runs.collect import settings_of
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "scripts" / "study.py"

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import traceback
 
-from solo_mim.commands.stopping import interruptible
 from solo_mim.errors import (
     ConfigError,
     MissingHostError,
@@ -18,6 +17,7 @@ from solo_mim.errors import (
     nearest,
     out_of_memory,
 )
+from solo_mim.stopping import interruptible
 
 COMMANDS = {
     "pretrain": "train any method on any data set; resumes or skips a run that is already there",

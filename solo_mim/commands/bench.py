@@ -3,408 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import itertools
-import platform
-import random
-import statistics
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import torch
-from torch import Tensor
-
-OURS = "explicit_mim"
-DATA_PIPELINES = ["symmetric", "symmetric_weak", "asymmetric"]
-STEP_BACKBONES = ["small_cnn", "resnet18"]
-TRIVIAL = "mean square"  # the loss that costs nothing
-Step = Callable[[], object]
-# A measurement is of as many calls as take this long: a clock's tick and a call's overhead are
-# then below a percent.
-SHORTEST = 2e-3  # seconds
-SPREAD = (0.1, 0.9)  # quantiles of the repeats that the interval shows
-
-
-def losses(dim: int) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
-    """Name -> loss of two views, N x `dim` each; the host's with its defaults, ours with ours."""
-    from solo_mim import host
-    from solo_mim.losses import (
-        CorInfoMaxLoss,
-        explicit_mim_loss_func,
-        frossl_loss_func,
-        lejepa_loss_func,
-        mec_loss_func,
-        visreg_loss_func,
-    )
-
-    corinfomax = CorInfoMaxLoss(dim)
-    return {
-        OURS: lambda a, b: explicit_mim_loss_func(a, b),
-        f"{OURS} two_view": lambda a, b: explicit_mim_loss_func(a, b, reading="two_view"),
-        **host.LOSSES,
-        "corinfomax": lambda a, b: corinfomax.to(a.device)(a, b).loss,
-        "frossl": lambda a, b: frossl_loss_func((a, b)).loss,
-        "lejepa": lambda a, b: lejepa_loss_func((a, b)).loss,
-        "mec": lambda a, b: mec_loss_func((a, b), (a, b), inverse_lambda=float(len(a))),
-        "visreg": lambda a, b: visreg_loss_func((a, b)).loss,
-    }
-
-
-def _views(samples: int, dim: int, device: torch.device) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    image, *noise = torch.randn(3, samples, dim, generator=generator)
-    return [(image + 0.5 * n).to(device).requires_grad_() for n in noise]
-
-
-def _products(samples: int, dim: int, device: torch.device) -> Step:
-    """The matrix products that two covariances of N x D features and their gradients cannot do
-    without, on the smaller side."""
-    rows = torch.randn(samples, dim, device=device)
-    rows = rows if samples >= dim else rows.T.contiguous()
-    square = rows.T @ rows
-
-    def step() -> None:
-        for _ in range(2):
-            torch.mm(rows.T, rows)
-            torch.mm(rows, square)
-
-    return step
-
-
-def _step(loss: Callable[[Tensor, Tensor], Tensor], views: list[Tensor]) -> Step:
-    def step() -> None:
-        for view in views:
-            view.grad = None
-        loss(*views).backward()
-
-    return step
-
-
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def _seconds(step: Step, calls: int, device: torch.device) -> float:
-    _synchronise(device)
-    started = time.perf_counter()
-    for _ in range(calls):
-        step()
-    _synchronise(device)
-    return (time.perf_counter() - started) / calls
-
-
-def peak_memory(step: Step, device: torch.device) -> float:
-    """MiB that one call holds at most beyond what was there before it."""
-    if device.type == "cuda":
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        step()
-        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
-    with torch.profiler.profile(
-        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
-    ) as profile:
-        step()
-    results: Any = profile.profiler
-    events = [e for e in results.kineto_results.events() if e.name() == "[memory]"]
-    held = peak = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
-    return peak / 2**20
-
-
-def interleaved(steps: dict[str, Step], repeats: int, device: torch.device) -> dict[str, list]:
-    """Seconds of a call, `repeats` of each step.
-
-    The steps take turns, in an order drawn anew for each repeat, so that whatever else the machine
-    does meets all of them.
-    """
-    calls = {}
-    for name, step in steps.items():
-        step()
-        calls[name] = max(1, round(SHORTEST / _seconds(step, 3, device)))
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    order = random.Random(0)
-    for _ in range(repeats):
-        for name in order.sample(list(steps), len(steps)):
-            times[name].append(_seconds(steps[name], calls[name], device))
-    return times
-
-
-def measure(samples: int, dim: int, repeats: int, device: torch.device) -> list[dict[str, Any]]:
-    """One row per loss: median seconds with an interval, MiB, and ratios.
-
-    Ratios are medians over the repeats of ratios within a repeat.
-    """
-    views = _views(samples, dim, device)
-    steps = {name: _step(loss, views) for name, loss in losses(dim).items()}
-    steps["matrix products"] = _products(samples, dim, device)
-    times = interleaved(steps, repeats, device)
-    rows = []
-    for name, step in steps.items():
-        quantiles = torch.tensor(times[name]).quantile(torch.tensor(SPREAD)).tolist()
-        of_ours = [a / b for a, b in zip(times[OURS], times[name], strict=True)]
-        rows.append(
-            {
-                "N": samples,
-                "D": dim,
-                "loss": name,
-                "ms": 1e3 * statistics.median(times[name]),
-                "ms_low": 1e3 * quantiles[0],
-                "ms_high": 1e3 * quantiles[1],
-                "explicit_mim_over_this": statistics.median(of_ours),
-                "peak_mib": peak_memory(step, device),
-            }
-        )
-    return rows
-
-
-def median_ratio(over: list[float], under: list[float]) -> tuple[float, float, float]:
-    """Median of the ratios within repeats, and its 95 % bootstrap interval."""
-    import numpy as np
-    from scipy import stats
-
-    ratios = np.asarray(over) / np.asarray(under)
-    middle = float(np.median(ratios))
-    if len(ratios) < 2 or np.ptp(ratios) == 0:
-        return middle, middle, middle
-    interval = stats.bootstrap(
-        (ratios,), np.median, method="percentile", rng=np.random.default_rng(0)
-    ).confidence_interval
-    return middle, float(interval.low), float(interval.high)
-
-
-def measure_steps(
-    backbone: str, samples: int, dim: int, repeats: int, device: torch.device
-) -> list[dict[str, Any]]:
-    """One row per loss: the time of a whole training step over that with a mean square for a loss.
-
-    Two views of N images of 32 pixels through the backbone and a projector of 512-512-D, the loss,
-    gradients and an AdamW update. `over_trivial` is the median over the repeats of ratios within a
-    repeat, `low` and `high` its 95 % bootstrap interval.
-    """
-    from omegaconf import OmegaConf
-    from torch import nn
-
-    from solo_mim.host.backbones import backbone_factory
-
-    generator = torch.Generator().manual_seed(0)
-    images = [torch.randn(samples, 3, 32, 32, generator=generator).to(device) for _ in range(2)]
-    cfg = OmegaConf.create(
-        {"backbone": {"name": backbone}, "augmentations": [{"crop_size": 32}], "data": {}}
-    )
-    torch.manual_seed(0)
-    features: Any = backbone_factory(cfg, None)()
-    projector = nn.Sequential(
-        *(nn.Linear(features.num_features, 512), nn.BatchNorm1d(512), nn.ReLU()),
-        *(nn.Linear(512, 512), nn.BatchNorm1d(512), nn.ReLU(), nn.Linear(512, dim)),
-    )
-    network = nn.Sequential(features, projector).to(device).to(memory_format=torch.channels_last)
-    images = [x.contiguous(memory_format=torch.channels_last) for x in images]
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
-
-    def step_of(loss: Callable[[Tensor, Tensor], Tensor]) -> Step:
-        def step() -> None:
-            optimizer.zero_grad()
-            loss(*(network(x) for x in images)).backward()
-            optimizer.step()
-
-        return step
-
-    of = {TRIVIAL: lambda a, b: a.square().mean() + b.square().mean(), **losses(dim)}
-    times = interleaved({name: step_of(loss) for name, loss in of.items()}, repeats, device)
-    rows = []
-    for name in of:
-        ratio, low, high = median_ratio(times[name], times[TRIVIAL])
-        rows.append(
-            {
-                **{"backbone": backbone, "N": samples, "D": dim, "loss": name},
-                "ms": 1e3 * statistics.median(times[name]),
-                **{"over_trivial": ratio, "low": low, "high": high},
-            }
-        )
-    return rows
-
-
-def _photographs(crop_size: int) -> list[Any]:
-    """Patches for crops of up to 32 pixels, whole photographs for larger ones: H x W x 3 each."""
-    from solo_mim.data import photo_patches as patches
-
-    if crop_size <= 32:
-        return list(patches.photo_patches()[0].images[::20])
-    return [patches.photograph(name) for name in patches.PHOTOGRAPHS]
-
-
-def _views_row(
-    name: str, crop_size: int, beside: str, views: int, times: dict[str, list]
-) -> dict[str, Any]:
-    """Of seconds for so many views, "ours" and those of what stands `beside`, "host"."""
-    ratio, low, high = median_ratio(times["host"], times["ours"])
-    return {
-        **{"augmentations": name, "crop_size": crop_size, "beside": beside},
-        **{f"{w}_views_per_second": views / statistics.median(s) for w, s in times.items()},
-        **{"faster": ratio, "low": low, "high": high},
-    }
-
-
-def measure_data(crop_size: int, repeats: int) -> list[dict[str, Any]]:
-    """One row per augmentation file: views per second of ours and of the host's pipeline.
-
-    On photographs in memory, in this process: patches of 32 pixels, or whole ones for larger crops.
-    `faster` is the median over the repeats of ratios within a repeat, `low` and `high` its 95 %
-    bootstrap interval.
-    """
-    from omegaconf import OmegaConf
-    from PIL import Image
-
-    from solo_mim.commands.configuration import CONFIG_FOLDER
-    from solo_mim.data import photo_patches as patches
-    from solo_mim.data.transforms import normalise, parse_augmentations
-    from solo_mim.host.pipelines import host_transform
-
-    images = [Image.fromarray(array) for array in _photographs(crop_size)]
-    rows = []
-    for name in DATA_PIPELINES:
-        shipped: Any = OmegaConf.to_container(
-            OmegaConf.load(CONFIG_FOLDER / "augmentations" / f"{name}.yaml")
-        )
-        pipeline = {**shipped[-1], "crop_size": crop_size}
-        (augment,) = parse_augmentations([pipeline], patches.MEAN, patches.STD)
-        theirs = host_transform(pipeline, "cifar10" if crop_size <= 32 else "imagenet")
-        rng = random.Random(0)
-
-        def ours(augment: Any = augment, rng: random.Random = rng) -> Tensor:
-            views = [augment(image, rng) for image in images]
-            return normalise(views, augment.mean, augment.std)
-
-        def host(theirs: Callable[..., Tensor] = theirs) -> Tensor:
-            return torch.stack([theirs(image) for image in images])
-
-        steps: dict[str, Step] = {"ours": ours, "host": host}
-        times = interleaved(steps, repeats, torch.device("cpu"))
-        rows.append(_views_row(name, crop_size, "the host", len(images), times))
-    return rows
-
-
-def measure_loaders(crop_size: int, repeats: int, workers: int) -> list[dict[str, Any]]:
-    """One row, none without DALI: views per second of our loader and of DALI's, from JPEG files.
-
-    Patches of 32 pixels, or whole photographs for larger crops, read and decoded by ``workers``
-    processes, or DALI's threads; by this process and one thread for 0. DALI takes the GPU where
-    there is one, and the network that would wait for it is not there.
-    """
-    import tempfile
-
-    from omegaconf import OmegaConf
-    from PIL import Image
-
-    from solo_mim.commands.configuration import CONFIG_FOLDER
-    from solo_mim.commands.doctor import present
-    from solo_mim.data import SSLDataModule
-    from solo_mim.data import photo_patches as patches
-
-    if not present("nvidia.dali"):
-        return []
-    arrays = _photographs(crop_size) * (1 if crop_size <= 32 else 4)
-    name = DATA_PIPELINES[0]
-    shipped: Any = OmegaConf.load(CONFIG_FOLDER / "augmentations" / f"{name}.yaml")
-    pipeline = {**shipped[0], "crop_size": crop_size}
-    with tempfile.TemporaryDirectory() as folder:
-        for number, array in enumerate(arrays):
-            Image.fromarray(array).save(Path(folder) / f"{number}.jpg", quality=90)
-
-        def epoch(format: str) -> Step:
-            data = {"dataset": "custom", "train_path": folder, "no_labels": True, "format": format}
-            cfg = {
-                "data": {**data, "num_workers": workers},
-                "augmentations": [pipeline],
-                "optimizer": {"batch_size": len(patches.PHOTOGRAPHS)},
-            }
-            loader = SSLDataModule(OmegaConf.create(cfg)).train_dataloader()
-            return lambda: [None for _ in loader]
-
-        steps = {"ours": epoch("image_folder"), "host": epoch("dali")}
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        times = interleaved(steps, repeats, device)
-    views, beside = len(arrays) * pipeline["num_crops"], f"DALI, {device.type}"
-    return [_views_row(f"{name}, JPEG files", crop_size, beside, views, times)]
-
-
-def data_table(rows: list[dict[str, Any]]) -> str:
-    """Markdown: a line per augmentation and crop size."""
-    lines = [
-        "| augmentations | crop | views/s | beside | its views/s | times as fast (95 %) |",
-        "|---|---:|---:|---|---:|---:|",
-    ]
-    for row in rows:
-        ours, theirs = (f"{row[f'{who}_views_per_second']:,.0f}" for who in ("ours", "host"))
-        ratio = f"{row['faster']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
-        cells = [row["augmentations"], str(row["crop_size"]), ours, row["beside"], theirs, ratio]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def step_table(rows: list[dict[str, Any]]) -> str:
-    """Markdown: a line per backbone, N, D and loss, most costly first."""
-    lines = [
-        f"| backbone | N | D | loss | step, ms | over {TRIVIAL} (95 %) |",
-        "|---|---:|---:|---|---:|---:|",
-    ]
-    for row in sorted(rows, key=lambda r: (r["backbone"], r["N"], r["D"], -r["over_trivial"])):
-        ratio = f"{row['over_trivial']:.3f} ({row['low']:.3f} to {row['high']:.3f})"
-        cells = [*(str(row[key]) for key in ("backbone", "N", "D", "loss")), f"{row['ms']:.1f}"]
-        lines.append(f"| {' | '.join(cells)} | {ratio} |")
-    return "\n".join(lines)
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown: a line per N and D, the time of `explicit_mim` as a multiple of each other's."""
-    names = list(dict.fromkeys(row["loss"] for row in rows if row["loss"] != OURS))
-    lines = [
-        f"| N | D | {OURS}, ms | MiB | " + " | ".join(f"/ {name}" for name in names) + " |",
-        "|" + "---:|" * (4 + len(names)),
-    ]
-    for key in dict.fromkeys((row["N"], row["D"]) for row in rows):
-        found = {row["loss"]: row for row in rows if (row["N"], row["D"]) == key}
-        ours = found[OURS]
-        ratios = [f"{found[name]['explicit_mim_over_this']:.2f}" for name in names]
-        interval = f"{ours['ms']:.2f} ({ours['ms_low']:.2f} to {ours['ms_high']:.2f})"
-        cells = [*map(str, key), interval, f"{ours['peak_mib']:.1f}", *ratios]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """One panel per N: time against D, both logarithmic, with the interval as a band."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    sizes = sorted({row["N"] for row in rows})
-    figure, axes = plt.subplots(1, len(sizes), figsize=(5 * len(sizes), 4), sharey=True)
-    for axis, size in zip([axes] if len(sizes) == 1 else axes, sizes, strict=True):
-        for name in dict.fromkeys(row["loss"] for row in rows):
-            line = sorted(
-                (r for r in rows if r["N"] == size and r["loss"] == name), key=lambda r: r["D"]
-            )
-            dims = [r["D"] for r in line]
-            style: dict[str, Any] = {"linewidth": 3 if name == OURS else 1}
-            if name == "matrix products":
-                style |= {"linestyle": ":", "color": "black"}
-            axis.plot(dims, [r["ms"] for r in line], label=name, **style)
-            axis.fill_between(
-                dims, [r["ms_low"] for r in line], [r["ms_high"] for r in line], alpha=0.15
-            )
-        axis.set(xscale="log", yscale="log", title=f"N = {size}", xlabel="D")
-        axis.set_xticks(dims, [str(d) for d in dims])
-    figure.axes[0].set_ylabel("forward and backward, ms")
-    figure.axes[0].legend(fontsize=8)
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+BACKBONES = ["small_cnn", "resnet18"]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -414,7 +15,7 @@ def parser() -> argparse.ArgumentParser:
         description="`loss`: time and peak memory of the losses of two views, forward and "
         "backward: explicit MIM, its rivals and the host's baselines, taking turns; `matrix "
         "products` are those that the covariances cannot do without. `step`: a whole training "
-        f"step with each, over one with a {TRIVIAL} for a loss. `data`: augmented views a "
+        "step with each, over one with a mean square for a loss. `data`: augmented views a "
         "second, ours and the host's, and from files DALI's where it is installed. Nothing else "
         "should run meanwhile.",
     )
@@ -424,15 +25,13 @@ def parser() -> argparse.ArgumentParser:
         "--dims", "-D", type=int, nargs="+", help="64 128 256 512 2048; of steps 128"
     )
     parser.add_argument(
-        "--backbones", nargs="+", choices=STEP_BACKBONES, default=STEP_BACKBONES, help="of steps"
+        "--backbones", nargs="+", choices=BACKBONES, default=BACKBONES, help="of steps"
     )
     parser.add_argument("--crop-sizes", type=int, nargs="+", default=[32, 224], help="of data")
     parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--threads", type=int, help="torch's by default")
     parser.add_argument(
-        "--device",
-        default="cuda" if torch.cuda.is_available() else "cpu",
-        help="of losses and steps; data is measured on the CPU",
+        "--device", help="of losses and steps, a GPU by default; data is measured on the CPU"
     )
     parser.add_argument("--output", type=Path, default=Path("bench"))
     return parser
@@ -444,51 +43,19 @@ def run(arguments: list[str]) -> int:
     whole = given.what == "step"
     sizes = given.samples or ([256] if whole else [64, 256, 1024])
     dims = given.dims or ([128] if whole else [64, 128, 256, 512, 2048])
-    if min(sizes) < 2 or min(*dims, *given.crop_sizes, given.repeats, given.threads) < 1:
+    numbers = [*dims, *given.crop_sizes, given.repeats, *([given.threads] if given.threads else [])]
+    if min(sizes) < 2 or min(numbers) < 1 or given.threads == 0:
         parser().error("--samples must be at least 2, the other numbers at least 1")
-    torch.set_num_threads(given.threads)
+    from solo_mim.benchmarks import Benchmark
+
     try:
-        device = torch.device("cpu" if given.what == "data" else given.device)
-        torch.empty(1, device=device)
+        benchmark = Benchmark(given.what, given.repeats, given.threads, given.device)
     except (RuntimeError, AssertionError) as error:
         parser().error(f"--device {given.device}: {str(error).splitlines()[0]}")
-    from solo_mim.commands.runs import commit, versions, write, write_json
-
-    rows: list[dict[str, Any]] = []
     if given.what == "data":
-        for crop_size in given.crop_sizes:
-            rows += measure_data(crop_size, given.repeats)
-            workers = given.threads if given.threads > 1 else 0
-            rows += measure_loaders(crop_size, given.repeats, workers)
-        text = data_table(rows)
+        benchmark.data(given.crop_sizes)
     else:
-        for samples, dim in itertools.product(sizes, dims):
-            if whole:
-                for backbone in given.backbones:
-                    rows += measure_steps(backbone, samples, dim, given.repeats, device)
-            else:
-                rows += measure(samples, dim, given.repeats, device)
-            print(f"N = {samples}, D = {dim} measured", flush=True)
-        text = step_table(rows) if whole else table(rows)
-    print(text)
-    given.output.mkdir(parents=True, exist_ok=True)
-    machine = (
-        torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else platform.processor() or platform.machine()
-    )
-    provenance = {
-        "versions": versions(),
-        "commit": commit(),
-        "machine": machine,
-        "threads": given.threads,
-        "repeats": given.repeats,
-    }
-    write_json(given.output / f"{given.what}.json", {**provenance, "rows": rows})
-    write(given.output / f"{given.what}.md", text + "\n")
-    written = [f"{given.what}.json", f"{given.what}.md"]
-    if given.what == "loss":
-        plot(rows, given.output / "loss.png")
-        written.append("loss.png")
+        benchmark.losses(sizes, dims, given.backbones)
+    written = benchmark.write(given.output)
     print(f"\nwritten: {given.output}/{', '.join(written)}")
     return 0

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
 import platform
 
+from solo_mim import installed
 from solo_mim.errors import install_extra
 
 OPTIONAL = {
@@ -16,14 +16,6 @@ OPTIONAL = {
     "h5py": ("h5", "H5 data sets"),
     "nvidia.dali": ("dali", "GPU data loading"),
 }
-
-
-def present(module: str) -> bool:
-    """Whether a module is installed; it is not imported."""
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # its parent package is absent
-        return False
 
 
 def run(arguments: list[str]) -> int:
@@ -36,13 +28,11 @@ def run(arguments: list[str]) -> int:
     parser.parse_args(arguments)
     import torch
 
-    from solo_mim import host
-    from solo_mim.commands.configuration import CONFIG_FOLDER
-    from solo_mim.commands.runs import versions
+    from solo_mim.runs.identity import versions
 
     print(
-        f"host      solo-learn {host.host_version()}, generation '{host.GENERATION}', "
-        f"{host.LOCATION}"
+        f"host      solo-learn {installed.host_version()}, generation "
+        f"'{installed.host_generation()}', {installed.host_location()}"
     )
     print("versions  " + ", ".join(f"{name} {version}" for name, version in versions().items()))
     print(
@@ -58,7 +48,7 @@ def run(arguments: list[str]) -> int:
     else:
         print("device    cpu only")
     for module, (extra, purpose) in OPTIONAL.items():
-        state = "yes" if present(module) else f"no   ({install_extra(extra)})"
+        state = "yes" if installed.present(module) else f"no   ({install_extra(extra)})"
         print(f"optional  {module:<13}{purpose:<30}{state}")
-    print(f"configs   {CONFIG_FOLDER}")
+    print(f"configs   {installed.CONFIG_FOLDER}")
     return 0

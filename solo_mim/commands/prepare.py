@@ -6,11 +6,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-
-from tqdm import tqdm
-
-from solo_mim.data import imagenet100
-from solo_mim.data.errors import DataError
+from typing import Any
 
 DESCRIPTION = """ImageNet-100 out of ImageNet: the 100 classes of CMC's and solo-learn's list.
 
@@ -32,12 +28,16 @@ NAMES = {
 }
 
 
-def _bar(images: int, what: str) -> tqdm:
+def _bar(images: int, what: str) -> Any:
+    from tqdm import tqdm
+
     return tqdm(total=images, desc=what, unit=" images", disable=not sys.stderr.isatty())
 
 
-def summary(manifest: imagenet100.Manifest, target: Path) -> str:
+def summary(manifest: dict[str, Any], target: Path) -> str:
     """A line for each split: images, bytes, images of a class, and what is odd about them."""
+    from solo_mim.data import imagenet100
+
     lines = [f"ImageNet-100 in {target}, from {manifest['source']}"]
     for split, classes in manifest["images"].items():
         counts = [len(files) for files in classes.values()]
@@ -53,7 +53,7 @@ def summary(manifest: imagenet100.Manifest, target: Path) -> str:
     return "\n".join(lines)
 
 
-def report(findings: imagenet100.Findings) -> str:
+def report(findings: Any) -> str:
     """Counts, and every file by name."""
     lines = []
     for kind, paths in findings._asdict().items():
@@ -90,6 +90,8 @@ def run(arguments: list[str]) -> int:
     given = parser().parse_args(arguments)
     if given.source is None and not given.verify:
         parser().error("give --from SOURCE, or --verify for what is there")
+    from solo_mim.data import DataError, imagenet100
+
     target: Path = given.target.expanduser()
     try:
         if given.source is not None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from solo_mim.commands.runs import write
 from solo_mim.errors import ConfigError
 
 
@@ -33,9 +32,10 @@ def run(arguments: list[str]) -> int:
     for folder in folders or given.folder:
         if not folder.is_dir():
             raise ConfigError(f"{folder}: there is no such folder")
-    from solo_mim.evaluation.collect import collect
     from solo_mim.evaluation.compare import tables
     from solo_mim.evaluation.report import markdown, write_all
+    from solo_mim.runs.collect import collect
+    from solo_mim.runs.files import write
 
     runs, problems = collect(*folders)
     first, *others = folders

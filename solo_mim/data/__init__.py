@@ -7,8 +7,10 @@ archives         CIFAR, Fashion-MNIST, STL-10
 folders, h5      images in classes
 imagenet100      its preparation out of ImageNet
 transforms       image to views
-dali             the same by NVIDIA DALI
-module           views to batches
+sampler          the order of images, by seed and epoch
+batches          views to batches, and unreadable images
+dali             views by NVIDIA DALI
+module           the loaders of a run
 errors           the one error of all
 """
 

@@ -25,9 +25,9 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
+from solo_mim.data.batches import BatchedImages, OnCorrupt, Read
 from solo_mim.data.errors import DataError
 from solo_mim.data.images import Files, ImageSet, naming_unreadable, rgb
-from solo_mim.data.module import BatchedImages, OnCorrupt, Read
 from solo_mim.data.transforms import Augmentation
 
 AHEAD = 2  # batches that DALI works on while the network trains

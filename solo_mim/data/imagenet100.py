@@ -20,10 +20,10 @@ from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.datasets.imagenet import ARCHIVE_META, load_meta_file, parse_devkit_archive
 
+from solo_mim.data.batches import usable_cores
 from solo_mim.data.errors import DataError
 from solo_mim.data.folders import IMAGENET100
 from solo_mim.data.images import UNREADABLE
-from solo_mim.data.module import usable_cores
 
 IMAGES = {"train": 126_689, "val": 5_000}
 TRAIN_ARCHIVE, VAL_ARCHIVE, DEVKIT = (ARCHIVE_META[key][0] for key in ("train", "val", "devkit"))

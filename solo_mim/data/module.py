@@ -6,39 +6,34 @@ draws both the order and one augmentation seed per image from (seed, epoch) and 
 (index, seed) pairs. So the data sets need no state that persistent workers would not notice.
 """
 
-import os
-import random
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import cycle, islice
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
+from solo_mim.data.batches import (
+    BatchedImages,
+    OnCorrupt,
+    PlainBatch,
+    PlainImages,
+    ReadableLoader,
+    Views,
+    ViewsBatch,
+    as_it_is,
+    usable_cores,
+)
 from solo_mim.data.datasets import SPLIT_SEED, load_splits
 from solo_mim.data.errors import DataError
 from solo_mim.data.images import ImageSet
-from solo_mim.data.transforms import (
-    Augmentation,
-    evaluation_transform,
-    normalise,
-    parse_augmentations,
-)
+from solo_mim.data.sampler import EpochSampler, spread_over_classes
+from solo_mim.data.transforms import Augmentation, parse_augmentations
 from solo_mim.errors import install_extra, nearest
-
-ViewsBatch = list[Any]  # [indexes int64 B, [X_1 .. X_V] each float32 B x 3 x H x W, targets B]
-PlainBatch = list[Tensor]  # [X float32 B x 3 x H x W, targets int64 B]
-
-# What is done about a file that is no readable image: DataError; the next that is readable in its
-# place, so that batches keep their size; or a smaller batch, so that no image counts twice.
-OnCorrupt = Literal["fail", "replace", "leave out"]
-Read = tuple[int, int, Any]  # index, augmentation seed, what the image set's source gives
 
 _CPU = torch.device("cpu")
 
@@ -58,8 +53,9 @@ class SSLDataModule(LightningDataModule):
             over, in the order in which they were met; a checkpoint carries them.
     """
 
-    def __init__(self, cfg: DictConfig) -> None:
+    def __init__(self, cfg: DictConfig | Mapping[str, Any]) -> None:
         super().__init__()
+        cfg = cfg if isinstance(cfg, DictConfig) else OmegaConf.create(dict(cfg))
         data = _plain(cfg, "data")
         self.splits = load_splits(data)
         self.augmentations = parse_augmentations(
@@ -163,7 +159,7 @@ class SSLDataModule(LightningDataModule):
         images, trainer = self._plain_images(split), self.trainer
         limit = 1.0 if trainer is None else trainer.limit_val_batches
         if isinstance(limit, int) or limit < 1:  # batches, or a share of them
-            order = _spread_over_classes(images.images.labels)
+            order = spread_over_classes(images.images.labels)
             images.images = images.images.subset(order)
         if trainer is None or trainer.world_size == 1:
             return self._loader(images, persistent=True)
@@ -222,12 +218,12 @@ class SSLDataModule(LightningDataModule):
             )
         return chosen
 
-    def _plain_images(self, split: str) -> "PlainImages":
+    def _plain_images(self, split: str) -> PlainImages:
         images = self._images(split)
         evaluable = images if images.labelled else images.subset(images.evaluable)
         return PlainImages(evaluable, self.augmentations[0], self._in_evaluation)
 
-    def _dali_loader(self, sampler: "EpochSampler", on_corrupt: OnCorrupt) -> Any:
+    def _dali_loader(self, sampler: EpochSampler, on_corrupt: OnCorrupt) -> Any:
         try:
             from solo_mim.data.dali import DaliLoader, EncodedViews
         except ModuleNotFoundError as error:
@@ -258,7 +254,7 @@ class SSLDataModule(LightningDataModule):
         return device if device.type == "cuda" and self.dali_device != "cpu" else _CPU
 
     def _loader(
-        self, dataset: "BatchedImages", *, persistent: bool = False, **options: Any
+        self, dataset: BatchedImages, *, persistent: bool = False, **options: Any
     ) -> DataLoader[Any]:
         # Without augmentation a decoded image costs less than handing it between processes.
         plain_decoded = isinstance(dataset, PlainImages) and dataset.images.decoded
@@ -271,183 +267,9 @@ class SSLDataModule(LightningDataModule):
             num_workers=workers,
             persistent_workers=persistent and workers > 0,
             pin_memory=torch.cuda.is_available(),
-            collate_fn=_as_it_is,
+            collate_fn=as_it_is,
             **options,
         )
-
-
-class EpochSampler(DistributedSampler[Any]):
-    """Yields ``(index, augmentation seed)``; both are functions of (seed, epoch) and the index.
-
-    A DistributedSampler, for Lightning wraps any other kind and then no longer reaches its
-    ``set_epoch``. Shuffling drops the few images that do not divide among the processes.
-    """
-
-    def __init__(
-        self, dataset: ImageSet, *, seed: int, shuffle: bool, num_replicas: int, rank: int
-    ) -> None:
-        super().__init__(
-            dataset,  # type: ignore[arg-type]  # of which it only takes the length
-            num_replicas=num_replicas,
-            rank=rank,
-            shuffle=shuffle,
-            seed=seed,
-            drop_last=True,
-        )
-        self.num_images = len(dataset)
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        # numpy keeps what SeedSequence generates the same over versions and machines (NEP 19).
-        state = np.random.SeedSequence((self.seed, self.epoch)).generate_state(2 * self.num_images)
-        seeds, keys = np.split(state, 2)
-        order = np.argsort(keys, kind="stable") if self.shuffle else np.arange(self.num_images)
-        mine = order[: self.total_size][self.rank :: self.num_replicas]
-        return zip(mine.tolist(), seeds[mine].tolist(), strict=True)
-
-
-class Fetched(NamedTuple):
-    """What a worker process answers with. An error is handed over, for one that it raised would
-    arrive with its traceback as the message.
-
-    ``batch`` is None of an error, and where no image is left in it.
-    """
-
-    batch: Any
-    unreadable: list[str]
-    error: DataError | None = None
-
-
-class BatchedImages(Dataset[Any]):
-    """Images read a batch at a time, what cannot be read handled by ``on_corrupt``."""
-
-    corrupt_images: list[str]
-
-    def __init__(self, images: ImageSet, on_corrupt: OnCorrupt) -> None:
-        self.images = images
-        self.on_corrupt = on_corrupt
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitems__(self, keys: Sequence[tuple[int, int] | int]) -> Fetched:
-        unreadable: list[str] = []
-        try:
-            return Fetched(self.batch(self._read(keys, unreadable)), unreadable)
-        except DataError as error:
-            return Fetched(None, unreadable, error)
-
-    def batch(self, images: Iterator[Read]) -> Any:
-        """The batch of what was read, one image in memory at a time; None of nothing."""
-        raise NotImplementedError
-
-    def _read(self, keys: Sequence[tuple[int, int] | int], unreadable: list[str]) -> Iterator[Read]:
-        for key in keys:
-            index, seed = key if isinstance(key, tuple) else (key, key)
-            for step in range(len(self.images)):
-                candidate = (index + step) % len(self.images)
-                try:
-                    image = self.images[candidate]
-                except DataError as error:
-                    if self.on_corrupt == "fail":
-                        raise
-                    unreadable.append(str(error.path))
-                    if self.on_corrupt == "leave out":
-                        break
-                else:
-                    yield candidate, seed, image
-                    break
-            else:
-                raise _nothing_readable(len(self.images))
-
-
-def _nothing_readable(images: int) -> DataError:
-    return DataError(
-        f"none of {images} images can be read",
-        key="data.train_path or data.val_path",
-        remedy="Look at one of them: a broken copy, or a format that Pillow lacks",
-    )
-
-
-class ReadableLoader(DataLoader[Any]):
-    """Yields the batches alone, and tells of what could not be read: here, in the main process.
-
-    Each path is warned of once. Raises DataError for what a worker process could not read.
-    """
-
-    dataset: BatchedImages
-
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        # The workers start, and the loader draws its seed, at this call and not at the first batch.
-        return self._readable(super().__iter__())
-
-    def _readable(self, fetched: Iterator[Fetched]) -> Iterator[Any]:
-        met = self.dataset.corrupt_images
-        batches = nothing = 0
-        for batch, unreadable, error in fetched:
-            if error is not None:
-                raise error
-            for path in unreadable:
-                if path not in met:
-                    met.append(path)
-                    warnings.warn(f"{path} is no readable image, skipped", stacklevel=2)
-            if batch is None:
-                nothing += 1
-            else:
-                batches += 1
-                yield batch
-        if nothing and not batches:
-            raise _nothing_readable(len(self.dataset))
-
-
-class Views(BatchedImages):
-    """Random views of images, one augmentation per view, a batch at a time.
-
-    A key is ``(index, seed)``, or an index alone (from a foreign sampler, such as that of
-    Lightning's ``overfit_batches``), which then is its own seed.
-    """
-
-    def __init__(
-        self, images: ImageSet, augmentations: tuple[Augmentation, ...], on_corrupt: OnCorrupt
-    ) -> None:
-        super().__init__(images, on_corrupt)
-        self.augmentations = augmentations
-
-    def batch(self, images: Iterator[Read]) -> ViewsBatch | None:
-        """``[indexes, [X_1 .. X_V], targets]``."""
-        indexes: list[int] = []
-        views: list[list[Any]] = [[] for _ in self.augmentations]
-        for index, seed, image in images:
-            indexes.append(index)
-            rng = random.Random(seed)
-            for view, augment in zip(views, self.augmentations, strict=True):
-                view.append(augment(image, rng))
-        if not indexes:
-            return None
-        batches = [
-            normalise(view, augment.mean, augment.std)
-            for view, augment in zip(views, self.augmentations, strict=True)
-        ]
-        return [torch.tensor(indexes), batches, torch.from_numpy(self.images.labels[indexes])]
-
-
-class PlainImages(BatchedImages):
-    """Images under the evaluation transform, with the crop size and constants of ``like``."""
-
-    def __init__(self, images: ImageSet, like: Augmentation, on_corrupt: OnCorrupt) -> None:
-        super().__init__(images, on_corrupt)
-        self.like = like
-
-    def batch(self, images: Iterator[Read]) -> PlainBatch | None:
-        """``[X, targets]``."""
-        indexes: list[int] = []
-        views: list[Any] = []
-        for index, _, image in images:
-            indexes.append(index)
-            views.append(evaluation_transform(image, self.like.crop_size))
-        if not indexes:
-            return None
-        targets = torch.from_numpy(self.images.labels[indexes])
-        return [normalise(views, self.like.mean, self.like.std), targets]
 
 
 def _epoch_about_to_run(trainer: Trainer | None) -> int:
@@ -458,34 +280,11 @@ def _epoch_about_to_run(trainer: Trainer | None) -> int:
     return processed
 
 
-def _spread_over_classes(labels: np.ndarray) -> np.ndarray:
-    """An order of images, the same in every run, in which the first n have all classes in the
-    proportion of the whole, to an image or so, for any n."""
-    draw = np.random.RandomState(SPLIT_SEED)
-    drawn = draw.permutation(len(labels))
-    by_class = drawn[np.argsort(labels[drawn], kind="stable")]
-    counts = np.unique(labels, return_counts=True)[1]
-    places = [(np.arange(count) + draw.random_sample()) / count for count in counts]
-    return by_class[np.argsort(np.concatenate(places), kind="stable")]
-
-
 def _one_per_view(augmentations: Sequence[Augmentation]) -> tuple[Augmentation, ...]:
     return tuple(one for one in augmentations for _ in range(one.num_crops))
-
-
-def _as_it_is(batch: Any) -> Any:
-    """The collate function of data sets whose ``__getitems__`` makes whole batches."""
-    return batch
 
 
 def _plain(cfg: DictConfig, section: str) -> Any:
     if section not in cfg:
         raise DataError("the section is missing", key=section, remedy="Add it to the configuration")
     return OmegaConf.to_container(cfg[section], resolve=True)
-
-
-def usable_cores() -> int:
-    """Cores that this process may use, which in a container or a batch job is not all of them."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

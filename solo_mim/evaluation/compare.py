@@ -16,8 +16,8 @@ from importlib.resources import files
 from itertools import combinations
 from typing import Any
 
-from solo_mim.evaluation.collect import LINEAR_LAYER, MEASURES, Run
 from solo_mim.evaluation.significance import Difference, holm, paired_difference
+from solo_mim.runs.collect import LINEAR_LAYER, MEASURES, Run
 
 LEVEL = 0.05
 

@@ -5,9 +5,8 @@ The information stands beside its bias and a baseline of no information.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -17,7 +16,9 @@ from scipy import stats
 from torch import Tensor
 
 from solo_mim.information import (
+    IMAGES_PER_DIMENSION,
     READINGS,
+    HeldOutInformation,
     effective_rank,
     shuffled_information,
     small_sample_bias,
@@ -36,86 +37,8 @@ MAX_IMAGES = 4096
 MAX_DIM = 2048
 # z has collapsed where its effective rank is under this share of its dimensions.
 COLLAPSED = 0.1
-# Of so many, the bias is 0.03 (infomax) to 0.07 nats (two_view) a dimension.
-IMAGES_PER_DIMENSION = 4
 # Random directions along which z is compared with a Gaussian.
 SLICES = 256
-
-
-@dataclass(frozen=True)
-class HeldOutInformation:
-    """Nats, except what the spectrum gives, `images` and `dimensions`.
-
-    Attributes:
-        infomax: plug-in estimate of the lower bound of I(z; image) through the reference channel.
-        infomax_bias: closed-form expectation of its excess at this sample size for independent
-            views without a channel; both dependence and the channel only lower it. `inf` where
-            images are too few.
-        infomax_shuffled: the same estimate with the pairs broken up: what it says of no
-            information.
-        two_view, two_view_bias, two_view_shuffled: likewise for I(z; z').
-        effective_rank: exponential entropy of the spectrum of z, at most its dimension.
-        eigenvalue_max, eigenvalue_min: of the covariance of z over all views, each coordinate of
-            unit variance: both 1 at best, one is the dimension and the other 0 in full collapse.
-        images: held-out images used, two views each.
-        dimensions: of z.
-        non_gaussianity: distance of one view's z from a Gaussian of its mean and covariance, which
-            the bounds take for granted: `solo_mim.losses.non_gaussianity`.
-        radial_distance: Wasserstein-1 distance of the norms of one view's whitened z from those of
-            a Gaussian, chi of `dimensions` degrees (arXiv 2602.14272); None of fewer than four
-            images a dimension.
-    """
-
-    infomax: float
-    infomax_bias: float
-    infomax_shuffled: float
-    two_view: float
-    two_view_bias: float
-    two_view_shuffled: float
-    effective_rank: float
-    eigenvalue_max: float
-    eigenvalue_min: float
-    images: int
-    dimensions: int = 0  # 0 of a result that does not say
-    non_gaussianity: float | None = None
-    radial_distance: float | None = None
-
-    def bound(self, reading: str) -> float | None:
-        """Nats of `infomax` or `two_view` less what chance gives; None where that tells nothing.
-
-        Chance is the larger of bias and shuffled pairs: what sampling adds on average where views
-        share nothing, and the most that it adds. The rest must be as much again, as neither is
-        exact where z is not Gaussian, and three times sqrt(D / N), which to first order no standard
-        error of the estimate exceeds.
-        """
-        value = getattr(self, reading)
-        chance = max(getattr(self, f"{reading}_{kind}") for kind in ("bias", "shuffled"))
-        clear = max(chance, 3 * math.sqrt(self.dimensions / self.images))
-        return value - chance if value - chance >= clear else None
-
-    def lines(self, of: str = "z") -> list[str]:
-        """What is said of both readings: the bound, or that there is none, and what it would take.
-
-        Args:
-            of: what the information is of.
-        """
-        said = []
-        for reading, what in (("infomax", f"I({of}; image)"), ("two_view", f"I({of}; {of}')")):
-            bound = self.bound(reading)
-            found = "not told from chance" if bound is None else f">= {bound:.2f} nats"
-            line = (
-                f"{what} {found} on two views of {self.images:,} images (measured "
-                f"{getattr(self, reading):.2f}, bias {getattr(self, reading + '_bias'):.2f}, "
-                f"shuffled pairs {getattr(self, reading + '_shuffled'):.2f})"
-            )
-            enough = IMAGES_PER_DIMENSION * self.dimensions
-            if bound is None and self.images < enough:
-                line += (
-                    f": {self.dimensions:,} dimensions want {enough:,} images, "
-                    f"{self.images:,} suffice for {self.images // IMAGES_PER_DIMENSION:,}"
-                )
-            said.append(line)
-        return said
 
 
 @torch.no_grad()

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from solo_mim.host.lifecycle import SeededEpochs
-from solo_mim.host.optimisation import OPTIMIZERS, schedule, without_decay_on_bias_and_norm
+from solo_mim.optim import OPTIMIZERS, schedule, without_decay_on_bias_and_norm
+from solo_mim.seeding import SeededEpochs
 
 TOP = 5  # of so few classes or fewer, being among the top of them says nothing
 

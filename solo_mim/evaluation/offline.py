@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from solo_mim.errors import ConfigError
-from solo_mim.host.knn import knn_predictions
+from solo_mim.evaluation.knn import knn_predictions
 
 # Inverse L2 penalties to choose from, strongest first: of equals the first is taken.
 PROBE_CS = (0.001, 0.01, 0.1, 1.0, 10.0)

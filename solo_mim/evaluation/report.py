@@ -17,9 +17,9 @@ import pandas as pd
 import yaml
 from matplotlib.figure import Figure
 
-from solo_mim.evaluation.collect import Problem, Run
 from solo_mim.evaluation.compare import PUBLISHED_SOURCE, Pair, Row, Table, as_records, p_text
 from solo_mim.evaluation.plots import LABELS, loss_terms
+from solo_mim.runs.collect import Problem, Run
 
 DIAGNOSTICS = "Projected features z of held-out images, mean over seeds"
 

@@ -13,19 +13,19 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from solo_mim.errors import ConfigError
-from solo_mim.host import mended
-from solo_mim.host.backbones import (
+from solo_mim.backbones import (
     OUR_BACKBONES,
     backbone_factory,
     fill_backbone_kwargs,
     refuse_unknown_backbone,
 )
+from solo_mim.errors import ConfigError
+from solo_mim.evaluation.knn import OnlineKNN
+from solo_mim.host import mended
+from solo_mim.host.baselines import OPTIONS
 from solo_mim.host.checks import refuse_impossible_batch, refuse_impossible_views
-from solo_mim.host.keys import check_method_kwargs, method_keys, numeric_keys
-from solo_mim.host.knn import OnlineKNN
-from solo_mim.host.lifecycle import Lifecycle
-from solo_mim.host.optimisation import hold_rates
+from solo_mim.host.lifecycle import Lifecycle, OwnOptions, fill_options
+from solo_mim.optim import hold_rates
 
 with warnings.catch_warnings():
     # Of torch.cuda.amp.custom_fwd, and of its backbones' names in timm's registry.
@@ -63,7 +63,6 @@ class Adapter(Lifecycle):
     def __init__(self, cfg: DictConfig):
         name = cfg.backbone.name
         refuse_unknown_backbone(name, BACKBONES)
-        check_method_kwargs(cfg, method_keys(type(self)), numeric_keys(type(self)))
         fill_backbone_kwargs(cfg)
         # The host looks a backbone up by name, and where the name starts with "resnet" it does the
         # stem surgery by data set name. Under this one it finds ours, finished, and leaves it
@@ -103,11 +102,11 @@ class Adapter(Lifecycle):
         return configured
 
 
-class BaseMethod(Adapter, host_base.BaseMethod):
+class BaseMethod(OwnOptions, Adapter, host_base.BaseMethod):
     """Base class for methods of ours and of third parties: main's own, mended."""
 
 
-class BaseMomentumMethod(Adapter, host_base.BaseMomentumMethod):
+class BaseMomentumMethod(OwnOptions, Adapter, host_base.BaseMomentumMethod):
     """Base class for methods with a momentum network: main's own, mended."""
 
 
@@ -118,8 +117,8 @@ _MULTI_CROP = {"byol", "simclr", "supcon", "swav", "wmse"}  # W-MSE: its feature
 
 def _complete(cfg: DictConfig, *, method: str, cls: Any) -> DictConfig:
     refuse_impossible_views(cfg, method, _ANY_NUMBER_OF_VIEWS, _MULTI_CROP)
-    for key in [key for key, value in cfg.method_kwargs.items() if value is None]:
-        del cfg.method_kwargs[key]  # null asks for the default
+    if declared := OPTIONS.get(method):
+        fill_options(cfg, declared)
     cfg = cls.add_and_assert_specific_cfg(cfg)
     refuse_impossible_batch(cfg, method)
     return cfg
@@ -130,6 +129,7 @@ def _bind(method: str, cls: Any) -> type:
     namespace = {
         "__module__": __name__,
         "__doc__": cls.__doc__,
+        "Options": OPTIONS.get(method),
         "add_and_assert_specific_cfg": staticmethod(partial(_complete, method=method, cls=cls)),
     }
     mends = {"dino": (mended.DINO,), "deepclusterv2": (mended.DeepClusterV2,)}.get(method, ())

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import Trainer, seed_everything
-from omegaconf import DictConfig
+from lightning.pytorch.utilities import rank_zero_warn
+from omegaconf import DictConfig, OmegaConf
 
 from solo_mim.errors import ConfigError
+from solo_mim.evaluation.knn import OnlineKNN
 from solo_mim.host.checks import refuse_impossible_batch
-from solo_mim.host.knn import OnlineKNN
+from solo_mim.options import SECTION, checked_options
+from solo_mim.seeding import SeededEpochs
 
 # SwAV and DeepClusterV2 register these when training starts, after a checkpoint has been loaded.
 _LATE_BUFFERS = ("queue", "local_memory_index", "local_memory_embeddings")
@@ -22,30 +24,6 @@ _LATE_BUFFERS = ("queue", "local_memory_index", "local_memory_embeddings")
 _CACHE = "pos_enc.penc.penc.cached_penc"
 LATE_STATE = (*_LATE_BUFFERS, _CACHE)
 _OF_PROCESSES = "solo_mim_late_buffers"  # in a checkpoint: name -> processes x buffer
-
-
-class SeededEpochs:
-    """Mixed in before a LightningModule: what an epoch draws depends on (seed, epoch, process)."""
-
-    cfg: DictConfig
-    trainer: Trainer
-
-    def on_train_epoch_start(self) -> None:
-        self._seed()  # DeepClusterV2 draws its first centroids in this hook
-        super().on_train_epoch_start()  # type: ignore[misc]
-
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        super().on_train_batch_start(batch, batch_idx)  # type: ignore[misc]
-        if batch_idx == 0:
-            # Once more: the loader's own draw comes before the hook above where a run is resumed,
-            # and after it elsewhere.
-            self._seed()
-
-    def _seed(self) -> None:
-        """Dropout, masks and the like draw from (seed, epoch, process): a resumed run's epoch draws
-        what it would have drawn."""
-        origin = (self.cfg.get("seed", 5), self.trainer.current_epoch, self.trainer.global_rank)
-        seed_everything(int(np.random.SeedSequence(origin).generate_state(1)[0]), verbose=False)
 
 
 class Lifecycle(SeededEpochs):
@@ -136,6 +114,38 @@ class Lifecycle(SeededEpochs):
             # Set when training starts: DDP gives all processes the first one's of what it finds.
             if not hasattr(self, name):
                 del state[name]
+
+
+def fill_options(cfg: DictConfig, declared: type) -> Any:
+    """Checked options of `cfg.method_kwargs`, which is set to all of them."""
+    given: Any = OmegaConf.to_container(cfg.get(SECTION) or OmegaConf.create())
+    options: Any = checked_options(declared, given, cfg.method)
+    OmegaConf.update(cfg, SECTION, asdict(options), merge=False, force_add=True)
+    return options
+
+
+class OwnOptions:
+    """Mixed in before an adapter: a method's options are those that its class declares.
+
+    Attributes:
+        Options: a dataclass of them (`solo_mim.options`); None of a class that declares none, whose
+            `method_kwargs` nobody checks.
+        options: an instance, of what the configuration gives.
+    """
+
+    Options: type | None = None
+    options: Any = None
+
+    def __init__(self, cfg: DictConfig):
+        options = None
+        if self.Options is not None:
+            options = fill_options(cfg, self.Options)
+        elif cfg.get(SECTION):
+            rank_zero_warn(
+                f"method={cfg.method} declares no Options: its method_kwargs are not checked"
+            )
+        super().__init__(cfg)  # type: ignore[call-arg]
+        self.options = options
 
 
 def _of_labelled(out: dict[str, Any], targets: torch.Tensor) -> dict[str, Any]:

@@ -24,23 +24,18 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from solo_mim.host import mended
-from solo_mim.host.backbones import (
+from solo_mim.backbones import (
     OUR_BACKBONES,
     backbone_factory,
     fill_backbone_kwargs,
     refuse_unknown_backbone,
 )
+from solo_mim.evaluation.knn import OnlineKNN
+from solo_mim.host import mended
+from solo_mim.host.baselines import RELEASED_OPTIONS
 from solo_mim.host.checks import refuse_impossible_batch, refuse_impossible_views
-from solo_mim.host.keys import check_method_kwargs, method_keys, numeric_keys
-from solo_mim.host.knn import OnlineKNN
-from solo_mim.host.lifecycle import Lifecycle
-from solo_mim.host.optimisation import (
-    OPTIMIZERS,
-    hold_rates,
-    schedule,
-    without_decay_on_bias_and_norm,
-)
+from solo_mim.host.lifecycle import Lifecycle, OwnOptions, fill_options
+from solo_mim.optim import OPTIMIZERS, hold_rates, schedule, without_decay_on_bias_and_norm
 
 
 @contextlib.contextmanager
@@ -80,42 +75,6 @@ with _modules_that_solo_expects(), warnings.catch_warnings():
     host_backbones: Any = importlib.import_module("solo.utils.backbones")
     mended.mend_modules()
 
-
-# main's defaults of what 1.0.2 has no default for (its argument parser held them, with other
-# values).
-METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
-    "barlow_twins": {"lamb": 0.0051, "scale_loss": 0.024},
-    "deepclusterv2": {
-        "temperature": 0.1,
-        "num_prototypes": [3000, 3000, 3000],
-        "kmeans_iters": 10,
-    },
-    "dino": {
-        "clip_grad": 0,
-        "freeze_last_layer": 1,
-        "norm_last_layer": True,
-        "use_bn_in_head": False,
-        "student_temperature": 0.1,
-        "teacher_temperature": 0.07,
-        "warmup_teacher_temperature": 0.04,
-        "warmup_teacher_temperature_epochs": 0,
-    },
-    "mocov2plus": {"queue_size": 65536},
-    "nnbyol": {"queue_size": 65536},
-    "nnclr": {"queue_size": 65536},
-    "nnsiam": {"queue_size": 65536},
-    "ressl": {"queue_size": 65536},
-    "swav": {
-        "queue_size": 65536,
-        "num_prototypes": 3000,
-        "sk_epsilon": 0.05,
-        "sk_iters": 3,
-        "freeze_prototypes_epochs": 1,
-        "epoch_queue_starts": 15,
-    },
-    "vicreg": {"sim_loss_weight": 25.0, "var_loss_weight": 25.0, "cov_loss_weight": 1.0},
-    "wmse": {"whitening_iters": 1, "whitening_size": 256, "whitening_eps": 0.0},
-}
 
 BASE_DEFAULTS: dict[str, Any] = {
     "backbone": {"kwargs": {}},
@@ -347,14 +306,10 @@ class Baseline(Adapter):
         return out if old is None else {**out, "z": out[old]}
 
 
-class BaseMethod(Adapter, host_base.BaseMethod):
+class BaseMethod(OwnOptions, Adapter, host_base.BaseMethod):
     """Base class for methods of ours and of third parties, with the contract of main's."""
 
     validation_epoch_end = None
-
-    def __init__(self, cfg: DictConfig):
-        check_method_kwargs(cfg, method_keys(type(self)), numeric_keys(type(self)))
-        super().__init__(cfg)
 
     def forward(self, X: Tensor) -> dict[str, Tensor]:
         """Maps N x C x H x W images to `feats` (N x features_dim) and probe `logits` (N x
@@ -387,16 +342,6 @@ class BaseMomentumMethod(BaseMethod, host_base.BaseMomentumMethod):
         return self.momentum_forward(X)
 
 
-def _own_parameters(cls: type) -> dict[str, inspect.Parameter]:
-    """Constructor arguments that only the method's own class takes."""
-    parameters = inspect.signature(cls.__init__).parameters  # type: ignore[misc]
-    return {
-        name: parameter
-        for name, parameter in parameters.items()
-        if parameter.kind is parameter.POSITIONAL_OR_KEYWORD and name != "self"
-    }
-
-
 # Written for any number of large crops, and for small crops beside them.
 _ANY_NUMBER_OF_VIEWS = {"wmse"}
 _MULTI_CROP = {"simclr"}
@@ -407,15 +352,8 @@ def _complete_baseline(cfg: DictConfig, *, method: str, cls: type) -> DictConfig
     refuse_impossible_views(cfg, method, _ANY_NUMBER_OF_VIEWS, _MULTI_CROP)
     if issubclass(cls, host_base.BaseMomentumMethod):
         _fill(cfg, MOMENTUM_DEFAULTS)
-    _fill(cfg, {"method_kwargs": METHOD_DEFAULTS.get(method, {})})
-    parameters = _own_parameters(cls)  # 1.0.2 would swallow others
-    keys = {name: parameter.default is parameter.empty for name, parameter in parameters.items()}
-    numeric = {
-        name: parameter.annotation.__name__
-        for name, parameter in parameters.items()
-        if parameter.annotation in (int, float, bool)
-    }
-    check_method_kwargs(cfg, keys, numeric)
+    if declared := RELEASED_OPTIONS.get(method):
+        fill_options(cfg, declared)
     refuse_impossible_batch(cfg, method)
     return cfg
 
@@ -426,6 +364,7 @@ def _bind(method: str, cls: type) -> type:
         "__module__": __name__,
         "__doc__": cls.__init__.__doc__,  # type: ignore[misc]
         "validation_epoch_end": None,
+        "Options": RELEASED_OPTIONS.get(method),
         "add_and_assert_specific_cfg": staticmethod(
             partial(_complete_baseline, method=method, cls=cls)
         ),

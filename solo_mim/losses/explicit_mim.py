@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from numbers import Real
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import torch
 import torch.distributed as dist
@@ -22,10 +22,12 @@ from torch import Tensor, nn
 from solo_mim.losses.gaussianity import non_gaussianity
 from solo_mim.losses.logdet import check_deferred, logdet
 from solo_mim.losses.statistics import several_processes, view_covariances
+from solo_mim.options import Positive, Weight
 
-READINGS = ("infomax", "two_view")
-WITHIN = ("full", "diagonal", "isotropic", "linear")
-NORMALISATIONS = ("standardise", "l2")
+Reading = Literal["infomax", "two_view"]
+Within = Literal["full", "diagonal", "isotropic", "linear"]
+Normalisation = Literal["standardise", "l2"]
+READINGS, WITHIN, NORMALISATIONS = map(get_args, (Reading, Within, Normalisation))
 
 # Random directions and points of the integral of `gaussianity`, in each step.
 SLICES, POINTS = 256, 17
@@ -63,13 +65,13 @@ class ExplicitMIMOptions:
         ValueError: an unknown reading, assumption or normalisation, floors out of order.
     """
 
-    reading: str = "infomax"
-    within: str = "full"
-    within_noise: float = 0.1
-    total_noise: float = 0.01
-    between_noise: float | None = None
-    normalisation: str = "standardise"
-    gaussianity: float = 0.0
+    reading: Reading = "infomax"
+    within: Within = "full"
+    within_noise: Positive = 0.1
+    total_noise: Positive = 0.01
+    between_noise: Positive | None = None
+    normalisation: Normalisation = "standardise"
+    gaussianity: Weight = 0.0
 
     def __post_init__(self) -> None:
         check_choice("reading", self.reading, READINGS)
@@ -102,25 +104,30 @@ class ExplicitMIMOptions:
         if not 0 < self.between_noise < math.inf:
             raise ValueError(f"between_noise must be positive and finite, got {self.between_noise}")
 
-    @classmethod
-    def named(cls, options: Mapping[str, Any]) -> "ExplicitMIMOptions":
-        """Options by name, those of version 0.1.0 included, with a FutureWarning.
-
-        Raises:
-            TypeError: an option that does not exist.
-            ValueError: of the options themselves.
-        """
-        options = dict(options)
-        if options.get("reading") == "first_order":
-            options |= {"reading": "infomax", "within": "linear"}
+    @staticmethod
+    def renamed(options: Mapping[str, Any]) -> dict[str, Any]:
+        """Options by the names and values of today, those of version 0.1.0 with a FutureWarning."""
+        found = dict(options)
+        if found.get("reading") == "first_order":
+            found |= {"reading": "infomax", "within": "linear"}
             warnings.warn('reading="first_order" is within="linear"', FutureWarning, stacklevel=3)
-        if options.pop("double_precision", None) is not None:
+        if found.pop("double_precision", None) is not None:
             warnings.warn(
                 "double_precision is ignored: float64 embeddings are computed in float64",
                 FutureWarning,
                 stacklevel=3,
             )
-        return cls(**options)
+        return found
+
+    @classmethod
+    def named(cls, options: Mapping[str, Any]) -> "ExplicitMIMOptions":
+        """Options by name, old names included.
+
+        Raises:
+            TypeError: an option that does not exist.
+            ValueError: of the options themselves.
+        """
+        return cls(**cls.renamed(options))
 
 
 class ExplicitMIMTerms(NamedTuple):

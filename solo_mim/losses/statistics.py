@@ -73,29 +73,42 @@ def view_covariances(
         )
 
     if num_views * num_local >= dim or num_views * count >= dim:
-        divisor = 1 if isinstance(count, Tensor) else count
-        between = self_product(between_rows, 1 / (num_views * divisor))
-        within = reduce(
-            torch.add,
-            [
-                self_product(rows, 1 / (norm * (num_views - 1) * divisor))
-                for rows, norm in contrasts
-            ],
-        )
-        if group is not None:
-            between, within = sum_over_processes(torch.stack((between, within)), group) / count
-        total = torch.lerp(within, between, 1 / num_views)
-        variance, powers = None, within.diagonal()
-        if normalisation == "standardise":
-            variance = total.diagonal().clamp_min(MEAN_SQUARE_FLOOR)
-            powers = powers / variance
-        return ViewCovariances(total, within, between, variance, powers)
-
+        return _of_moments(between_rows, contrasts, count, normalisation, group)
     # Fewer rows than coordinates: the rows of all processes travel, not D x D matrices.
     orthonormal = [between_rows / math.sqrt(num_views)]
     orthonormal += [rows / math.sqrt(norm) for rows, norm in contrasts]
-    between_rows, *within_rows = _gather_samples(orthonormal, counts, group)
-    num_samples = len(between_rows)
+    return _of_rows(_gather_samples(orthonormal, counts, group), normalisation)
+
+
+def _of_moments(
+    between_rows: Tensor,
+    contrasts: list[tuple[Tensor, int]],
+    count: Tensor | int,
+    normalisation: str,
+    group: dist.ProcessGroup | None,
+) -> ViewCovariances:
+    """D x D matrices of N x D sums and contrasts of the views, of `count` samples in all."""
+    num_views = 1 + len(contrasts)
+    divisor = 1 if isinstance(count, Tensor) else count
+    between = self_product(between_rows, 1 / (num_views * divisor))
+    within = reduce(
+        torch.add,
+        [self_product(rows, 1 / (norm * (num_views - 1) * divisor)) for rows, norm in contrasts],
+    )
+    if group is not None:
+        between, within = sum_over_processes(torch.stack((between, within)), group) / count
+    total = torch.lerp(within, between, 1 / num_views)
+    variance, powers = None, within.diagonal()
+    if normalisation == "standardise":
+        variance = total.diagonal().clamp_min(MEAN_SQUARE_FLOOR)
+        powers = powers / variance
+    return ViewCovariances(total, within, between, variance, powers)
+
+
+def _of_rows(orthonormal: Sequence[Tensor], normalisation: str) -> ViewCovariances:
+    """Gram matrices of the orthonormal combinations of V views, N x D each, fewer than D."""
+    between_rows, *within_rows = orthonormal
+    num_views, num_samples = len(orthonormal), len(between_rows)
     joined = torch.cat((_without_mean(between_rows), *within_rows))
     if normalisation == "standardise":
         joined = with_unit_mean_square(joined, 0, num_views * num_samples)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import dataclass, fields
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_warn
 from omegaconf import DictConfig
-from torch import Tensor
+from torch import Tensor, nn
 
-from solo_mim.errors import ConfigError, nearest
 from solo_mim.host import BaseMethod
 from solo_mim.losses import (
     ExplicitMIMError,
@@ -22,75 +20,50 @@ from solo_mim.losses import (
 )
 from solo_mim.losses.logdet import settle_deferred
 from solo_mim.methods.projecting import Projecting, projector
-
-# The loss's options, which `method_kwargs` sets.
-DEFAULTS: dict[str, Any] = asdict(ExplicitMIMOptions())
+from solo_mim.options import ProjectorOptions, Size
 
 
 class ExplicitMIM(Projecting, BaseMethod):
     """Implements the Theorem-1 objective of explicit MIM (https://arxiv.org/abs/2409.04747).
 
     The estimator is this project's; see `solo_mim.losses.ExplicitMIMOptions`.
-
-    method_kwargs:
-        proj_hidden_dim (int): number of neurons in the hidden layers of the projector.
-        proj_output_dim (int): number of dimensions of the projected features; should be at most
-            half the global batch size, beyond which the covariances are too noisy to train on.
-            None (default) is 128, or half the global batch where that is less.
-        reading (str): "infomax" (default) or "two_view".
-        within (str): structure of the within-image covariance, "full", "diagonal", "isotropic" or
-            "linear".
-        within_noise (float): power of the noise channel in the within-image term.
-        total_noise (float): floor of the total term, in (0, within_noise].
-        between_noise (float): floor of the between term, "two_view" only.
-        normalisation (str): "standardise" (over all views) or "l2" (per sample).
-        gaussianity (float): weight of the term that makes the embeddings Gaussian; 0 is off.
     """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options(ExplicitMIMOptions, ProjectorOptions):
+        """`method_kwargs` of explicit MIM: those of the loss and of the projector.
+
+        Attributes:
+            proj_output_dim: dimensions of the projected features; at most half the global batch,
+                beyond which covariances are too noisy to train on. null is 128, or half the global
+                batch where that is less.
+        """
+
+        proj_output_dim: Size | None = None  # type: ignore[assignment]
 
     def __init__(self, cfg: DictConfig):
         super().__init__(cfg)
-
-        self.loss_kwargs: dict[str, Any] = {key: cfg.method_kwargs[key] for key in DEFAULTS}
-
-        proj_hidden_dim: int = cfg.method_kwargs.proj_hidden_dim
-        proj_output_dim: int = cfg.method_kwargs.proj_output_dim
-        self.projector = projector(self.features_dim, proj_hidden_dim, proj_output_dim)
+        self.loss_kwargs: dict[str, Any] = {
+            field.name: getattr(self.options, field.name) for field in fields(ExplicitMIMOptions)
+        }
 
     @classmethod
     def add_and_assert_specific_cfg(cls, cfg: DictConfig) -> DictConfig:
-        """Adds method specific default values/checks for config.
+        """Adds the number of dimensions where none is given.
 
         Args:
-            cfg: the run's configuration.
-
-        Returns:
-            The same object, with defaults filled in.
-
-        Raises:
-            ConfigError: a required key is missing or a value is impossible; names the key.
+            cfg: the run's configuration, changed in place.
         """
         cfg = super().add_and_assert_specific_cfg(cfg)
-        kwargs = cfg.method_kwargs
-        if kwargs.get("proj_hidden_dim") is None:
-            raise ConfigError("method=explicit_mim needs method_kwargs.proj_hidden_dim")
-        if kwargs.get("proj_output_dim") is None:
+        if cfg.method_kwargs.get("proj_output_dim") is None:
             global_batch = cfg.optimizer.batch_size * _processes(cfg)
-            kwargs.proj_output_dim = min(128, max(1, global_batch // 2))
-        options = (*DEFAULTS, "double_precision")  # which only warns
-        known = ("proj_hidden_dim", "proj_output_dim", *options)
-        for key in kwargs:
-            if key not in known:
-                raise ConfigError(f"unknown key 'method_kwargs.{key}'{nearest(str(key), known)}")
-        given = {key: kwargs.pop(key) for key in options if key in kwargs}
-        try:
-            with warnings.catch_warnings(record=True) as renamed:
-                warnings.simplefilter("always")
-                kwargs.update(asdict(ExplicitMIMOptions.named(given)))
-        except (ValueError, TypeError) as error:
-            raise ConfigError(f"method_kwargs: {error}") from error
-        for warning in renamed:
-            rank_zero_warn(f"method_kwargs: {warning.message}")
+            cfg.method_kwargs.proj_output_dim = min(128, max(1, global_batch // 2))
         return cfg
+
+    def new_projector(self) -> nn.Module:
+        """Of as many dimensions as the batch allows, where none are given."""
+        dim = self.cfg.method_kwargs.proj_output_dim
+        return projector(self.features_dim, self.options.proj_hidden_dim, dim)
 
     @property
     def collapse_remedy(self) -> str:

@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from solo_mim.host.checks import refuse_impossible_views
+from solo_mim.options import ProjectorOptions
 
 
 def projector(features: int, hidden: int, output: int) -> nn.Sequential:
@@ -26,7 +27,19 @@ def projector(features: int, hidden: int, output: int) -> nn.Sequential:
 class Projecting:
     """Mixed in before a base class: a projector whose output is `z`."""
 
+    Options: type = ProjectorOptions
+    options: Any
+    features_dim: int
     projector: nn.Module
+
+    def __init__(self, cfg: DictConfig):
+        super().__init__(cfg)  # type: ignore[call-arg]
+        self.projector = self.new_projector()
+
+    def new_projector(self) -> nn.Module:
+        """From the backbone's features to `z`."""
+        options = self.options
+        return projector(self.features_dim, options.proj_hidden_dim, options.proj_output_dim)
 
     @classmethod
     def add_and_assert_specific_cfg(cls, cfg: DictConfig) -> DictConfig:

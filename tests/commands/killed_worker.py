@@ -16,9 +16,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import solo_mim.commands.pretrain as command
-from solo_mim.commands import main, runs
+import solo_mim.training as command
+from solo_mim.commands import main
 from solo_mim.data.photo_patches import photo_patches
+from solo_mim.runs import checkpoints, files
 
 
 def die(*_: Any, **__: Any) -> None:
@@ -47,29 +48,29 @@ def at_call(owner: Any, name: str, number: int, whole: bool = False) -> Callable
 
 def half_a_checkpoint() -> None:
     """The process dies when half of a checkpoint's bytes are written."""
-    save = runs.torch.save
+    save = checkpoints.torch.save
 
     def cut(checkpoint: Any, file: Any) -> None:
         save(checkpoint, file)
         file.truncate(file.tell() // 2)
         die()
 
-    runs.torch.save = cut  # type: ignore[assignment]
+    checkpoints.torch.save = cut  # type: ignore[assignment]
 
 
 # `os.replace` puts in place, in this order: configuration, provenance, in a sitting that resumes
 # the metrics that its checkpoint brings, then for each epoch metrics and checkpoint.
 MOMENTS: dict[str, Callable[[], None]] = {
-    "configuration written, not in place": at_call(runs.os, "replace", 1),
+    "configuration written, not in place": at_call(files.os, "replace", 1),
     "half a checkpoint, the first": half_a_checkpoint,
-    "checkpoint written, not in place": at_call(runs.os, "replace", 4),
-    "checkpoint in place": at_call(runs.os, "replace", 4, whole=True),
+    "checkpoint written, not in place": at_call(files.os, "replace", 4),
+    "checkpoint in place": at_call(files.os, "replace", 4, whole=True),
     "half a checkpoint, a later one": half_a_checkpoint,
-    "metrics written, not in place": at_call(runs.os, "replace", 4),
-    "checkpoint in place, the one before not gone": at_call(runs.os, "replace", 5, whole=True),
+    "metrics written, not in place": at_call(files.os, "replace", 4),
+    "checkpoint in place, the one before not gone": at_call(files.os, "replace", 5, whole=True),
     "second epoch of this sitting": at_call(command.EpochLines, "on_train_batch_end", 5),
     "evaluation": at_call(command, "evaluate_features", 3),
-    "curves drawn, no result": at_call(runs, "write_json", 2),
+    "curves drawn, no result": at_call(files, "write_json", 2),
 }
 
 

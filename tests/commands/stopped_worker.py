@@ -20,9 +20,11 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_only
 
-import solo_mim.commands.pretrain as command
-from solo_mim.commands import jobs, main, runs
+import solo_mim.training as command
+from solo_mim.commands import main
 from solo_mim.data.photo_patches import photo_patches
+from solo_mim.protocols import figures
+from solo_mim.runs import checkpoints
 
 PROCESSES = 3
 EVERYBODY = -1
@@ -42,7 +44,7 @@ def at(where: str, call: int, target: int, *numbers: int) -> Callable[[Path, int
     """Has signals sent amid one call of a function: to its process, or by the first to all."""
     owner, name = {
         "batch": (command.EpochLines, "on_train_batch_end"),
-        "save": (runs.torch, "save"),
+        "save": (checkpoints.torch, "save"),
         "evaluation": (command, "evaluate_features"),
     }[where]
 
@@ -64,28 +66,28 @@ def at(where: str, call: int, target: int, *numbers: int) -> Callable[[Path, int
 
 
 def note_extractions(folder: Path, rank: int) -> None:
-    extract = jobs.extract_features
+    extract = figures.extract_features
 
     def noted(*args: Any, **kwargs: Any) -> Any:
         with (folder / "extracted").open("a") as file:
             file.write(f"{rank} {kwargs['description']}\n")
         return extract(*args, **kwargs)
 
-    jobs.extract_features = noted
+    figures.extract_features = noted
 
 
 def full_disk(folder: Path, rank: int) -> None:
     """Files end at 20 kB from the first process's first checkpoint on: half of that."""
     import resource
 
-    save = runs.torch.save
+    save = checkpoints.torch.save
 
     def cut_short(checkpoint: Any, file: Any) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
         save(checkpoint, file)
 
     if rank == 0:
-        runs.torch.save = cut_short  # type: ignore[assignment]
+        checkpoints.torch.save = cut_short  # type: ignore[assignment]
 
 
 TERM, INT, KILL = signal.SIGTERM, signal.SIGINT, signal.SIGKILL

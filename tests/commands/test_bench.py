@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 
-from solo_mim.commands import bench, main
+from solo_mim import benchmarks as bench
+from solo_mim.commands import main
 
 
 def test_bench_writes_table_data_and_picture(tmp_path, capsys):

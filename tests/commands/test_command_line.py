@@ -16,11 +16,16 @@ import pytest
 import torch
 from PIL import Image
 
-from solo_mim.commands import COMMANDS, jobs, main, sources
-from solo_mim.commands.configuration import PACKAGE
+from solo_mim import trainer, training
+from solo_mim.commands import COMMANDS, main
 from solo_mim.data.photo_patches import photo_patches
 from solo_mim.errors import ConfigError
-from solo_mim.evaluation.collect import collect
+from solo_mim.installed import PACKAGE
+from solo_mim.protocols import linear
+from solo_mim.recipe.checks import checked
+from solo_mim.runs import sources
+from solo_mim.runs.collect import collect
+from solo_mim.runs.folder import RunFolder
 
 TINY = [
     "max_epochs=2",
@@ -134,7 +139,10 @@ def test_the_same_command_again_skips_the_finished_run(finished, monkeypatch, so
         ),
         (["pretrain", "method=vicrge"], "did you mean 'vicreg'?"),
         (["pretrain", "method_kwargs.within_noise=0.001"], "no less than total_noise (0.01)"),
-        (["pretrain", "method_kwargs.reading=twoview"], "reading must be one of infomax"),
+        (
+            ["pretrain", "method_kwargs.reading=twoview"],
+            "method_kwargs.reading: unknown value 'twoview'; did you mean 'two_view'?",
+        ),
         (["pretrain", "+method_kwargs.within_nois=0.5"], "did you mean 'within_noise'?"),
         (["pretrain", "method=vicreg", "+method_kwargs.lamb=1"], "method_kwargs.lamb"),
         (["pretrain", "method_kwargs.within_nois=1"], "did you mean 'within_noise'? (set on"),
@@ -189,7 +197,10 @@ def test_the_same_command_again_skips_the_finished_run(finished, monkeypatch, so
         (["pretrain", "fast_dev_run=true"], "a trial run is max_epochs=1"),
         (["pretrain", "method_kwargs.proj_hidden_dim=-5"], "a finite number above 0"),
         (["pretrain", "method=vicreg", "method_kwargs.proj_output_dim=0"], "above 0 is needed"),
-        (["pretrain", "method_kwargs.total_noise=.nan"], "total_noise must be a number, got"),
+        (
+            ["pretrain", "method_kwargs.total_noise=.nan"],
+            "method_kwargs.total_noise: a number is needed, not '.nan'",
+        ),
         (["pretrain", "method=corinfomax", "method_kwargs.alpha=a"], "method_kwargs.alpha: a num"),
         (["pretrain", "method=vicreg", "method_kwargs.proj_hidden_dim=1.5"], "a whole number"),
         (["pretrain", "method=nnclr", "method_kwargs.queue_size=0"], "queue_size=0 must be a mul"),
@@ -252,7 +263,7 @@ def test_a_loader_that_runs_out_of_memory_in_training_is_named_as_such(
     error = RuntimeError("Caught RuntimeError in worker 0.\nDefaultCPUAllocator: can't allocate")
     error.args = (f"{error} memory: you tried to allocate 4096 bytes.",)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(jobs, "fit", _fails_with(error))
+    monkeypatch.setattr(training, "fit", _fails_with(error))
     said = refused("pretrain", *TINY)
     assert "out of memory (4096 bytes more were needed): lower optimizer.batch_size" in said
 
@@ -337,10 +348,12 @@ def test_a_logger_that_is_not_installed_names_its_extra(name, tmp_path, monkeypa
     def absent(*_, **__):
         raise ModuleNotFoundError
 
-    monkeypatch.setattr(jobs, name, absent)
+    monkeypatch.setattr(trainer, name, absent)
     extra = name.removesuffix("Logger").lower()
+    recipe = checked(compose_cfg(f"{extra}.enabled=true"))
+    folder = RunFolder(tmp_path, recipe.plain, "0123")
     with pytest.raises(ConfigError, match=rf"pip install '\.\[{extra}\]'"):
-        jobs.loggers(compose_cfg(f"{extra}.enabled=true"), tmp_path)
+        trainer.loggers(recipe, folder)
 
 
 def test_two_processes_train_and_say_what_they_could_not_read_or_share(small_images):
@@ -405,8 +418,10 @@ def test_weights_that_are_not_finite_are_never_saved_though_the_loss_is(
             if trainer.current_epoch == 1 and trainer.is_last_batch:
                 next(module.parameters()).data[0] = torch.inf
 
-    make = jobs.trainer_of
-    monkeypatch.setattr(jobs, "trainer_of", lambda cfg, f, given: make(cfg, f, [Break(), *given]))
+    for module in (training, linear):
+        monkeypatch.setattr(
+            module, "trainer_of", lambda *of: trainer.trainer_of(*of[:-1], [Break(), *of[-1]])
+        )
     epochs = [*TINY[:3], "data.num_workers=0", f"output_dir={tmp_path}"]
     of = [own_run, FEW[2]] if command == "linear" else [*TINY[3:], *FEW]
     said = solo_mim(command, *of, *epochs)
@@ -468,15 +483,15 @@ def pressed(folder, number, hook, epoch, **environment):
     """A run that gets a signal in a hook of an epoch."""
     code = (
         "import lightning.pytorch as pl, os, signal, sys\n"
-        "import solo_mim.commands.jobs as jobs\n"
+        "from solo_mim import training\n"
         "from solo_mim.commands import main\n"
         # A shell starts background jobs with the signal ignored, and Python then leaves it so.
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "class Press(pl.Callback):\n"
         f"    def {hook}(self, trainer, module, *_):\n"
         f"        if trainer.current_epoch == {epoch}: os.kill(os.getpid(), signal.{number.name})\n"
-        "make = jobs.trainer_of\n"
-        "jobs.trainer_of = lambda cfg, folder, given: make(cfg, folder, [*given, Press()])\n"
+        "make = training.trainer_of\n"
+        "training.trainer_of = lambda *of: make(*of[:-1], [*of[-1], Press()])\n"
         "sys.exit(main(['pretrain', *sys.argv[1:]]))\n"
     )
     return subprocess.run(
@@ -595,11 +610,10 @@ def test_a_run_goes_on_where_its_images_were_moved_to_and_not_on_others(
 def test_a_run_from_before_there_were_fingerprints_is_found_by_its_paths(own_copy, solo_mim):
     from omegaconf import OmegaConf
 
-    from solo_mim import host
-    from solo_mim.commands.configuration import identity
+    from solo_mim.runs import identity
 
-    cfg = OmegaConf.load(own_copy / "config.yaml")
-    by_paths = identity(cfg, f"{host.GENERATION} {host.host_version()}", None)
+    config = OmegaConf.to_container(OmegaConf.load(own_copy / "config.yaml"))
+    by_paths = identity.identity(config, identity.host(), None)
     older = own_copy.rename(own_copy.with_name(f"{own_copy.name[:-8]}{by_paths}"))
     assert older.name != own_copy.name
     said = solo_mim("pretrain", *TINY).out
@@ -794,7 +808,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused_with_the_weights(finished, tm
 def test_a_checkpoint_runs_no_code_and_loses_what_is_not_plain(tmp_path):
     import functools
 
-    from solo_mim.commands import checkpoints
+    from solo_mim.runs import checkpoints
 
     class Evil:
         def __reduce__(self):
@@ -817,7 +831,7 @@ def test_a_checkpoint_runs_no_code_and_loses_what_is_not_plain(tmp_path):
 
 
 def test_two_processes_do_not_work_on_one_run(finished, tmp_path, solo_mim):
-    from solo_mim.commands.runs import FolderLock
+    from solo_mim.runs.folder import FolderLock
 
     folder, _ = finished
     (run,) = (folder / "runs").iterdir()
@@ -833,7 +847,7 @@ def test_two_processes_do_not_work_on_one_run(finished, tmp_path, solo_mim):
 def test_a_file_system_without_locks_is_no_obstacle(tmp_path, monkeypatch):
     import fcntl
 
-    from solo_mim.commands.runs import FolderLock
+    from solo_mim.runs.folder import FolderLock
 
     def unsupported(*_):
         raise OSError(errno.ENOLCK, "No locks available")

@@ -4,21 +4,15 @@ import re
 from pathlib import Path
 
 import pytest
-from omegaconf import ListConfig, OmegaConf
+from omegaconf import OmegaConf
+from toys import completed
 
-from solo_mim import host
 from solo_mim.commands import main
-from solo_mim.commands.configuration import (
-    CONFIG_FOLDER,
-    check_run,
-    checked,
-    completed,
-    identity,
-    num_devices,
-)
 from solo_mim.errors import ConfigError
-from solo_mim.host.keys import check_method_kwargs, method_keys, numeric_keys
+from solo_mim.installed import CONFIG_FOLDER
 from solo_mim.methods import METHODS
+from solo_mim.recipe.checks import check_run, checked
+from solo_mim.runs.identity import identity
 
 RECIPES = {path.stem for path in (CONFIG_FOLDER / "method").glob("*.yaml")}
 DATA = sorted(path.stem for path in (CONFIG_FOLDER / "data").glob("*.yaml"))
@@ -101,7 +95,7 @@ def test_rates_scale_with_batch_and_devices(compose_cfg):
 )
 def test_devices_are_counted_in_every_spelling(devices, count, compose_cfg):
     cfg = compose_cfg(f"devices={devices}", "accelerator=cpu")
-    assert num_devices(cfg) == count
+    assert checked(cfg).processes == count
     resolved = completed(cfg, num_classes=10, num_large_crops=2, num_small_crops=0)
     assert resolved.devices == count, "lightning counts CPU processes, and refuses a list of them"
 
@@ -245,16 +239,16 @@ def test_a_file_that_cannot_be_read_is_named(content, reason, tmp_path, refused)
 
 
 def test_a_recipes_schedule_that_outlasts_a_trial_run_is_said(compose_cfg, capsys):
-    check_run(compose_cfg("max_epochs=2"))
-    check_run(compose_cfg("max_epochs=1", "scheduler.name=none"))
+    check_run(checked(compose_cfg("max_epochs=2")))
+    check_run(checked(compose_cfg("max_epochs=1", "scheduler.name=none")))
     assert capsys.readouterr().out == ""
-    check_run(compose_cfg("max_epochs=1"))
+    check_run(checked(compose_cfg("max_epochs=1")))
     assert capsys.readouterr().out == (
         "note: scheduler.warmup_epochs=2 is more than max_epochs=1: optimizer.lr is never reached\n"
     )
     steps = ("scheduler.name=step", "scheduler.lr_decay_steps=[60,80]")
-    check_run(compose_cfg("max_epochs=100", *steps))
-    check_run(compose_cfg("max_epochs=2", *steps))
+    check_run(checked(compose_cfg("max_epochs=100", *steps)))
+    check_run(checked(compose_cfg("max_epochs=2", *steps)))
     assert capsys.readouterr().out == (
         "note: scheduler.lr_decay_steps: none is before the end, max_epochs=2\n"
     )
@@ -265,7 +259,7 @@ def test_a_name_stays_in_the_folder_of_the_runs(name, compose_cfg):
     cfg = compose_cfg()
     cfg.name = name
     with pytest.raises(ConfigError, match=r"name=.* must be fit for a folder"):
-        check_run(cfg)
+        check_run(checked(cfg))
 
 
 def _write(folder, files):
@@ -296,8 +290,6 @@ def test_every_shipped_recipe_composes(method, data, compose_cfg):
     assert cfg.backbone.name.startswith("vit_") == (method == "mae")
     crops = sum(pipeline.num_crops for pipeline in cfg.augmentations)
     cls = METHODS[method]
-    # Of what its source reads, and by the class itself, which also knows queues and batches.
-    check_method_kwargs(cfg, method_keys(cls), numeric_keys(cls))
     cls.add_and_assert_specific_cfg(completed(cfg, 10, crops, 0))
 
 
@@ -305,93 +297,11 @@ def test_every_shipped_recipe_composes_on_solo_learn_main(passes_on_main):
     passes_on_main("-k", "recipe", Path(__file__))
 
 
-class _Parent:
-    def __init__(self, cfg):
-        self.width: int = cfg.method_kwargs.width
-
-    @staticmethod
-    def add_and_assert_specific_cfg(cfg):
-        assert not OmegaConf.is_missing(cfg, "method_kwargs.depth")
-        cfg.method_kwargs.rate = OmegaConf.select(cfg, "method_kwargs.rate", default=0.1)
-        return cfg
-
-
-class _Toy(_Parent):
-    def __init__(self, cfg):
-        super().__init__(cfg)
-        kwargs = cfg.method_kwargs
-        self.rate: float = cfg.method_kwargs.rate
-        self.mode: str = kwargs["mode"]
-        self.steps: int = kwargs.get("steps", 3)
-        self.name = getattr(cfg.method_kwargs, "name", None)
-
-    @property
-    def is_deep(self):
-        return self.cfg.method_kwargs.depth > 3 or "deep" in self.cfg.method_kwargs
-
-
-class _HandsItOn(_Parent):
-    def __init__(self, cfg):
-        self.settings = dict(**cfg.method_kwargs)
-
-
-class _WithTextAtTheMargin(_Parent):
-    def help(self):
-        return """
-at the margin
-"""
-
-
-def test_keys_of_a_method_are_those_that_its_source_reads():
-    assert method_keys(_Toy) == {
-        **{"deep": False, "depth": True, "mode": True, "name": False},
-        **{"rate": False, "steps": False, "width": True},
-    }
-    assert numeric_keys(_Toy) == {"width": "int", "rate": "float", "steps": "int"}
-    assert method_keys(_HandsItOn) is None
-    assert method_keys(_WithTextAtTheMargin) is None, "its source cannot be taken out of its class"
-
-
-@pytest.mark.parametrize(
-    ("kwargs", "message"),
-    [
-        ({"dept": 3}, r"unknown key 'method_kwargs.dept'; did you mean 'depth'"),
-        ({"width": 3}, r"method=toy needs method_kwargs.depth, method_kwargs.mode"),
-        ({"depth": 1, "mode": "a", "width": "wide"}, r"method_kwargs.width: a whole .* 'wide'"),
-        ({"depth": 1, "mode": "a", "width": 1.5}, r"method_kwargs.width: a whole .* 1.5"),
-        ({"depth": 1, "mode": "a", "width": True}, r"method_kwargs.width: a whole .* True"),
-        ({"depth": 1, "mode": "a", "width": 1, "steps": "b"}, r"kwargs.steps: a whole .* 'b'"),
-    ],
-)
-def test_method_kwargs_are_refused_by_name(kwargs, message):
-    cfg = OmegaConf.create({"method": "toy", "method_kwargs": kwargs})
-    with pytest.raises(ConfigError, match=message):
-        check_method_kwargs(cfg, method_keys(_Toy), numeric_keys(_Toy))
-    check_method_kwargs(cfg, method_keys(_HandsItOn), {})
-    infinite = OmegaConf.create({"method": "toy", "method_kwargs": {"else": float("inf")}})
-    with pytest.raises(
-        ConfigError, match=r"method_kwargs.else: a finite number is needed, not inf"
-    ):
-        check_method_kwargs(infinite, method_keys(_HandsItOn), {})
-    wide = OmegaConf.create({"method": "toy", "method_kwargs": {"width": "wide", "else": 1}})
-    with pytest.raises(ConfigError, match=r"method_kwargs.width: a whole .* 'wide'"):
-        check_method_kwargs(wide, method_keys(_HandsItOn), numeric_keys(_HandsItOn))
-
-
-@pytest.mark.parametrize("method", sorted(RECIPES & set(host.METHODS)))
-def test_no_number_of_a_recipe_may_be_negative_and_no_size_or_divisor_zero(method, compose_cfg):
-    given = compose_cfg(f"method={method}").method_kwargs
-    numbers = [key for key, value in given.items() if type(value) in (int, float, ListConfig)]
-    for key in numbers:
-        divides = re.search("_dim|depth|prototypes$|iters|epsilon|temperature(?!_epochs)", key)
-        for value in (-3, [-3], float("nan"), float("inf"), *([0] if divides else [])):
-            cfg = OmegaConf.create({"method": method, "method_kwargs": {key: value}})
-            with pytest.raises(ConfigError, match=rf"method_kwargs.{key}: a finite number"):
-                check_method_kwargs(cfg, None, {})
-
-
 def test_identity_follows_what_changes_the_result_and_nothing_else(compose_cfg):
-    base = identity(compose_cfg(), "released 1.0.2", "0123")
+    def identity_of(*overrides, made_with="released 1.0.2", images="0123"):
+        return identity(OmegaConf.to_container(compose_cfg(*overrides)), made_with, images)
+
+    base = identity_of()
     same = (
         "output_dir=elsewhere",
         "data.num_workers=3",
@@ -401,16 +311,16 @@ def test_identity_follows_what_changes_the_result_and_nothing_else(compose_cfg):
         "data.train_path=elsewhere",
     )
     for override in same:
-        assert identity(compose_cfg(override), "released 1.0.2", "0123") == base, override
+        assert identity_of(override) == base, override
     for override in (
         "seed=6",
         "max_epochs=3",
         "method_kwargs.within_noise=0.5",
         "backbone.stem=small",
     ):
-        assert identity(compose_cfg(override), "released 1.0.2", "0123") != base, override
-    assert identity(compose_cfg(), "current main", "0123") != base
-    assert identity(compose_cfg(), "released 1.0.2", "4567") != base
+        assert identity_of(override) != base, override
+    assert identity_of(made_with="current main") != base
+    assert identity_of(images="4567") != base
 
 
 def test_batch_of_one_is_refused(compose_cfg):

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from solo_mim.commands import embed, trained
+from solo_mim import trained
 from solo_mim.data import SSLDataModule
 from solo_mim.information import effective_rank
+from solo_mim.protocols import embed
 
 
 def test_features_z_pictures_and_information_of_the_held_out_images(own_run, solo_mim):
@@ -19,7 +20,7 @@ def test_features_z_pictures_and_information_of_the_held_out_images(own_run, sol
     assert folder.name.startswith("photo_patches-val-")
     arrays = np.load(folder / "embeddings.npz")
     network = trained.opened(own_run, [])
-    data = SSLDataModule(network.cfg)
+    data = SSLDataModule(network.recipe.plain)
     images, targets = next(iter(data.plain_dataloader("val")))
     with torch.no_grad():
         out = trained.whole_model(network, 2, 0)(images)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from solo_mim.commands import trained
+from solo_mim import trained
 
 
 @pytest.fixture(scope="module")

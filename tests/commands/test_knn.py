@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from solo_mim.commands import trained
+from solo_mim import trained
 from solo_mim.data import SSLDataModule
+from solo_mim.evaluation.knn import knn_predictions
 from solo_mim.evaluation.offline import extract_features
-from solo_mim.host.knn import knn_predictions
 
 
 def test_the_result_says_what_was_chosen_on_what_and_is_that_of_the_features(own_run, solo_mim):
@@ -19,7 +19,7 @@ def test_the_result_says_what_was_chosen_on_what_and_is_that_of_the_features(own
     assert result["trained"]["config_hash"] == own_run.name[-8:]
     assert result["trained"]["seed"] == 3
     network = trained.opened(own_run, [])
-    data = SSLDataModule(network.cfg)
+    data = SSLDataModule(network.recipe.plain)
     train, val = (
         extract_features(network.backbone, data.plain_dataloader(part)) for part in ("train", "val")
     )

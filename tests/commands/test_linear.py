@@ -1,6 +1,5 @@
 """`solo-mim linear`: the protocol, the logistic regression, solo-learn's own files."""
 
-import contextlib
 import json
 import os
 import shutil
@@ -11,8 +10,11 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from solo_mim.commands import jobs, linear
-from solo_mim.commands.configuration import LinearConfig, checked
+from solo_mim.commands.linear import hydra_arguments
+from solo_mim.protocols import figures, linear
+from solo_mim.recipe.checks import checked
+from solo_mim.recipe.compose import composed
+from solo_mim.recipe.schema import LinearRecipe
 
 SHORT = ["max_epochs=2", "limit_train_batches=3", "limit_val_batches=1", "optimizer.batch_size=64"]
 CHECKOUT = os.environ.get("SOLO_LEARN_MAIN")
@@ -67,9 +69,9 @@ def test_an_interrupted_one_resumes_to_the_same_weights(own_run, solo_mim, monke
                 raise KeyboardInterrupt
 
     mixed = [*SHORT, "finetune=true", "mixup=0.8", "cutmix=1.0", "name=mixed"]
-    make = jobs.trainer_of
+    make = linear.trainer_of
     with monkeypatch.context() as patch:
-        patch.setattr(jobs, "trainer_of", lambda cfg, f, given: make(cfg, f, [*given, Press()]))
+        patch.setattr(linear, "trainer_of", lambda *of: make(*of[:-1], [*of[-1], Press()]))
         stopped = solo_mim("linear", own_run, *mixed, f"output_dir={tmp_path}/stopped")
     assert stopped.code == 130
     assert "the checkpoint of epoch 1 of 2 is kept; the same command resumes" in stopped.err
@@ -114,16 +116,14 @@ def test_an_interrupted_regression_keeps_nothing_and_says_so(own_run, solo_mim, 
     def pressed(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(jobs, "plain_features", pressed)
+    monkeypatch.setattr(figures, "plain_features", pressed)
     said = solo_mim("linear", own_run, "fast=true", "name=stopped")
     assert said.code == 130
     assert "interrupted; nothing is kept; the same command starts again" in said.err
 
 
-def test_help_has_examples(solo_mim, capsys):
-    with contextlib.suppress(SystemExit):  # Hydra's way to end a --help
-        solo_mim("linear", "--help")
-    assert "solo-mim linear RUN fast=true" in capsys.readouterr().out
+def test_help_has_examples(solo_mim):
+    assert "solo-mim linear RUN fast=true" in solo_mim("linear", "--help").out
 
 
 def test_a_sweep_leaves_nothing_beside_its_results(own_run, solo_mim, tmp_path, monkeypatch):
@@ -246,7 +246,7 @@ def test_mains_own_file_runs(solo_mim, image_folders, tmp_path, monkeypatch, sma
 @pytest.mark.parametrize("file", FILES)
 def test_mains_file_composes_and_its_keys_are_known(file, capsys):
     with initialize_config_dir(str(file.parent), version_base="1.3"):
-        cfg = checked(compose(file.name), LinearConfig)
+        cfg = checked(compose(file.name), LinearRecipe)
     noted = [line for line in capsys.readouterr().out.splitlines() if "nothing reads" in line]
     assert noted == []
     assert cfg.precision == "16-mixed"
@@ -325,9 +325,9 @@ def test_images_are_cropped_and_resized_as_mains_classification_does(own_run):
 
 
 def checked_composition(run):
-    others = linear.hydra_arguments([str(run), "data.num_workers=0"])
+    others = hydra_arguments([str(run), "data.num_workers=0"])
     others = [argument for argument in others if not argument.startswith("hydra.")]
-    return jobs.composed("linear", others, LinearConfig)
+    return composed("linear", others, LinearRecipe)
 
 
 def test_this_file_passes_on_solo_learn_main(passes_on_main):

@@ -6,12 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 
-from solo_mim import host
-from solo_mim.commands.configuration import checked, completed
-from solo_mim.host.keys import check_method_kwargs, method_keys, numeric_keys
 from solo_mim.methods import METHODS
+from solo_mim.options import checked_options
+from solo_mim.recipe.checks import checked
+from solo_mim.recipe.compose import composed
 
 CHECKOUT = os.environ.get("SOLO_LEARN_MAIN")
 SCRIPTS = Path(CHECKOUT or "") / "scripts" / "pretrain"
@@ -37,8 +36,7 @@ NOTES = {
 
 @pytest.mark.parametrize("file", FILES)
 def test_file_composes_and_its_keys_are_known(file, capsys):
-    with initialize_config_dir(str(file.parent), version_base="1.3"):
-        cfg = checked(compose(file.name))
+    cfg = checked(composed(file.name, [], folder=file.parent))
     said = capsys.readouterr().out.splitlines()
     name = str(file.relative_to(SCRIPTS))
     noted = [line.removeprefix("note: nothing reads ").partition("=")[0] for line in said]
@@ -47,44 +45,7 @@ def test_file_composes_and_its_keys_are_known(file, capsys):
     assert cfg.optimizer.kwargs.get("eta") == (0.02 if cfg.optimizer.name == "lars" else None)
     if cfg.method not in METHODS:
         pytest.skip(f"this host has no {cfg.method}")
-    cls = METHODS[cfg.method]
-    keys = method_keys(cls)
-    if keys is None:  # 1.0.2 has constructors instead, and the seam compares with those
-        cls.add_and_assert_specific_cfg(completed(cfg, 10, 2, 0))
-    else:
-        check_method_kwargs(cfg, keys, numeric_keys(cls))
-
-
-def test_keys_of_solo_learn_mains_methods():
-    if host.GENERATION != "current":
-        pytest.skip("solo-learn 1.0.2 reads no method_kwargs")
-    found = {name: method_keys(METHODS[name]) for name in host.METHODS}
-    assert [name for name, keys in found.items() if not keys] == []
-    needed = {name: [k for k, needed in keys.items() if needed] for name, keys in found.items()}
-    optional = {name: sorted(set(keys) - set(needed[name])) for name, keys in found.items()}
-    # Read from their add_and_assert_specific_cfg by eye.
-    for name, expected in {
-        "byol": (["pred_hidden_dim", "proj_hidden_dim", "proj_output_dim"], []),
-        "ressl": (
-            ["proj_hidden_dim", "proj_output_dim", "temperature_k", "temperature_q"],
-            ["queue_size"],
-        ),
-        "mae": (
-            ["decoder_depth", "decoder_embed_dim", "decoder_num_heads"],
-            ["mask_ratio", "norm_pix_loss"],
-        ),
-        "swav": (
-            ["proj_hidden_dim", "proj_output_dim", "temperature"],
-            [
-                *("epoch_queue_starts", "freeze_prototypes_epochs", "num_prototypes"),
-                *("queue_size", "sk_epsilon", "sk_iters"),
-            ],
-        ),
-    }.items():
-        assert (needed[name], optional[name]) == expected, name
-    assert set(found["deepclusterv2"]) - set(numeric_keys(METHODS["deepclusterv2"])) == {
-        "num_prototypes"
-    }, "a list"
+    checked_options(METHODS[cfg.method].Options, cfg.method_kwargs, cfg.method)
 
 
 SMALL = [

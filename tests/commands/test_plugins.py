@@ -8,10 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
-from solo_mim.commands import main, sources
+from solo_mim.commands import main
 from solo_mim.errors import ConfigError
-from solo_mim.methods import METHODS, find_method, origins
+from solo_mim.installed import origins
+from solo_mim.methods import METHODS, find_method
+from solo_mim.runs import sources
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "plugins.md"
 TINY = [
@@ -170,14 +173,14 @@ def test_a_misspelt_plugin_is_suggested(register):
 
 
 def test_another_version_of_the_plugin_is_another_run(register, compose_cfg, tmp_path):
-    from solo_mim.commands.runs import folder_of
+    from solo_mim.runs.identity import folder_of
 
-    cfg = compose_cfg()
-    ours = folder_of(cfg, "0123")
-    cfg.method = "their_method"
+    config = OmegaConf.to_container(compose_cfg())
+    ours = folder_of(config, "0123")
+    config["method"] = "their_method"
     register("theirs", their_method="theirs:M")
-    first = folder_of(cfg, "0123")
+    first = folder_of(config, "0123")
     (tmp_path / "theirs-1.0.dist-info" / "METADATA").write_text("Name: theirs\nVersion: 1.1\n")
-    assert folder_of(cfg, "0123") != first
-    cfg.method = "explicit_mim"
-    assert folder_of(cfg, "0123") == ours
+    assert folder_of(config, "0123") != first
+    config["method"] = "explicit_mim"
+    assert folder_of(config, "0123") == ours

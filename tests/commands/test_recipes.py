@@ -8,10 +8,13 @@ from typing import Any, NamedTuple
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
+from toys import completed
 
-from solo_mim.commands.configuration import CONFIG_FOLDER, checked, completed, num_devices
-from solo_mim.host.backbones import fill_backbone_kwargs
+from solo_mim.backbones import fill_backbone_kwargs
+from solo_mim.installed import CONFIG_FOLDER
 from solo_mim.methods import METHODS
+from solo_mim.recipe.checks import checked
+from solo_mim.recipe.schema import num_devices
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text()
 
@@ -177,7 +180,7 @@ def _under(key: str, section: str) -> bool:
 
 @pytest.mark.parametrize("cell", PUBLISHED)
 def test_recipe_is_mains(cell, recipe_of, mains_of):
-    assert num_devices(mains_of(cell)) == cell.devices
+    assert num_devices(mains_of(cell).devices, on_cpu=False) == cell.devices
     mains, ours = _values(mains_of(cell)), _values(recipe_of(cell))
     if "data=cifar" in cell.overrides[0]:  # "change here for cifar100"
         mains["data.dataset"] = ours["data.dataset"]
@@ -236,7 +239,7 @@ def test_explicit_mim_keeps_d_small_and_vicregs_optimiser(command, data, compose
     command = re.sub(r"data=\w+", f"data={data}", command) + " accelerator=gpu"
     cfg = completed(compose_cfg(*command.split()), 10, 2, 0)
     METHODS["explicit_mim"].add_and_assert_specific_cfg(cfg)
-    batch = cfg.optimizer.batch_size * num_devices(cfg)
+    batch = cfg.optimizer.batch_size * num_devices(cfg.devices, on_cpu=False)
     assert cfg.method_kwargs.proj_output_dim <= batch / 2
     rival = re.sub(r"method=\w+| method_kwargs\S+", "", command).split()
     vicreg = completed(compose_cfg("method=vicreg", *rival), 10, 2, 0)

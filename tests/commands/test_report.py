@@ -11,9 +11,9 @@ import pytest
 import yaml
 
 from solo_mim.commands import main
-from solo_mim.evaluation.collect import collect
 from solo_mim.evaluation.compare import tables
 from solo_mim.evaluation.report import _escaped, figures_of, latex, markdown
+from solo_mim.runs.collect import collect
 
 SPLIT = "test images"
 

@@ -7,12 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
+from omegaconf import OmegaConf
 
-from solo_mim.commands import trained
-from solo_mim.commands.configuration import completed, identity
+from solo_mim import trained
 from solo_mim.errors import ConfigError
-from solo_mim.evaluation.collect import collect
 from solo_mim.methods import find_method
+from solo_mim.recipe.checks import checked
+from solo_mim.recipe.schema import host_config
+from solo_mim.runs.collect import collect
+from solo_mim.runs.identity import identity
 
 SMALL = ["+backbone.kwargs.widths=[8,16,32,64]", "method_kwargs.proj_hidden_dim=16"]
 BYOL = ["method=byol", "method_kwargs.pred_hidden_dim=8"]
@@ -25,8 +28,8 @@ def new_model(compose_cfg):
     def build(weights, *overrides):
         cfg = compose_cfg(*overrides)
         cfg.backbone.weights = str(weights) if weights else None
-        start = trained.start_of(cfg)
-        return find_method(cfg.method)(completed(cfg, 17, 2, 0)), start
+        start, recipe = trained.start_of(checked(cfg))
+        return find_method(recipe.method)(host_config(recipe, 17, 2, 0)), start
 
     return build
 
@@ -121,7 +124,8 @@ def test_runs_without_given_weights_keep_their_identity(compose_cfg):
     older = cfg.copy()
     del older.backbone["weights"]
     assert cfg.backbone.weights is None
-    assert identity(cfg, "host", "0123") == identity(older, "host", "0123")
+    one, other = (OmegaConf.to_container(found) for found in (cfg, older))
+    assert identity(one, "host", "0123") == identity(other, "host", "0123")
 
 
 @pytest.fixture

@@ -16,9 +16,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
-from solo_mim import commands
-from solo_mim.commands import pretrain, runs, stopping
+from solo_mim import commands, stopping, training
+from solo_mim.runs import checkpoints
+from solo_mim.runs.folder import RunFolder
 
 SMALL = [
     *("limit_train_batches=2", "limit_val_batches=1", "data.num_workers=0"),
@@ -135,7 +137,8 @@ def test_a_started_process_that_dies_is_noticed_though_the_first_waits_for_it(tm
     program = tmp_path / "program.py"
     program.write_text(
         "import os, signal, sys, time\n"
-        "from solo_mim.commands import main, progress\n"
+        "from solo_mim import progress\n"
+        "from solo_mim.commands import main\n"
         "def stop(*_):\n"
         "    if 'LOCAL_RANK' in os.environ and os.environ['LOCAL_RANK'] != '0':\n"
         "        print('dies', time.time(), file=sys.stderr, flush=True)\n"
@@ -194,7 +197,7 @@ def test_a_disk_that_is_full_at_any_file_is_one_line_and_the_next_sitting_goes_o
 def test_a_checkpoint_needs_no_folder_for_temporary_files(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
     path = tmp_path / "checkpoints" / "epoch=0.ckpt"
-    runs.WholeCheckpoints().save_checkpoint({"epoch": 0}, path)
+    checkpoints.WholeCheckpoints().save_checkpoint({"epoch": 0}, path)
     assert torch.load(path, weights_only=True) == {"epoch": 0}
     assert [found.name for found in path.parent.iterdir()] == ["epoch=0.ckpt"]
 
@@ -210,20 +213,24 @@ def test_what_a_kill_leaves_goes_when_the_run_goes_on(tmp_path, compose_cfg):
     halves = [folder / "checkpoints" / "epoch=4.ckpt.partial", folder / "result.json.partial"]
     for half in halves:
         half.write_text("half")
-    runs.prepare(folder, compose_cfg(), "0123456789ab")
-    epochs = runs.EpochEnd(folder, enabled=True, frequency=2, keep_prev=False)
+    config = OmegaConf.to_container(compose_cfg())
+    RunFolder(folder, config, "0123456789ab", resumes=True).begin()
+    epochs = checkpoints.EpochEnd(folder, enabled=True, frequency=2, keep_prev=False)
     epochs.on_fit_start(SimpleNamespace(is_global_zero=True), None)
     left = sorted(path.name for path in folder.rglob("*") if path.is_file())
-    assert left == ["config.yaml", "epoch=3.ckpt", "provenance.json"]
+    assert left == [".lock", "config.yaml", "epoch=3.ckpt", "provenance.json"]
 
 
-def test_damaged_yardsticks_are_measured_again(tmp_path, monkeypatch, capsys):
+def test_damaged_yardsticks_are_measured_again(tmp_path, monkeypatch, capsys, compose_cfg):
     path = tmp_path / "yardsticks.json"
     path.write_text('{"untrained": ')
-    measured = SimpleNamespace(accuracies=lambda: {"probe_top1": 1.0})
-    monkeypatch.setattr(pretrain, "_offline", lambda *_: measured)
-    data = SimpleNamespace(num_train_images=1, crop_size=2)
-    found = pretrain._yardsticks(None, data, "val", torch.nn.Identity(), "cpu", tmp_path)
+    run = SimpleNamespace(
+        folder=RunFolder(tmp_path, OmegaConf.to_container(compose_cfg()), "0123"),
+        trainer=SimpleNamespace(strategy=SimpleNamespace(root_device="cpu")),
+        data=SimpleNamespace(num_train_images=1, crop_size=2),
+        _offline=lambda *_: SimpleNamespace(accuracies=lambda: {"probe_top1": 1.0}),
+    )
+    found = training._Run._yardsticks(run, torch.nn.Identity())
     assert found == {name: {"probe_top1": 1.0} for name in ("untrained", "raw_pixels")}
     assert json.loads(path.read_text()) == found
     assert f"{path} is damaged" in capsys.readouterr().out

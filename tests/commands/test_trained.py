@@ -14,7 +14,7 @@ import torch
 import torchvision
 from omegaconf import OmegaConf
 
-from solo_mim.commands import trained
+from solo_mim import trained
 from solo_mim.errors import ConfigError
 
 PLAIN = ["backbone=resnet18", "data=photo_patches"]
@@ -43,7 +43,7 @@ def test_a_runs_folder_and_its_checkpoint_are_one_network(toy_run):
     assert by_folder.weights.digest == by_file.weights.digest
     assert by_folder.source.run == by_file.source.run == toy_run
     assert not by_folder.backbone.training
-    assert by_folder.cfg.data.validation_split == 0.2
+    assert by_folder.recipe.data.validation_split == 0.2
     saved = torch.load(checkpoint_of(toy_run), weights_only=True)["state_dict"]
     for key, value in by_folder.backbone.state_dict().items():
         assert torch.equal(value, saved[f"backbone.{key}"])
@@ -60,16 +60,16 @@ def test_the_newest_whole_checkpoint_is_taken(toy_run, tmp_path):
 
 def test_overrides_change_the_runs_configuration(toy_run):
     source = trained.find(toy_run)
-    cfg = trained.configuration(source, ["data.validation_split=null", "optimizer.batch_size=32"])
+    cfg = trained.recipe_of(source, ["data.validation_split=null", "optimizer.batch_size=32"])
     assert cfg.data.validation_split is None
     assert cfg.optimizer.batch_size == 32
     assert cfg.data.fraction == 0.1
-    other = trained.configuration(source, ["data=cifar10", "data.train_path=/d"])
+    other = trained.recipe_of(source, ["data=cifar10", "data.train_path=/d"])
     assert (other.data.dataset, other.data.train_path) == ("cifar10", "/d")
     assert other.data.fraction == -1, "the other data set's own"
     assert other.backbone.name == "small_cnn"
     with pytest.raises(ConfigError, match=r"unknown key 'data.val_pat'; did you mean 'val_path'"):
-        trained.configuration(source, ["data.val_pat=x"])
+        trained.recipe_of(source, ["data.val_pat=x"])
 
 
 def test_solo_learn_mains_checkpoint_brings_its_args(toy_run, tmp_path):
@@ -82,7 +82,7 @@ def test_solo_learn_mains_checkpoint_brings_its_args(toy_run, tmp_path):
     (tmp_path / "args.json").write_text(json.dumps(args))
     network = trained.opened(path, ["data.validation_split=0.1"])
     assert network.source.run is None
-    assert network.cfg.data.validation_split == 0.1
+    assert network.recipe.data.validation_split == 0.1
     same_features(network.backbone, trained.opened(toy_run, []).backbone)
 
 
@@ -96,11 +96,11 @@ def test_results_on_a_foreign_checkpoint_go_to_evaluations(toy_run, tmp_path):
         else:
             (tmp_path / "args.json").unlink()
         source = trained.find(path)
-        cfg = trained.configuration(source, beside)
-        folder = trained.folder_for("knn", "photo_patches", cfg, source, "d", "0123")
+        cfg = trained.recipe_of(source, beside)
+        folder = trained.folder_for("knn", "photo_patches", cfg.plain, source, "d", "0123")
         assert folder.parent == Path("evaluations/knn")
-        cfg = trained.configuration(source, [*beside, "output_dir=there"])
-        folder = trained.folder_for("knn", "photo_patches", cfg, source, "d", "0123")
+        cfg = trained.recipe_of(source, [*beside, "output_dir=there"])
+        folder = trained.folder_for("knn", "photo_patches", cfg.plain, source, "d", "0123")
         assert folder.parent == Path("there/knn")
 
 
@@ -130,7 +130,7 @@ def test_any_state_dict_of_a_resnet_is_read_with_the_stem_of_its_weights(
         state = {"model": state}
     torch.save(state, tmp_path / "weights.pth")
     network = trained.opened(tmp_path / "weights.pth", PLAIN)
-    assert network.cfg.backbone.stem == stem
+    assert network.recipe.backbone.stem == stem
     resnet.fc = torch.nn.Identity()
     same_features(network.backbone, resnet)
 

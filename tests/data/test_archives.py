@@ -10,11 +10,12 @@ import pytest
 import sklearn.model_selection  # noqa: F401  # its import must not count as memory of a data set
 from torchvision.datasets import CIFAR10, CIFAR100, STL10, FashionMNIST
 
-from solo_mim.commands.pretrain import pretrain
 from solo_mim.data import DataError, SSLDataModule
 from solo_mim.data.archives import CIFAR10_STATISTICS, STL10_CLASSES, STL10_STATISTICS
 from solo_mim.data.datasets import load_splits
 from solo_mim.data.images import DataSplits
+from solo_mim.recipe.checks import checked
+from solo_mim.training import pretrain
 
 # CIFAR, in torchvision's pickled layout
 
@@ -273,19 +274,18 @@ def test_run_on_stl10_evaluates_by_its_labels(
     fake_stl10: Path, tmp_path: Path, compose_cfg: Callable[..., Any]
 ) -> None:
     """Every unlabelled image carries the target -1 through probe, kNN and offline evaluation."""
-    result = pretrain(
-        compose_cfg(
-            "data=stl10",
-            "method=simclr",
-            "+budget=cpu",
-            f"data.train_path={fake_stl10}",
-            f"output_dir={tmp_path / 'runs'}",
-            "max_epochs=1",
-            "optimizer.batch_size=50",
-            "scheduler.warmup_epochs=0",
-            "data.num_workers=0",
-            "progress_bar=false",
-        )
+    cfg = compose_cfg(
+        "data=stl10",
+        "method=simclr",
+        "+budget=cpu",
+        f"data.train_path={fake_stl10}",
+        f"output_dir={tmp_path / 'runs'}",
+        "max_epochs=1",
+        "optimizer.batch_size=50",
+        "scheduler.warmup_epochs=0",
+        "data.num_workers=0",
+        "progress_bar=false",
     )
+    result = pretrain(checked(cfg))
     accuracies = [*result["online"].values(), *result["offline"]["trained"].values()]
     assert all(0 <= accuracy <= 100 for accuracy in accuracies)

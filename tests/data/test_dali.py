@@ -17,9 +17,9 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 from view_statistics import assert_alike, summaries
 
-from solo_mim.commands.configuration import CONFIG_FOLDER
 from solo_mim.data import DataError, SSLDataModule
 from solo_mim.data import photo_patches as patches
+from solo_mim.installed import CONFIG_FOLDER
 
 try:
     HAS_DALI = importlib.util.find_spec("nvidia.dali") is not None

@@ -394,7 +394,7 @@ def test_loading_leaves_the_models_random_numbers_alone(make_cfg: MakeCfg) -> No
 
 
 def test_processes_share_an_epoch_without_overlap(make_cfg: MakeCfg) -> None:
-    from solo_mim.data.module import EpochSampler
+    from solo_mim.data.sampler import EpochSampler
 
     images = SSLDataModule(make_cfg(fraction=0.01)).splits.train  # 51
     shards = []
@@ -523,10 +523,10 @@ def test_limited_validation_sees_the_same_images_of_all_classes(
 
 
 def test_beginnings_of_a_limited_validation_hold_classes_in_their_proportion() -> None:
-    from solo_mim.data.module import _spread_over_classes
+    from solo_mim.data.sampler import spread_over_classes
 
     labels = np.repeat([0, 1, 2], [10, 100, 300])
-    order = _spread_over_classes(labels)
+    order = spread_over_classes(labels)
     assert sorted(order) == list(range(410))
     for seen in (41, 100, 205, 409):
         counts = np.bincount(labels[order[:seen]], minlength=3)
@@ -560,7 +560,7 @@ def test_default_loaders_make_no_noise(make_cfg: MakeCfg, tmp_path: Path) -> Non
 
 
 def test_seeds_of_a_long_run_hardly_collide(make_cfg: MakeCfg) -> None:
-    from solo_mim.data.module import EpochSampler
+    from solo_mim.data.sampler import EpochSampler
 
     images = SSLDataModule(make_cfg()).splits.train
     sampler = EpochSampler(images, seed=0, shuffle=True, num_replicas=1, rank=0)

@@ -5,10 +5,16 @@ import pytest
 import torch
 from sklearn.neighbors import KNeighborsClassifier
 
-from solo_mim.commands.bench import peak_memory
+from solo_mim.benchmarks import peak_memory
 from solo_mim.evaluation import knn
-from solo_mim.evaluation.knn import Setting, chosen_neighbours, leave_one_out, sample, settings
-from solo_mim.host.knn import knn_predictions
+from solo_mim.evaluation.knn import (
+    Setting,
+    chosen_neighbours,
+    knn_predictions,
+    leave_one_out,
+    sample,
+    settings,
+)
 
 
 def clusters(images, classes=4, dim=8, seed=0, spread=1.5):

@@ -11,8 +11,9 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from solo_mim import host
-from solo_mim.commands.configuration import LinearConfig, checked, completed
 from solo_mim.evaluation.linear import LinearModel
+from solo_mim.recipe.checks import checked
+from solo_mim.recipe.schema import LinearRecipe, host_config
 
 CLASSES = 7
 KWARGS = {"lars": {"eta": 0.02, "clip_lr": True}}
@@ -27,7 +28,7 @@ def configured(*overrides):
         "scheduler": {"name": "warmup_cosine", "warmup_epochs": 1},
     }
     given = OmegaConf.from_dotlist(list(overrides))
-    return completed(checked(OmegaConf.merge(base, given), LinearConfig), CLASSES, 1, 0)
+    return host_config(checked(OmegaConf.merge(base, given), LinearRecipe), CLASSES, 1, 0)
 
 
 class Net(nn.Sequential):

@@ -6,13 +6,12 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 from torch.utils.data import DataLoader
-from toys import NUM_CLASSES, TwoViews, small_cfg
+from toys import NUM_CLASSES, TwoViews, completed, small_cfg
 
 
 @pytest.fixture
 def make_model(compose_cfg) -> Callable[..., Any]:
     """Builds a method at toy size on top of the shipped configuration."""
-    from solo_mim.commands.configuration import completed
     from solo_mim.methods import METHODS
 
     def make(method: str, *overrides: str, epochs: int = 2) -> Any:

@@ -15,11 +15,10 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from hydra import compose, initialize_config_dir
 from torch.utils.data import DataLoader
 
 sys.path.insert(0, str(Path(__file__).parent))
-from toys import NUM_CLASSES, TwoViews, small_cfg
+from toys import NUM_CLASSES, TwoViews, completed, small_cfg
 
 SHARED = (
     *("barlow_twins", "byol", "deepclusterv2", "dino", "mocov2plus", "nnbyol", "nnclr", "nnsiam"),
@@ -68,7 +67,8 @@ def _raw_methods() -> Any:
     barlow = importlib.import_module("solo.losses.barlow")
     deepcluster = importlib.import_module("solo.methods.deepclusterv2")
     untouched = whitening.forward, barlow.dist, deepcluster.deepclusterv2_loss_func
-    from solo_mim.host.backbones import SmallCNN
+    from solo_mim import host  # noqa: F401  it mends them
+    from solo_mim.backbones import SmallCNN
 
     whitening.forward, barlow.dist, deepcluster.deepclusterv2_loss_func = untouched
     base = importlib.import_module("solo.methods.base").BaseMethod
@@ -88,10 +88,9 @@ def main(out: Path, way: str, origin: Path | None) -> None:
     torch.set_default_dtype(torch.float64)  # SwAV makes its queue without asking for a type
     methods = _raw_methods() if way == "raw" else _seam_methods()
     from solo_mim import host
-    from solo_mim.commands.configuration import CONFIG_FOLDER, checked, completed
+    from solo_mim.recipe.compose import composed
 
-    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
-        base = compose("pretrain", overrides=["optimizer.kwargs={}"])
+    base = composed("pretrain", ["optimizer.kwargs={}"])
     resume = origin if way == "resume" else None
     start = torch.load(origin, weights_only=True)["start"] if origin and not resume else {}
     found: dict[str, Any] = {"generation": host.GENERATION, "start": {}}
@@ -108,7 +107,7 @@ def main(out: Path, way: str, origin: Path | None) -> None:
                 "knn_eval.enabled=false",  # main's own does not construct
             )
             torch.manual_seed(0)
-            model = methods[method](completed(checked(cfg), NUM_CLASSES, 2, 0))
+            model = methods[method](completed(cfg, NUM_CLASSES, 2, 0))
             key = f"{method} {optimizer}"
             if key in start:
                 model.load_state_dict(start[key], strict=True)

@@ -3,6 +3,7 @@
 import math
 import os
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -104,25 +105,25 @@ def test_explicit_mim_says_what_helps_against_collapse(make_model):
 
 
 def test_the_recipe_of_explicit_mim_has_the_defaults_of_the_loss(compose_cfg):
-    from solo_mim.methods.explicit_mim import DEFAULTS
+    from solo_mim.losses import ExplicitMIMOptions
 
-    recipe = dict(compose_cfg("data=cifar10").method_kwargs)
-    assert {key: recipe[key] for key in DEFAULTS} == DEFAULTS
+    recipe, defaults = dict(compose_cfg("data=cifar10").method_kwargs), asdict(ExplicitMIMOptions())
+    assert {key: recipe[key] for key in defaults} == defaults
 
 
 @pytest.mark.parametrize(
     ("method", "kwargs", "message"),
     [
-        ("mec", "eps=0", "eps above 0"),
-        ("mec", "order=0", "an order of 1"),
+        ("mec", "eps=0", "eps: a finite number above 0"),
+        ("mec", "order=0", "order: a finite number above 0"),
         ("mec", "eps=abc", "method_kwargs.eps: a number is needed"),
-        ("frossl", "invariance_weight=-1", "invariance_weight must not be negative"),
+        ("frossl", "invariance_weight=-1", "invariance_weight: a finite number of 0 or more"),
         ("frossl", "invariance_weight=abc", "invariance_weight: a number is needed"),
-        ("lejepa", "lamb=1.5", "needs lamb from 0 to 1"),
-        ("lejepa", "n_points=16", "n_points odd"),
+        ("lejepa", "lamb=1.5", "lamb: a finite number from 0 to 1"),
+        ("lejepa", "n_points=16", "n_points must be odd"),
         ("lejepa", "num_slices=abc", "num_slices: a whole number is needed"),
         ("visreg", "lamb=abc", "lamb: a number is needed"),
-        ("visreg", "num_projections=0", "num_projections of 1 or more"),
+        ("visreg", "num_projections=0", "num_projections: a finite number above 0"),
         ("explicit_mim", "proj_hidden_dim=abc", "proj_hidden_dim: a whole number is needed"),
     ],
 )
@@ -199,7 +200,7 @@ def test_learning_rate_warms_up_per_step_then_follows_a_cosine(accumulated, make
 
 @pytest.mark.parametrize("distance", ["euclidean", "cosine"])
 def test_online_knn_equals_scikit_learn_with_classes_missing_on_either_side(distance):
-    from solo_mim.host.knn import OnlineKNN
+    from solo_mim.evaluation.knn import OnlineKNN
 
     generator = torch.Generator().manual_seed(3)
     train, test = torch.randn(200, 6, generator=generator), torch.randn(90, 6, generator=generator)
@@ -275,7 +276,7 @@ def test_probe_is_of_the_labelled_images_alone(arguments, step, make_model):
 
 
 def test_online_knn_of_no_labelled_image_has_no_accuracy():
-    from solo_mim.host.knn import OnlineKNN
+    from solo_mim.evaluation.knn import OnlineKNN
 
     knn = OnlineKNN(k=2)
     knn(train_features=torch.randn(4, 3), train_targets=torch.full((4,), -1))

@@ -65,7 +65,7 @@ def test_twenty_steps_under_lightning_equal_lars_from_its_paper(clip, exclude, m
         f"{{momentum: {MOMENTUM}, eta: {ETA}, clip_lr: {clip}, exclude_bias_n_norm: {exclude}}}"
     )
     model = make_model(
-        "vicreg", "optimizer.name=lars", f"++optimizer.kwargs={kwargs}", "scheduler.name=none"
+        "vicreg", "optimizer.name=lars", f"optimizer.kwargs={kwargs}", "scheduler.name=none"
     )
     lars = type(model.configure_optimizers())
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 from sklearn.neighbors import KNeighborsClassifier
-from toys import NUM_CLASSES, TwoViews, small_cfg
+from toys import NUM_CLASSES, TwoViews, completed, small_cfg
 
 from solo_mim.errors import ConfigError
 from solo_mim.methods import METHODS
@@ -53,7 +53,6 @@ class _MomentumSteps:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_two_epochs_on_real_images(method, compose_cfg, tmp_path):
-    from solo_mim.commands.configuration import completed
     from solo_mim.data import SSLDataModule
 
     cfg = small_cfg(

@@ -10,10 +10,10 @@ from PIL import Image
 from scipy import stats
 from view_statistics import assert_alike, summaries
 
-from solo_mim.commands.configuration import CONFIG_FOLDER
 from solo_mim.data.photo_patches import photo_patches
 from solo_mim.data.transforms import normalise, parse_augmentations
 from solo_mim.host.pipelines import host_transform
+from solo_mim.installed import CONFIG_FOLDER
 
 DRAWS = 1500
 OFF = {

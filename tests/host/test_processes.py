@@ -49,15 +49,13 @@ def _without_norm(self, x):
 
 def toy(method, *overrides):
     """A builder of the method at toy size, for as many processes as there are."""
-    from hydra import compose, initialize_config_dir
-    from toys import NUM_CLASSES, small_cfg
+    from toys import NUM_CLASSES, completed, small_cfg
 
-    from solo_mim.commands.configuration import CONFIG_FOLDER, checked, completed
     from solo_mim.methods import METHODS
+    from solo_mim.recipe.compose import composed
 
     overrides = (f"devices={os.environ['WORLD_SIZE']}", *overrides)
-    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
-        cfg = small_cfg(checked(compose("pretrain")), method, *overrides)
+    cfg = small_cfg(composed("pretrain", []), method, *overrides)
     return lambda: METHODS[method](completed(cfg, NUM_CLASSES, 2, 0))
 
 
@@ -141,7 +139,7 @@ def resume(folder):
 
 def neighbours(rank=0, world=1):
     """Online kNN accuracies of this process's share of 61 features, about which 31 are asked."""
-    from solo_mim.host.knn import OnlineKNN
+    from solo_mim.evaluation.knn import OnlineKNN
 
     generator = torch.Generator().manual_seed(0)
     targets = torch.arange(92) % 7

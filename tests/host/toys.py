@@ -65,6 +65,16 @@ def small_cfg(cfg: DictConfig, method: str, *overrides: str) -> DictConfig:
     return cfg
 
 
+def completed(
+    cfg: DictConfig, num_classes: int, num_large_crops: int, num_small_crops: int
+) -> DictConfig:
+    """What the host's classes take of a configuration, checked."""
+    from solo_mim.recipe.checks import checked
+    from solo_mim.recipe.schema import host_config
+
+    return host_config(checked(cfg), num_classes, num_large_crops, num_small_crops)
+
+
 class TwoViews(Dataset):
     """Noisy copies of one pattern per class: learnable, and every value reproducible."""
 

@@ -6,30 +6,28 @@ import functools
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 from yaml import YAMLError
 
 from solo_mim import host
-from solo_mim.commands import checkpoints, runs
-from solo_mim.commands.configuration import (
-    PretrainConfig,
-    checked,
-    completed,
-    folder_by_identity,
-    refusal,
-)
-from solo_mim.commands.jobs import composed
+from solo_mim.backbones import fitted_to_weights, resolved_stem
 from solo_mim.errors import ConfigError
-from solo_mim.host.backbones import fit_to_weights
+from solo_mim.host.lifecycle import LATE_STATE
 from solo_mim.methods import find_method
+from solo_mim.recipe.checks import checked
+from solo_mim.recipe.compose import composed, refusal, store
+from solo_mim.recipe.schema import Backbone, PretrainRecipe, host_config, node
+from solo_mim.runs import checkpoints, files
+from solo_mim.runs.folder import RunFolder
+from solo_mim.runs.identity import folder_by_identity
+from solo_mim.runs.identity import host as host_identity
 
 START = "backbone.weights"
 # Where a part of them does not fit.
@@ -55,7 +53,8 @@ class Source:
     Attributes:
         path: of the file with its weights.
         run: folder of the run that it belongs to, if any.
-        cfg: its configuration, as far as its keys are ours; None where none lies beside it.
+        cfg: its configuration as it was written, as far as its keys are ours; None where none lies
+            beside it.
     """
 
     path: Path
@@ -76,14 +75,14 @@ def find(given: str | Path) -> Source:
         path = path.absolute()
     run = path if path.is_dir() else path.parent.parent
     if path.is_dir():
-        newest = runs.newest_checkpoint(path)
+        newest = files.newest_checkpoint(path)
         if newest is None:
             raise ConfigError(f"{path} holds no checkpoint of a run; name its folder, or a file")
-        path = newest
+        _, path = newest
     elif not path.is_file():
         raise ConfigError(f"{path} is not there; name the folder of a run, or a checkpoint")
-    if path.parent.name == runs.CHECKPOINTS and (run / runs.CONFIGURATION).is_file():
-        return Source(path, run, _configuration_in(run / runs.CONFIGURATION))
+    if path.parent.name == files.CHECKPOINTS and (run / files.CONFIGURATION).is_file():
+        return Source(path, run, _configuration_in(run / files.CONFIGURATION))
     return Source(path, None, _configuration_in(path.parent / "args.json"))
 
 
@@ -98,7 +97,7 @@ def _configuration_in(path: Path) -> DictConfig | None:
     if not isinstance(content, dict) or not {"backbone", "augmentations", "data"} <= set(content):
         return None
     content.pop("other_code", None)  # what was accepted of the run says nothing of evaluations
-    schema = OmegaConf.to_container(OmegaConf.structured(PretrainConfig))
+    schema = OmegaConf.to_container(node(PretrainRecipe))
     known = OmegaConf.create(_known(content, schema))
     assert isinstance(known, DictConfig)
     return known
@@ -124,8 +123,8 @@ def split(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
     return groups, others
 
 
-def configuration(source: Source, overrides: list[str], needs_data: bool = True) -> DictConfig:
-    """The checked configuration of pre-training that a network is evaluated under.
+def recipe_of(source: Source, overrides: list[str], needs_data: bool = True) -> PretrainRecipe:
+    """The recipe of pre-training that a network is evaluated under.
 
     Args:
         source: whose own it is, with another data set or backbone where `overrides` choose one;
@@ -149,10 +148,10 @@ def configuration(source: Source, overrides: list[str], needs_data: bool = True)
         shipped = composed("pretrain", [f"{name}={option}" for name, option in groups.items()])
         cfg.update({name: shipped[name] for name in groups})
     try:
-        complete = OmegaConf.merge(OmegaConf.structured(PretrainConfig), cfg)
+        complete = OmegaConf.merge(node(PretrainRecipe), cfg)
     except OmegaConfBaseException as error:
         raise refusal(error) from error
-    ConfigStore.instance().store(name="trained", node=OmegaConf.to_container(complete))
+    store("trained", OmegaConf.to_container(complete))
     return checked(composed("trained", keys))
 
 
@@ -228,21 +227,50 @@ def _digest(state: Mapping[str, Tensor]) -> str:
     return found.hexdigest()[:12]
 
 
-def with_weights(cfg: DictConfig, found: Weights, path: Path, method: str | None) -> nn.Module:
-    """The backbone of a configuration with weights of a file, in evaluation mode.
+def _host_view(backbone: Backbone, crop_sizes: list[int]) -> DictConfig:
+    """What the host's builder of backbones reads of a configuration."""
+    small = sum(size != crop_sizes[0] for size in crop_sizes)
+    return OmegaConf.create(
+        {
+            "backbone": asdict(backbone),
+            "augmentations": [{"crop_size": size} for size in crop_sizes],
+            "data": {"num_small_crops": small},
+        }
+    )
 
-    The weights decide on the stem where the configuration does not; `cfg.backbone` is completed.
+
+def stem_of(recipe: PretrainRecipe) -> str:
+    """`small` or `imagenet`, see `resolved_stem`."""
+    sizes = [pipeline["crop_size"] for pipeline in recipe.augmentations]
+    return resolved_stem(_host_view(recipe.backbone, sizes))
+
+
+def with_weights(
+    backbone: Backbone, crop_sizes: list[int], found: Weights, path: Path, method: str | None
+) -> tuple[nn.Module, Backbone]:
+    """A backbone with weights of a file, in evaluation mode, and its recipe, completed.
+
+    The weights decide on the stem where the recipe does not.
+
+    Args:
+        backbone: the recipe.
+        crop_sizes: of the images that it is to take, in pixels, large ones first.
+        found, path: the weights, and where they lie.
+        method: that trained it; MAE and MoCo v3 of main have vision transformers of their own.
 
     Raises:
         ConfigError: they do not fit, naming keys; or the configuration cannot be built.
     """
-    fit_to_weights(cfg, found.backbone)
-    backbone = host.build_backbone(cfg, method)
-    if wrong := _give(found.backbone, backbone):
+    backbone = fitted_to_weights(backbone, found.backbone)
+    cfg = _host_view(backbone, crop_sizes)
+    module = host.build_backbone(cfg, method)
+    if wrong := _give(found.backbone, module):
+        stem = "" if backbone.stem == "auto" else f" with backbone.stem={backbone.stem}"
         raise ConfigError(
-            f"{path} does not fit {_described(cfg)}; {wrong}; name the backbone that it is of"
+            f"{path} does not fit {backbone.name}{stem}; {wrong}; name the backbone that it is of"
         )
-    return backbone.eval()
+    kwargs: Any = OmegaConf.to_container(cfg.backbone.kwargs)
+    return module.eval(), replace(backbone, kwargs=kwargs)
 
 
 def _give(state: Mapping[str, Tensor], module: nn.Module) -> str:
@@ -254,11 +282,6 @@ def _give(state: Mapping[str, Tensor], module: nn.Module) -> str:
     if not wrong:
         module.load_state_dict(theirs, strict=False)  # but for counts of batches all keys are there
     return wrong
-
-
-def _described(cfg: DictConfig) -> str:
-    stem = cfg.backbone.get("stem") or "auto"
-    return cfg.backbone.name + (f" with backbone.stem={stem}" if stem != "auto" else "")
 
 
 @dataclass(frozen=True)
@@ -300,27 +323,26 @@ class Start:
         return {**origin(self.source, self.weights), "weights": self.digest, "taken": taken}
 
 
-def start_of(cfg: DictConfig) -> Start | None:
-    """What `backbone.weights` names; None where it names nothing.
-
-    The weights decide on the stem where the configuration does not; `cfg.backbone` is completed.
+def start_of(recipe: PretrainRecipe) -> tuple[Start | None, PretrainRecipe]:
+    """What `backbone.weights` names, None where it names nothing, and the recipe, completed: the
+    weights decide on the stem where it does not.
 
     Raises:
         ConfigError: there are no weights, or the run resumes from others.
     """
-    if cfg.backbone.weights is None:
-        return None
-    if cfg.resume_from_checkpoint:
+    if recipe.backbone.weights is None:
+        return None, recipe
+    if recipe.resume_from_checkpoint:
         raise ConfigError(
             f"{START}: {checkpoints.KEY} brings weights of its own; set one of the two to null"
         )
     try:
-        source = find(cfg.backbone.weights)
+        source = find(recipe.backbone.weights)
         found = weights(source.path)
     except ConfigError as error:
         raise ConfigError(f"{START}: {error}") from error
-    fit_to_weights(cfg, found.backbone)
-    return Start(source, found)
+    backbone = fitted_to_weights(recipe.backbone, found.backbone)
+    return Start(source, found), replace(recipe, backbone=backbone)
 
 
 @dataclass(frozen=True)
@@ -329,20 +351,34 @@ class Opened:
 
     source: Source
     weights: Weights
-    cfg: DictConfig
+    recipe: PretrainRecipe
     backbone: nn.Module
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What a result says of it."""
+        return origin(self.source, self.weights)
+
+    def folder(self, command: str, name: str, images: str) -> RunFolder:
+        """Of a command's results on it, as `folder_for` names it."""
+        recipe, digest = self.recipe.plain, self.weights.digest
+        path = folder_for(command, name, recipe, self.source, digest, images)
+        return RunFolder(path, recipe, images)
 
 
 def opened(given: str | Path, overrides: list[str], needs_data: bool = True) -> Opened:
     """Opens a run's folder, a checkpoint of ours or of solo-learn's, or a plain state dict.
 
     Raises:
-        ConfigError: of `find`, `configuration`, `weights` and `with_weights`.
+        ConfigError: of `find`, `recipe_of`, `weights` and `with_weights`.
     """
     source = find(given)
-    cfg = configuration(source, overrides, needs_data)
+    recipe = recipe_of(source, overrides, needs_data)
     found = weights(source.path)
-    return Opened(source, found, cfg, with_weights(cfg, found, source.path, cfg.method))
+    sizes = [pipeline["crop_size"] for pipeline in recipe.augmentations]
+    backbone, completed = with_weights(recipe.backbone, sizes, found, source.path, recipe.method)
+    recipe = replace(recipe, backbone=completed)  # type: ignore[arg-type]
+    return Opened(source, found, recipe, backbone)
 
 
 def whole_model(network: Opened, large_crops: int, small_crops: int) -> Any:
@@ -354,11 +390,11 @@ def whole_model(network: Opened, large_crops: int, small_crops: int) -> Any:
     state = network.weights.model
     if network.source.cfg is None or state is None or "classifier.weight" not in state:
         raise ConfigError("no method's checkpoint")
-    method = find_method(network.cfg.method)
+    method = find_method(network.recipe.method)
     classes = len(state["classifier.weight"])
-    model = method(completed(network.cfg, classes, large_crops, small_crops))
-    if wrong := checkpoints.misfit(state, model.state_dict()):
-        what = f"method={network.cfg.method}"
+    model = method(host_config(network.recipe, classes, large_crops, small_crops))
+    if wrong := checkpoints.misfit(state, model.state_dict(), LATE_STATE):
+        what = f"method={network.recipe.method}"
         raise ConfigError(f"{network.source.path} does not fit {what}; {wrong}")
     model.load_state_dict(state, strict=False)  # what appears late is not needed
     return model.eval()
@@ -379,7 +415,7 @@ def origin(source: Source, found: Weights) -> dict[str, Any]:
 
 
 def folder_for(
-    command: str, name: str, cfg: DictConfig, source: Source, digest: str, images: str
+    command: str, name: str, config: dict[str, Any], source: Source, digest: str, images: str
 ) -> Path:
     """Where the results of a command go: `RUN/COMMAND/NAME-HASH`.
 
@@ -389,28 +425,9 @@ def folder_for(
     """
     usual = source.cfg.get("output_dir") if source.cfg is not None else None
     usual = usual or "runs"  # solo-learn's args.json has none
-    if cfg.output_dir not in (None, usual):
-        parent = Path(cfg.output_dir)
+    if config["output_dir"] not in (None, usual):
+        parent = Path(config["output_dir"])
     else:
         parent = source.run or ELSEWHERE
-    made_with = f"{command} {host.GENERATION} {host.host_version()} {digest}"
-    return folder_by_identity(parent / command / name, cfg, made_with, images)
-
-
-__all__ = [
-    "Opened",
-    "Source",
-    "Start",
-    "Weights",
-    "configuration",
-    "find",
-    "folder_for",
-    "nameless",
-    "opened",
-    "origin",
-    "split",
-    "start_of",
-    "weights",
-    "whole_model",
-    "with_weights",
-]
+    made_with = f"{command} {host_identity()} {digest}"
+    return folder_by_identity(parent / command / name, config, made_with, images)

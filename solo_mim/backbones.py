@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from omegaconf import DictConfig
@@ -19,6 +20,8 @@ from torch import nn
 from torchvision.models import resnet18, resnet50
 
 from solo_mim.errors import ConfigError, nearest
+
+_Backbone = TypeVar("_Backbone")
 
 STEMS = ("auto", "small", "imagenet")
 # Up to this crop size (pixels) an ImageNet stem, which divides the resolution by four before the
@@ -72,20 +75,23 @@ def refuse_unknown_backbone(name: str, known: Collection[str]) -> None:
         raise ConfigError(f"backbone.name: unknown backbone '{name}'{nearest(name, known)}")
 
 
-def fit_to_weights(cfg: DictConfig, weights: Mapping[str, torch.Tensor]) -> None:
-    """Sets in place the stem of a ResNet, or the patches of a vision transformer, that weights are
-    of; what the configuration says explicitly stays.
+def fitted_to_weights(backbone: _Backbone, weights: Mapping[str, torch.Tensor]) -> _Backbone:
+    """The recipe of a backbone with the stem of a ResNet, or the patches of a vision transformer,
+    that weights are of; what it says explicitly stays.
 
     Args:
-        cfg: read and set is `backbone`.
+        backbone: a dataclass with `name`, `stem` and `kwargs`.
         weights: a backbone's state dict.
     """
-    backbone = cfg.backbone
-    automatic = (backbone.get("stem") or "auto") == "auto"
-    if backbone.name in _RESNETS and automatic and "conv1.weight" in weights:
-        backbone.stem = "small" if weights["conv1.weight"].shape[-1] == 3 else "imagenet"
-    elif _is_vit(backbone.name) and automatic and "patch_embed.proj.weight" in weights:
-        backbone.kwargs.setdefault("patch_size", weights["patch_embed.proj.weight"].shape[-1])
+    given: Any = backbone
+    automatic = given.stem == "auto"
+    if given.name in _RESNETS and automatic and "conv1.weight" in weights:
+        stem = "small" if weights["conv1.weight"].shape[-1] == 3 else "imagenet"
+        return replace(given, stem=stem)
+    if _is_vit(given.name) and automatic and "patch_embed.proj.weight" in weights:
+        patch_size = weights["patch_embed.proj.weight"].shape[-1]
+        return replace(given, kwargs={"patch_size": patch_size, **given.kwargs})
+    return backbone
 
 
 def resolved_stem(cfg: DictConfig) -> str:

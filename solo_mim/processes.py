@@ -12,7 +12,7 @@ import torch.distributed as dist
 from lightning.pytorch.strategies.launchers import subprocess_script
 from lightning.pytorch.utilities import rank_zero_only
 
-from solo_mim.commands import stopping
+from solo_mim import stopping
 
 _LOOK_EVERY = 0.5  # seconds
 # gloo tells of a process that is gone by an error in the same second. NCCL may wait for ever.

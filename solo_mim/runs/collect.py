@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import yaml
+
+from solo_mim.information import HeldOutInformation
+from solo_mim.runs import files
+from solo_mim.runs.identity import NOT_IDENTITY, images_of, settings_of
+from solo_mim.runs.sources import UNKNOWN_CODE, codes_of
 
 # What a result can hold: measure -> where it lies, and which key says on what it was measured. An
 # online figure is of augmented views while training, an offline one of a frozen network.
@@ -26,30 +30,8 @@ LINEAR_LAYER, FINE_TUNED = TRAINED_CLASSIFIERS = (
     "linear layer on augmented images",
     "fine-tuned network",
 )
-# Where images lie, which a fingerprint of them stands for.
-DATA_PATHS = ("data.train_path", "data.val_path")
-# Where results go and how they are shown does not change them.
-NOT_IDENTITY = (
-    *DATA_PATHS,
-    # Of these three the weights count, not where they lie.
-    "backbone.weights",
-    "pretrained_feature_extractor",
-    "resume_from_checkpoint",
-    "output_dir",
-    "other_code",
-    "progress_bar",
-    "wandb",
-    "tensorboard",
-    "checkpoint",
-    "auto_resume",
-    "auto_umap",
-    "debug_augmentations",
-    "data.num_workers",
-)
-# Nor do these make another method of it.
+# What does not make another method of it.
 _NOT_THE_METHOD = (*NOT_IDENTITY, "name", "seed", "evaluation")
-# Of what was made before there was a digest of the sources.
-UNKNOWN_CODE = "unknown"
 
 
 @dataclass(frozen=True)
@@ -124,8 +106,6 @@ class Run:
         bounds take for granted."""
         if not self.result.get("information"):
             return {}
-        from solo_mim.evaluation.diagnostics import HeldOutInformation  # lightning takes seconds
-
         found = HeldOutInformation(**self.result["information"])
         values = {
             "I(z; image) >=, nats": found.bound("infomax"),
@@ -140,7 +120,7 @@ class Run:
     @property
     def embeddings(self) -> list[Path]:
         """Pictures that `solo-mim embed` left in its folder."""
-        return sorted(self.folder.glob("embed/*/planes.png"))
+        return sorted(self.folder.glob(f"embed/*/{files.PLANES}"))
 
 
 @dataclass(frozen=True)
@@ -151,40 +131,6 @@ class Problem:
     reason: str
 
 
-def codes_of(sittings: list[dict[str, Any]]) -> list[str]:
-    """Digests of the sources that ran in the sittings of `provenance.json`, each once."""
-    codes = (sitting.get("code") or UNKNOWN_CODE for sitting in sittings)
-    return list(dict.fromkeys(codes)) or [UNKNOWN_CODE]
-
-
-def settings_of(config: Any, without: Iterable[str] = NOT_IDENTITY) -> dict[str, Any]:
-    """Plain configuration by dotted key, `augmentations[0].crop_size`, less some sections or
-    keys."""
-    ignored = tuple(f"{key}." for key in without)
-    flat = _flat(config, "")
-    return {key: value for key, value in flat.items() if not f"{key}.".startswith(ignored)}
-
-
-def _flat(node: Any, key: str) -> dict[str, Any]:
-    if isinstance(node, dict) and node:
-        parts = [(f"{key}.{name}" if key else str(name), value) for name, value in node.items()]
-    elif isinstance(node, list) and node:
-        parts = [(f"{key}[{index}]", value) for index, value in enumerate(node)]
-    else:
-        return {key: node}
-    return dict(leaf for name, value in parts for leaf in _flat(value, name).items())
-
-
-def images_of(config: dict[str, Any], fingerprint: str | None) -> dict[str, Any]:
-    """What tells the images of a configuration from others: by their paths where there is no
-    fingerprint."""
-    data = config.get("data", {})
-    found = {key: data.get(key) for key in ("dataset", "fraction", "validation_split")}
-    if fingerprint:
-        return {**found, "images": fingerprint}
-    return {**found, **{key: data.get(key) for key in ("train_path", "val_path")}}
-
-
 def collect(*roots: Path) -> tuple[list[Run], list[Problem]]:
     """Every run folder at or below one of `roots`, in the order of their paths, each once."""
     runs: list[Run] = []
@@ -192,11 +138,11 @@ def collect(*roots: Path) -> tuple[list[Run], list[Problem]]:
     folders: dict[Path, Path] = {}  # by where it really is
     for root in roots:
         for folder in {
-            p.parent for name in ("config.yaml", "result.json") for p in root.rglob(name)
+            p.parent for name in (files.CONFIGURATION, files.RESULT) for p in root.rglob(name)
         }:
             around = (parent for parent in folder.parents if parent.is_relative_to(root))
             # Otherwise it is an evaluation of a run, in its folder.
-            if not any((parent / "provenance.json").exists() for parent in around):
+            if not any((parent / files.PROVENANCE).exists() for parent in around):
                 folders.setdefault(folder.resolve(), folder)
     for folder in sorted(folders.values()):
         found = _read(folder)
@@ -227,16 +173,16 @@ def _with_fingerprints(runs: list[Run]) -> list[Run]:
 
 
 def _read(folder: Path) -> Run | Problem:
-    result_path = folder / "result.json"
+    result_path = folder / files.RESULT
     if not result_path.exists():
         return Problem(folder, _why_unfinished(folder))
     try:
         result = json.loads(result_path.read_text())
         if "measured" in result:
             return Problem(folder, "an evaluation of weights that are of no run here")
-        config = yaml.safe_load((folder / "config.yaml").read_text())
-        provenance = json.loads((folder / "provenance.json").read_text())
-        metrics = pd.read_csv(folder / "metrics.csv")
+        config = yaml.safe_load((folder / files.CONFIGURATION).read_text())
+        provenance = json.loads((folder / files.PROVENANCE).read_text())
+        metrics = pd.read_csv(folder / files.METRICS)
         run = Run(folder, config, result, provenance, metrics)
         values, _ = run.values(), (run.seed, run.data, run.settings, run.diagnostics)
         result["method"], result["data"], dict(result.get("versions", {}))
@@ -258,13 +204,13 @@ def _evaluations(run: Run) -> tuple[list[Evaluation], list[Problem]]:
     them counts."""
     found: list[Evaluation] = []
     problems: list[Problem] = []
-    for config_path in sorted(run.folder.glob("*/*/config.yaml")):
+    for config_path in sorted(run.folder.glob(f"*/*/{files.CONFIGURATION}")):
         folder = config_path.parent
-        if not (folder / "result.json").exists():
+        if not (folder / files.RESULT).exists():
             problems.append(Problem(folder, _why_unfinished(folder)))
             continue
         try:
-            result = json.loads((folder / "result.json").read_text())
+            result = json.loads((folder / files.RESULT).read_text())
             config = yaml.safe_load(config_path.read_text())
             values = {
                 _measure(run, config, result, row): (row["split"], float(row["top1"]))
@@ -305,12 +251,12 @@ def _measure(run: Run, config: dict[str, Any], result: dict[str, Any], row: dict
 
 
 def _why_unfinished(folder: Path) -> str:
-    failure = folder / "failure.txt"
+    failure = folder / files.FAILURE
     if failure.exists():
         return f"failed: {failure.read_text().strip()}"
     epochs = 0
-    if (folder / "metrics.csv").exists():
-        epochs = max(0, len((folder / "metrics.csv").read_text().splitlines()) - 1)
+    if (folder / files.METRICS).exists():
+        epochs = max(0, len((folder / files.METRICS).read_text().splitlines()) - 1)
     return f"not finished: {epochs} epochs are done; the command that began it goes on"
 
 

@@ -6,24 +6,29 @@ import hashlib
 import re
 from functools import cache
 from pathlib import Path
+from typing import Any
 
-from solo_mim import host
-from solo_mim.commands.configuration import PACKAGE
-from solo_mim.methods import plugin_sources
+from solo_mim import installed
+from solo_mim.installed import PACKAGE
 
 # What prints, refuses, plans, compares or draws changes no network and no figure. Whatever is not
 # named here counts, so that a new file is not forgotten.
 _CHANGES_NOTHING = {
     "__main__.py",
     "errors.py",
+    "processes.py",
+    "progress.py",
+    "stopping.py",
     *(f"commands/{name}.py" for name in ("__init__", "bench", "doctor", "export", "methods")),
-    *(f"commands/{name}.py" for name in ("plan", "prepare", "processes", "progress", "report")),
-    *(f"commands/{name}.py" for name in ("sources", "stopping")),
+    *(f"commands/{name}.py" for name in ("plan", "prepare", "report")),
     "data/errors.py",
-    *(f"evaluation/{name}.py" for name in ("collect", "compare", "cost", "export", "plots")),
+    *(f"evaluation/{name}.py" for name in ("bench", "compare", "cost", "export", "plots")),
     *(f"evaluation/{name}.py" for name in ("report", "significance")),
-    *(f"host/{name}.py" for name in ("checks", "keys")),
+    "host/checks.py",
+    *(f"runs/{name}.py" for name in ("collect", "sources")),
 }
+# Of what was made before there was a digest of the sources.
+UNKNOWN_CODE = "unknown"
 # Not Python's own tokenizer: it takes ten times as long, and versions of it differ in f-strings.
 _TOKEN = re.compile(
     r'"""(?:\\.|[^\\])*?"""|"(?:\\.|[^"\\\n])*"|'
@@ -43,9 +48,9 @@ def digest(method: str | None = None) -> str:
     found = hashlib.sha256()
     ours = [path for path in _modules(PACKAGE) if _name(path, PACKAGE) not in _CHANGES_NOTHING]
     parts = [(PACKAGE, ours)]
-    if host.GENERATION == "current":
-        parts.append((host.LOCATION, _modules(host.LOCATION)))
-    for place in plugin_sources(method):
+    if installed.host_generation() == "current":
+        parts.append((installed.host_location(), _modules(installed.host_location())))
+    for place in installed.plugin_sources(method):
         parts.append((place, _modules(place)) if place.is_dir() else (place.parent, [place]))
     for root, paths in parts:
         for path in paths:
@@ -92,4 +97,7 @@ def _is_docstring(source: str, line: int, start: int, end: int) -> bool:
     return source[start] in "\"'" and before in ("", "r") and not after.strip() and not goes_on
 
 
-__all__ = ["code_lines", "digest"]
+def codes_of(sittings: list[dict[str, Any]]) -> list[str]:
+    """Digests of the sources that ran in the sittings of a run's provenance, each once."""
+    codes = (sitting.get("code") or UNKNOWN_CODE for sitting in sittings)
+    return list(dict.fromkeys(codes)) or [UNKNOWN_CODE]

@@ -1,0 +1,64 @@
+"""Arguments that several commands take, and help that needs no import of what it is about."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+import yaml
+
+from solo_mim.installed import CONFIG_FOLDER
+
+
+def is_override(argument: str) -> bool:
+    """Whether an argument is Hydra's `key=value`, and no path."""
+    return re.match(r"[+~]*[\w.@\[\]]+=", argument) is not None and not Path(argument).exists()
+
+
+def of_a_network(
+    command: str, description: str, examples: str, file: str | None = None
+) -> argparse.ArgumentParser:
+    """Of a command that takes a network, a `file` to write where one is named, and overrides."""
+    parser = argparse.ArgumentParser(
+        prog=f"solo-mim {command}",
+        description=description,
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "run",
+        metavar="RUN",
+        help="folder of a run, a checkpoint (ours or solo-learn's), or a state dict of torchvision "
+        "or timm",
+    )
+    if file:
+        parser.add_argument("file", metavar=file, help="to write")
+    parser.add_argument(
+        "overrides",
+        metavar="key=value",
+        nargs="*",
+        help="as of solo-mim pretrain: data=..., data.val_path=..., optimizer.batch_size=...; a "
+        "file without a configuration beside it needs its backbone=... and data=...",
+    )
+    return parser
+
+
+def asks_for_help(arguments: list[str]) -> bool:
+    """Whether help is wanted of a command whose arguments are Hydra's."""
+    return bool({"--help", "-h"} & set(arguments))
+
+
+def help_of(command: str) -> str:
+    """What `configs/COMMAND.yaml` has for Hydra's help, without Hydra."""
+    said = yaml.safe_load((CONFIG_FOLDER / f"{command}.yaml").read_text())["hydra"]["help"]
+    groups = {
+        folder.name: sorted(path.stem for path in folder.glob("*.yaml"))
+        for folder in sorted(CONFIG_FOLDER.iterdir())
+        if folder.is_dir()
+    }
+    listed = "\n".join(
+        f"{name}: {', '.join(options)}" for name, options in groups.items() if options
+    )
+    text = said["template"].replace("${hydra.help.header}", said["header"].rstrip())
+    return text.replace("$APP_CONFIG_GROUPS", f"{listed}\n")

@@ -1,0 +1,180 @@
+"""Images read a batch at a time, and what is done about those that cannot be read."""
+
+import os
+import random
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from solo_mim.data.errors import DataError
+from solo_mim.data.images import ImageSet
+from solo_mim.data.transforms import Augmentation, evaluation_transform, normalise
+
+ViewsBatch = list[Any]  # [indexes int64 B, [X_1 .. X_V] each float32 B x 3 x H x W, targets B]
+PlainBatch = list[Tensor]  # [X float32 B x 3 x H x W, targets int64 B]
+
+# What is done about a file that is no readable image: DataError; the next that is readable in its
+# place, so that batches keep their size; or a smaller batch, so that no image counts twice.
+OnCorrupt = Literal["fail", "replace", "leave out"]
+Read = tuple[int, int, Any]  # index, augmentation seed, what the image set's source gives
+
+
+class Fetched(NamedTuple):
+    """What a worker process answers with. An error is handed over, for one that it raised would
+    arrive with its traceback as the message.
+
+    ``batch`` is None of an error, and where no image is left in it.
+    """
+
+    batch: Any
+    unreadable: list[str]
+    error: DataError | None = None
+
+
+class BatchedImages(Dataset[Any]):
+    """Images read a batch at a time, what cannot be read handled by ``on_corrupt``."""
+
+    corrupt_images: list[str]
+
+    def __init__(self, images: ImageSet, on_corrupt: OnCorrupt) -> None:
+        self.images = images
+        self.on_corrupt = on_corrupt
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitems__(self, keys: Sequence[tuple[int, int] | int]) -> Fetched:
+        unreadable: list[str] = []
+        try:
+            return Fetched(self.batch(self._read(keys, unreadable)), unreadable)
+        except DataError as error:
+            return Fetched(None, unreadable, error)
+
+    def batch(self, images: Iterator[Read]) -> Any:
+        """The batch of what was read, one image in memory at a time; None of nothing."""
+        raise NotImplementedError
+
+    def _read(self, keys: Sequence[tuple[int, int] | int], unreadable: list[str]) -> Iterator[Read]:
+        for key in keys:
+            index, seed = key if isinstance(key, tuple) else (key, key)
+            for step in range(len(self.images)):
+                candidate = (index + step) % len(self.images)
+                try:
+                    image = self.images[candidate]
+                except DataError as error:
+                    if self.on_corrupt == "fail":
+                        raise
+                    unreadable.append(str(error.path))
+                    if self.on_corrupt == "leave out":
+                        break
+                else:
+                    yield candidate, seed, image
+                    break
+            else:
+                raise _nothing_readable(len(self.images))
+
+
+def _nothing_readable(images: int) -> DataError:
+    return DataError(
+        f"none of {images} images can be read",
+        key="data.train_path or data.val_path",
+        remedy="Look at one of them: a broken copy, or a format that Pillow lacks",
+    )
+
+
+class ReadableLoader(DataLoader[Any]):
+    """Yields the batches alone, and tells of what could not be read: here, in the main process.
+
+    Each path is warned of once. Raises DataError for what a worker process could not read.
+    """
+
+    dataset: BatchedImages
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        # The workers start, and the loader draws its seed, at this call and not at the first batch.
+        return self._readable(super().__iter__())
+
+    def _readable(self, fetched: Iterator[Fetched]) -> Iterator[Any]:
+        met = self.dataset.corrupt_images
+        batches = nothing = 0
+        for batch, unreadable, error in fetched:
+            if error is not None:
+                raise error
+            for path in unreadable:
+                if path not in met:
+                    met.append(path)
+                    warnings.warn(f"{path} is no readable image, skipped", stacklevel=2)
+            if batch is None:
+                nothing += 1
+            else:
+                batches += 1
+                yield batch
+        if nothing and not batches:
+            raise _nothing_readable(len(self.dataset))
+
+
+class Views(BatchedImages):
+    """Random views of images, one augmentation per view, a batch at a time.
+
+    A key is ``(index, seed)``, or an index alone (from a foreign sampler, such as that of
+    Lightning's ``overfit_batches``), which then is its own seed.
+    """
+
+    def __init__(
+        self, images: ImageSet, augmentations: tuple[Augmentation, ...], on_corrupt: OnCorrupt
+    ) -> None:
+        super().__init__(images, on_corrupt)
+        self.augmentations = augmentations
+
+    def batch(self, images: Iterator[Read]) -> ViewsBatch | None:
+        """``[indexes, [X_1 .. X_V], targets]``."""
+        indexes: list[int] = []
+        views: list[list[Any]] = [[] for _ in self.augmentations]
+        for index, seed, image in images:
+            indexes.append(index)
+            rng = random.Random(seed)
+            for view, augment in zip(views, self.augmentations, strict=True):
+                view.append(augment(image, rng))
+        if not indexes:
+            return None
+        batches = [
+            normalise(view, augment.mean, augment.std)
+            for view, augment in zip(views, self.augmentations, strict=True)
+        ]
+        return [torch.tensor(indexes), batches, torch.from_numpy(self.images.labels[indexes])]
+
+
+class PlainImages(BatchedImages):
+    """Images under the evaluation transform, with the crop size and constants of ``like``."""
+
+    def __init__(self, images: ImageSet, like: Augmentation, on_corrupt: OnCorrupt) -> None:
+        super().__init__(images, on_corrupt)
+        self.like = like
+
+    def batch(self, images: Iterator[Read]) -> PlainBatch | None:
+        """``[X, targets]``."""
+        indexes: list[int] = []
+        views: list[Any] = []
+        for index, _, image in images:
+            indexes.append(index)
+            views.append(evaluation_transform(image, self.like.crop_size))
+        if not indexes:
+            return None
+        targets = torch.from_numpy(self.images.labels[indexes])
+        return [normalise(views, self.like.mean, self.like.std), targets]
+
+
+def as_it_is(batch: Any) -> Any:
+    """The collate function of data sets whose ``__getitems__`` makes whole batches."""
+    return batch
+
+
+def usable_cores() -> int:
+    """Cores that this process may use, which in a container or a batch job is not all of them."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,83 @@
+"""The options of solo-learn's own methods: their names and defaults are those of its main branch,
+which 1.0.2 shares where it has the method."""
+
+from __future__ import annotations
+
+from dataclasses import field, make_dataclass
+from typing import Any
+
+from solo_mim.options import Count, Positive, ProjectorOptions, Share, Size, Weight
+
+
+def _options(base: type | None = ProjectorOptions, /, **declared: tuple[Any, Any] | Any) -> type:
+    """A dataclass of options: name=type of what is required, name=(type, default) of others."""
+    columns: list[Any] = []
+    for name, one in declared.items():
+        if isinstance(one, tuple):
+            kind, default = one
+            of = field(default_factory=default) if callable(default) else field(default=default)
+            columns.append((name, kind, of))
+        else:
+            columns.append((name, one))
+    bases = (base,) if base else ()
+    return make_dataclass("Options", columns, bases=bases, frozen=True, kw_only=True)
+
+
+_QUEUE = (Count, 65536)
+_FLAG = bool | int  # solo-learn counts with some
+_VICREG = {"sim_loss_weight": (Weight, 25.0), "var_loss_weight": (Weight, 25.0)}
+
+OPTIONS: dict[str, type] = {
+    "all4one": _options(pred_hidden_dim=Size, temperature=Positive, queue_size=_QUEUE),
+    "barlow_twins": _options(lamb=(Weight, 0.0051), scale_loss=(Weight, 0.024)),
+    "byol": _options(pred_hidden_dim=Size),
+    "deepclusterv2": _options(
+        temperature=(Positive, 0.1),
+        num_prototypes=(list[Size], lambda: [3000, 3000, 3000]),
+        kmeans_iters=(Size, 10),
+    ),
+    "dino": _options(
+        num_prototypes=Size,
+        clip_grad=(Weight, 0),
+        freeze_last_layer=(_FLAG, 1),
+        norm_last_layer=(_FLAG, True),
+        use_bn_in_head=(_FLAG, False),
+        student_temperature=(Positive, 0.1),
+        teacher_temperature=(Positive, 0.07),
+        warmup_teacher_temperature=(Positive, 0.04),
+        warmup_teacher_temperature_epochs=(Count, 0),
+    ),
+    "mae": _options(
+        None,
+        decoder_embed_dim=Size,
+        decoder_depth=Size,
+        decoder_num_heads=Size,
+        mask_ratio=(Share, 0.75),
+        norm_pix_loss=(_FLAG, False),
+    ),
+    "mocov2plus": _options(temperature=Positive, queue_size=_QUEUE),
+    "mocov3": _options(pred_hidden_dim=Size, temperature=Positive),
+    "nnbyol": _options(pred_hidden_dim=Size, queue_size=_QUEUE),
+    "nnclr": _options(pred_hidden_dim=Size, temperature=Positive, queue_size=_QUEUE),
+    "nnsiam": _options(pred_hidden_dim=Size, queue_size=_QUEUE),
+    "ressl": _options(temperature_q=Positive, temperature_k=Positive, queue_size=_QUEUE),
+    "simclr": _options(temperature=Positive),
+    "simsiam": _options(pred_hidden_dim=Size),
+    "supcon": _options(temperature=Positive),
+    "swav": _options(
+        temperature=Positive,
+        num_prototypes=(Size, 3000),
+        sk_epsilon=(Positive, 0.05),
+        sk_iters=(Size, 3),
+        queue_size=_QUEUE,
+        epoch_queue_starts=(Count, 15),
+        freeze_prototypes_epochs=(Count, 1),
+    ),
+    "vibcreg": _options(**_VICREG, cov_loss_weight=(Weight, 200.0), iternorm=(_FLAG, False)),
+    "vicreg": _options(**_VICREG, cov_loss_weight=(Weight, 1.0)),
+    "wmse": _options(
+        whitening_iters=(Size, 1), whitening_size=(Count, 256), whitening_eps=(Weight, 0.0)
+    ),
+}
+# 1.0.2 has SupCon within SimCLR.
+RELEASED_OPTIONS = OPTIONS | {"simclr": _options(temperature=Positive, supervised=(_FLAG, False))}

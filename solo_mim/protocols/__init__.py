@@ -1,0 +1,8 @@
+"""What is done with a trained network.
+
+figures   features, and rows of a result that say what they are of
+linear    a linear classifier, or a logistic regression
+knn       nearest neighbours
+embed     features of a split, pictures, spectrum, information
+export    weights for torchvision or timm
+"""

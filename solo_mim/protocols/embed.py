@@ -1,0 +1,162 @@
+"""The features of a split, and what they look like."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from solo_mim import trained
+from solo_mim.data import SSLDataModule
+from solo_mim.errors import ConfigError
+from solo_mim.evaluation.diagnostics import MAX_IMAGES, held_out_information, project_views
+from solo_mim.evaluation.embedding import (
+    FeaturesAsZ,
+    covariance_spectrum,
+    neighbour_plane,
+    principal_plane,
+)
+from solo_mim.evaluation.plots import plot_planes, plot_spectra
+from solo_mim.information import HeldOutInformation, effective_rank
+from solo_mim.protocols import figures
+from solo_mim.runs.files import ARRAYS, PLANES, RESULT, SPECTRA, whole
+from solo_mim.runs.folder import Result, RunFolder
+
+_SPLITS = {"train": "training images", "test": "test images"}
+
+
+def embed(run: str, overrides: list[str], split: str | None = None) -> Result:
+    """Embeds one split; the result, also of one that was embedded before.
+
+    Args:
+        run, overrides: as in `trained.opened`.
+        split: train, val or test; None takes the one that offline figures are of.
+
+    Raises:
+        ConfigError: the network, a key, or a value is wrong; the message names it.
+    """
+    network = trained.opened(run, overrides)
+    split = split or figures.offline_split(network.recipe)[0]
+    data = SSLDataModule(network.recipe.plain)
+    name = f"{network.recipe.data.dataset}-{split}"
+    folder = network.folder("embed", name, data.splits.fingerprint)
+    return folder.once(lambda: _embedded(network, data, split, folder), summary)
+
+
+def _embedded(
+    network: trained.Opened, data: SSLDataModule, split: str, folder: RunFolder
+) -> Result:
+    recipe = network.recipe
+    usual, where = figures.offline_split(recipe)
+    where = where if split == usual else _SPLITS.get(split, figures.evaluated_on(recipe))
+    data.plain_dataloader(split)  # refuses a split that is not there
+    device = figures.device(recipe)
+    model, no_z = _model(network, data)
+    folder.begin()
+    features, z, targets = _features(network, model, data, split, device)
+    kinds = {"features": features} if z is None else {"features": features, "z": z}
+    _write_arrays(folder.path / ARRAYS, kinds, targets, data.class_names)
+    ranks = {kind: float(effective_rank(values)) for kind, values in kinds.items()}
+    _draw(folder.path, kinds, ranks, targets, data.class_names, where)
+    module = FeaturesAsZ(network.backbone) if z is None else model
+    views = project_views(module.to(device), data.views_dataloader(split, max_images=MAX_IMAGES))
+    result = {
+        "data": recipe.data.dataset,
+        "backbone": recipe.backbone.name,
+        "protocol": "offline",
+        "split": where,
+        "images": len(targets),
+        "dimensions": {kind: values.shape[1] for kind, values in kinds.items()},
+        "no_z": no_z,
+        "effective_rank": ranks,
+        "information_of": "features" if z is None else "z",
+        "information": None if views is None else asdict(held_out_information(views)),
+        "corrupt_images": data.corrupt_images,
+        "trained": network.origin,
+        **figures.provenance(folder, recipe.method, data.splits.fingerprint),
+    }
+    folder.finish(result)
+    print(summary(result))
+    return result
+
+
+def _model(network: trained.Opened, data: SSLDataModule) -> tuple[Any, str | None]:
+    """The model with the projector, or None and why there is none."""
+    try:
+        return trained.whole_model(network, data.num_large_crops, data.num_small_crops), None
+    except ConfigError as error:
+        return None, str(error)
+
+
+def _features(
+    network: trained.Opened, model: Any, data: SSLDataModule, split: str, device: torch.device
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Features, z where the model gives one, and targets of a split's images, on the CPU."""
+
+    def both(images: Tensor) -> Tensor:
+        out = model(images)
+        return torch.cat([out["feats"].flatten(1), *([out["z"]] if "z" in out else [])], 1)
+
+    recipe, backbone = network.recipe, network.backbone.to(device)
+    if model is None:
+        features, targets = figures.plain_features(recipe, data, split, backbone, device)
+        return features, None, targets
+    model.to(device)
+    joined, targets = figures.plain_features(recipe, data, split, both, device)
+    dim = model.features_dim
+    z = joined[:, dim:] if joined.shape[1] > dim else None
+    return joined[:, :dim], z, targets
+
+
+def _write_arrays(
+    path: Path, kinds: dict[str, Tensor], targets: Tensor, class_names: tuple[str, ...]
+) -> None:
+    arrays: dict[str, Any] = {kind: values.numpy() for kind, values in kinds.items()}
+    arrays |= {"targets": targets.numpy(), "class_names": np.array(class_names, dtype=str)}
+    with whole(path) as partial, partial.open("wb") as file:
+        np.savez(file, **arrays)
+
+
+def _draw(
+    folder: Path,
+    kinds: dict[str, Tensor],
+    ranks: dict[str, float],
+    targets: Tensor,
+    class_names: tuple[str, ...],
+    where: str,
+) -> None:
+    features, classes = kinds["features"].numpy(), targets.numpy()
+    label, rows, points = neighbour_plane(features)
+    planes = {
+        f"PCA of {len(classes):,} images": (principal_plane(features), classes),
+        label: (points, classes[rows]),
+    }
+    plot_planes(planes, class_names, folder / PLANES, f"features, {where}")
+    spectra = {
+        f"{kind}: effective rank {ranks[kind]:.1f} of {z.shape[1]}": covariance_spectrum(z)
+        for kind, z in kinds.items()
+    }
+    plot_spectra(spectra, folder / SPECTRA, where)
+
+
+def summary(result: Result) -> str:
+    """The closing lines, from the result."""
+    lines = [
+        f"{result['backbone']} of {result['trained']['checkpoint']} on {result['data']}",
+        f"  {result['images']:,} {result['split']}: "
+        + ", ".join(
+            f"{kind} of {dim} dimensions, effective rank {result['effective_rank'][kind]:.1f}"
+            for kind, dim in result["dimensions"].items()
+        ),
+    ]
+    if result["no_z"]:
+        lines.append(f"  no z: {result['no_z']}")
+    if info := result["information"]:
+        said = HeldOutInformation(**info).lines(result["information_of"])
+        lines += [f"  {line}" for line in said]
+    lines.append(f"  results: {result['folder']} ({ARRAYS}, {PLANES}, {SPECTRA}, {RESULT})")
+    return "\n".join(lines)

@@ -1,0 +1,95 @@
+"""Features of frozen networks, and rows of a result that say what they are of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from solo_mim.data import SSLDataModule
+from solo_mim.evaluation.offline import extract_features
+from solo_mim.recipe.schema import Recipe
+from solo_mim.runs import sources
+from solo_mim.runs.folder import RunFolder
+from solo_mim.runs.identity import commit, versions
+from solo_mim.trainer import shows_progress
+
+
+def device(recipe: Recipe) -> torch.device:
+    """The GPU, where there is one and the recipe does not ask for the CPU: the first that `devices`
+    names."""
+    if recipe.accelerator == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    named = recipe.devices[0] if isinstance(recipe.devices, list) else 0
+    return torch.device("cuda", named)
+
+
+def plain_features(
+    recipe: Recipe, data: SSLDataModule, split: str, backbone: Any, on: torch.device | str
+) -> tuple[Tensor, Tensor]:
+    """Features of a split's un-augmented images, N x D, and their classes."""
+    return extract_features(
+        backbone,
+        data.plain_dataloader(split),
+        on,
+        description=f"offline evaluation: {split}",
+        progress=shows_progress(recipe),
+    )
+
+
+def evaluated_on(recipe: Recipe) -> str:
+    """What the split `val` is called in results."""
+    return "validation split" if recipe.data.validation_split else "held-out images"
+
+
+def offline_split(recipe: Any) -> tuple[str, str]:
+    """The split that offline figures are of, and what it is called in results.
+
+    `evaluation.test` opens the test images where `val` is a share of the training images; elsewhere
+    `val` is those images.
+    """
+    if recipe.evaluation.test and recipe.data.validation_split:
+        return "test", "test images"
+    return "val", evaluated_on(recipe)
+
+
+def measured(classifier: str, split: str, images: int, figures: dict[str, Any]) -> dict[str, Any]:
+    """Accuracies (%), losses (nats) and what was chosen for them, with what they are of, so that
+    no table mixes them."""
+    of = {"protocol": "offline", "classifier": classifier, "split": split, "images": images}
+    return {**of, **figures}
+
+
+def measured_line(row: dict[str, Any]) -> str:
+    """One of a closing table, of what `measured` gives."""
+    figures = [f"top-1 {row['top1']:.1f} %"]
+    if row.get("top5") is not None:
+        figures.append(f"top-5 {row['top5']:.1f} %")
+    if row.get("nll") is not None:
+        figures.append(f"{row['nll']:.3f} nats")
+    of = ", ".join(filter(None, [row["classifier"], row.get("setting")]))
+    return f"  offline, {of}, {row['images']:,} {row['split']}: {', '.join(figures)}"
+
+
+def skipped_images(result: dict[str, Any]) -> list[str]:
+    """The closing table's line on unreadable images, where there were any."""
+    count = len(result["corrupt_images"])
+    return [f"  {count} unreadable images skipped: result.json"] if count else []
+
+
+def provenance(folder: RunFolder | str, method: str | None, images: str | None) -> dict[str, Any]:
+    """The end of a result: where all lies, and what it was made with.
+
+    Args:
+        folder: of the result.
+        method: that trained the network.
+        images: their fingerprint.
+    """
+    return {
+        "folder": str(folder),
+        "versions": versions(method),
+        "commit": commit(),
+        "code": sources.digest(method),
+        "fingerprint": images,
+    }

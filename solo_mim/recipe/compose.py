@@ -1,0 +1,345 @@
+"""Hydra: from files, groups and overrides to a configuration, and where in them a key was set."""
+
+from __future__ import annotations
+
+import argparse
+import atexit
+import contextlib
+import os
+import re
+import shutil
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra import compose, initialize_config_dir
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from yaml import YAMLError
+
+from solo_mim.errors import ConfigError, RunError, nearest
+from solo_mim.installed import CONFIG_FOLDER, recipe_folders
+from solo_mim.recipe.schema import PretrainRecipe, Recipe, node
+
+# Where a key was set
+
+
+def _position(key: str) -> list[str]:
+    """A dotted key in its parts: `augmentations[0].crop_size` has three."""
+    return re.sub(r"\[(\d+)\]", r".\1", key).split(".")
+
+
+def _holds(node: Any, position: list[str]) -> bool:
+    for part in position:
+        if isinstance(node, list) and part.isdigit() and int(part) < len(node):
+            node = node[int(part)]
+        elif isinstance(node, dict) and part in node:
+            node = node[part]
+        else:
+            return False
+    return True
+
+
+def on_command_line(key: str) -> bool:
+    """Whether an override sets a dotted key, a part of it, or the section around it."""
+    if not HydraConfig.initialized():
+        return False
+    hydra, position = HydraConfig.get(), _position(key)
+    for override in hydra.overrides.task:
+        name = re.split("[@=]", override.lstrip("+~"))[0]
+        is_group = name in hydra.runtime.choices
+        if not is_group and all(a == b for a, b in zip(_position(name), position, strict=False)):
+            return True
+    return False
+
+
+def place(key: str) -> str:
+    """What Hydra took a dotted key from: "the command line", or the path of the file.
+
+    Empty for a key that nothing sets, and where the configuration is not Hydra's.
+    """
+    if not HydraConfig.initialized():
+        return ""
+    if on_command_line(key):
+        return "the command line"
+    hydra, position = HydraConfig.get(), _position(key)
+    overrides = list(hydra.overrides.task)
+    folders = [Path(s.path) for s in hydra.runtime.config_sources if s.schema == "file"]
+    loader = GlobalHydra.instance().config_loader()
+    composed = loader.compute_defaults_list(hydra.job.config_name, overrides, RunMode.RUN).defaults
+    for default in reversed(composed):  # the last one wins
+        package = [part for part in (default.package or "").split(".") if part]
+        file = _file_of(default.config_path or "", folders)
+        if file is None or position[: len(package)] != package:
+            continue
+        content = OmegaConf.to_container(OmegaConf.load(file))
+        if _holds(content, position[len(package) :]):
+            return str(file)
+    return ""
+
+
+def composed_from(message: str, arguments: list[str]) -> str:
+    """As `place`, for an error of Hydra's own, from before there is a configuration to look into.
+
+    Args:
+        message: Hydra's: "In 'method/vicreg': ..." of a file, something else of an override.
+        arguments: of the command.
+    """
+    config = re.match(r"In '(.+?)': ", message)
+    if config is None:
+        return "the command line"
+    given, _ = _options(arguments)
+    named = [Path(folder) for folder in (given.config_path, given.config_dir) if folder]
+    file = _file_of(config[1], [*named, CONFIG_FOLDER, *(copy.parent for copy in _COPIES)])
+    return str(file or config[1])
+
+
+def _options(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Those of Hydra's that say where files are, None where they are not given, and the rest."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for option, short in (("cfg", "c"), ("config-dir", "cd"), ("config-path", "cp")):
+        parser.add_argument(f"--{option}", f"-{short}")
+    parser.add_argument("--config-name", "-cn")
+    return parser.parse_known_args(arguments)
+
+
+def _file_of(config: str, folders: list[Path]) -> Path | None:
+    """The file behind one of Hydra's config names, in the first folder that has it."""
+    name = config if config.endswith(".yaml") else f"{config}.yaml"
+    found = next((folder / name for folder in folders if (folder / name).is_file()), None)
+    return _COPIES.get(found, found) if found else None
+
+
+def located(error: ConfigError, source: str | None = None) -> ConfigError:
+    """The same error, its cause included, with the place of its key: the command line or a file.
+
+    Args:
+        error: where it is about a key, of the form "unknown key 'a.b' ..." or "a.b ...".
+        source: the place, where it is known already; else it is looked up.
+    """
+    named = re.match(r"(?:unknown key ')?([a-z_]+[\w.\[\]]*)", str(error))
+    source = place(named[1]) if source is None and named else source
+    suffix = f" (set {'on' if source == 'the command line' else 'in'} {source})"
+    if source and suffix not in str(error):
+        error.args = (f"{error}{suffix}",)
+    return error
+
+
+def refusal(error: OmegaConfBaseException, of: type[Recipe] = PretrainRecipe) -> ConfigError:
+    """OmegaConf's error in our words: the key, and the nearest of those that its section has.
+
+    Args:
+        error: with the key in it.
+        of: the schema.
+    """
+    key = str(error.full_key or error.key or "configuration")
+    if not isinstance(error, (ConfigKeyError, ConfigAttributeError)):
+        return ConfigError(f"{key}: {str(error).splitlines()[0]}")
+    *parents, name = _position(key)
+    schema: Any = node(of)
+    while parents and OmegaConf.select(schema, ".".join(parents), throw_on_missing=False) is None:
+        *parents, name = parents  # a whole section is unknown: its name is the mistake
+    where = ".".join([*parents, name])
+    known = set(OmegaConf.select(schema, ".".join(parents)) if parents else schema)
+    if not parents:  # +budgt=cpu is a group's name misspelt
+        known |= {folder.name for folder in CONFIG_FOLDER.iterdir() if folder.is_dir()}
+    if name not in known:
+        return ConfigError(f"unknown key '{where}'{nearest(name, known)}")
+    # To the schema, but not to the file that Hydra was given.
+    return ConfigError(f"no file here sets '{where}'; write +{where}=... to add it")
+
+
+# Composing
+
+
+def store(name: str, content: Any) -> None:
+    """Keeps a configuration for `composed` and for defaults lists to find by a name."""
+    ConfigStore.instance().store(name=name, node=content)
+
+
+store("trained_with", {})  # of `configs/linear.yaml`, until a network is named
+
+
+class _MoreFolders(SearchPathPlugin):
+    """Hydra finds the recipes that installed plug-ins bring, and copies, after the shipped ones."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        copies = {f"copy of {file}": copy.parent for copy, file in _COPIES.items()}
+        for provider, folder in {**recipe_folders(), **copies}.items():
+            search_path.append(provider=provider, path=f"file://{folder}")
+
+
+# Copy -> file. Hydra reads nothing but .yaml, and one of main's files is called all4one.yml.
+_COPIES: dict[Path, Path] = {}
+
+
+def _readable(name: str, folder: Path) -> str:
+    """The name of a file in a folder as Hydra finds it, where need be by a copy."""
+    stem = name.removesuffix(".yml").removesuffix(".yaml")
+    file = folder / f"{stem}.yml"
+    if (folder / f"{stem}.yaml").is_file() or not file.is_file():
+        return name
+    place = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, place, ignore_errors=True)
+    _COPIES[Path(shutil.copy(file, place / f"{stem}.yaml"))] = file
+    return stem
+
+
+def _explained(error: BaseException, schema: type[Recipe], arguments: list[str]) -> ConfigError:
+    """Hydra's and OmegaConf's errors in our words: the key, what sets it, what comes nearest."""
+    if isinstance(error, MissingConfigException) and error.options is not None:
+        wanted = (error.missing_cfg_file or "").split("/")[-1]
+        return ConfigError(
+            f"{error.missing_cfg_file}: no such config{nearest(wanted, error.options)}"
+        )
+    cause = error.__cause__ or error.__context__
+    if isinstance(error, ConfigCompositionException) and isinstance(cause, OmegaConfBaseException):
+        return located(refusal(cause, schema), composed_from(str(error), arguments))
+    override = getattr(error, "override", None)  # of one that does not parse
+    return ConfigError(" ".join([*([f"{override}:"] if override else []), *str(error).split()]))
+
+
+def _unreadable(error: Exception) -> ConfigError:
+    """Of a file that is no YAML, or none in UTF-8, which Hydra's frame that has opened it names."""
+    frames = (frame.f_locals for frame, _ in traceback.walk_tb(error.__traceback__))
+    file = next((names["full_path"] for names in frames if "full_path" in names), "a file")
+    reason = " ".join(str(error).split())
+    return ConfigError(f"{file} cannot be read, as YAML in UTF-8: {reason}")
+
+
+@contextlib.contextmanager
+def _in_our_words(schema: type[Recipe], arguments: list[str]) -> Iterator[None]:
+    """Hydra's errors of a configuration that it cannot compose are ConfigErrors in here."""
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException) as error:
+        raise _explained(error, schema, arguments) from error
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise _unreadable(error) from error
+    except ValueError as error:
+        if not str(error).startswith("Config group override"):
+            raise
+        groups = [a for a in arguments if (CONFIG_FOLDER / a.lstrip("+").split("=")[0]).is_dir()]
+        raise ConfigError(f"{' '.join(groups)}: a group takes the name of a file in it") from error
+
+
+def composed(
+    name: str,
+    overrides: list[str],
+    schema: type[Recipe] = PretrainRecipe,
+    folder: Path = CONFIG_FOLDER,
+) -> DictConfig:
+    """The configuration of a name, in a folder or stored, with overrides.
+
+    Raises:
+        ConfigError: an override that does not parse, or of a key or group that does not exist.
+    """
+    Plugins.instance().register(_MoreFolders)
+    name = _readable(name, folder)
+    with (
+        _in_our_words(schema, overrides),
+        initialize_config_dir(str(folder.absolute()), version_base="1.3"),
+    ):
+        return compose(name, overrides=[_added(override) for override in overrides])
+
+
+# Sections whose keys are not the schema's: the method, the backbone or the optimiser checks them.
+_OPEN = ("method_kwargs.", "backbone.kwargs.", "optimizer.kwargs.")
+
+
+def _added(argument: str) -> str:
+    """`++` before a key of an open section: whether the recipe sets it is of no importance."""
+    return f"++{argument}" if argument.startswith(_OPEN) else argument
+
+
+# Checkpoints, which are called `epoch=N.ckpt`.
+_FILES = ("pretrained_feature_extractor", "resume_from_checkpoint", "backbone.weights")
+
+
+def _quoted(argument: str) -> str:
+    """With quotes around a checkpoint's path: Hydra's grammar takes an `=` in it amiss."""
+    key, equals, path = argument.partition("=")
+    if key.lstrip("+") not in _FILES or not equals or path[:1] in ("'", '"') or "," in path:
+        return argument
+    return f"{key}='{path}'"
+
+
+# Hydra's own logs and folders, of which the shipped files want none; those of others do not say so.
+_LEAVES_NOTHING = [
+    *("hydra.run.dir=.", "hydra.sweep.dir=.", "hydra.sweep.subdir=.", "hydra.output_subdir=null"),
+    *("hydra/job_logging=disabled", "hydra/hydra_logging=disabled"),
+]
+
+
+def _for_hydra(arguments: list[str]) -> list[str]:
+    """Paths of checkpoints quoted, keys of open sections added, overrides before options, and
+    --config-path absolute: Hydra takes a relative one as relative to a file, not to where the user
+    is."""
+    found = [_added(_quoted(argument)) for argument in arguments]
+    # Its parser does not take overrides on both sides of an option.
+    found.sort(key=lambda argument: not re.match(r"~|\+*[\w./@\[\]]+=", argument))
+    given, others = _options(found)
+    options = {"cfg": given.cfg, "config-dir": given.config_dir}
+    if given.config_path or given.config_name:
+        others = [*_LEAVES_NOTHING, *others]
+        folder = Path(given.config_path or CONFIG_FOLDER).absolute()
+        options["config-path"] = given.config_path and str(folder)
+        options["config-name"] = given.config_name and _readable(given.config_name, folder)
+    return [*others, *(f"--{option}={value}" for option, value in options.items() if value)]
+
+
+def run_by_hydra(
+    command: str, job: Callable[[DictConfig], Any], arguments: list[str], schema: type[Recipe]
+) -> int:
+    """Has Hydra compose `configs/COMMAND.yaml` with `arguments`, and calls `job` on what comes out.
+
+    Args:
+        command: of the command line.
+        job: raises ConfigError where it refuses the configuration, RunError where it cannot go on.
+        arguments: Hydra's.
+        schema: of the configuration, for the nearest key to an unknown one.
+    """
+    refused: list[ConfigError | RunError] = []
+
+    @hydra.main(config_path=str(CONFIG_FOLDER), config_name=command, version_base="1.3")
+    def main(cfg: DictConfig) -> Any:
+        # Hydra has read its arguments; lightning starts further processes by the whole command
+        # line.
+        if sys.argv[1:2] != [command]:
+            sys.argv.insert(1, command)
+        OmegaConf.set_struct(cfg, False)
+        try:
+            return job(cfg)
+        except ConfigError as error:
+            # To be raised below: here Hydra would print a line of its own and give a sweep's rest
+            # up.
+            refused.append(located(error))
+        except RunError as error:  # likewise
+            refused.append(error)
+        return None
+
+    Plugins.instance().register(_MoreFolders)
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # so that errors arrive here and not as Hydra's printout
+    sys.argv = [sys.argv[0], *_for_hydra(arguments)]
+    try:
+        with _in_our_words(schema, sys.argv[1:]):
+            main()
+    finally:
+        HydraConfig.instance().cfg = None  # Hydra leaves it to the next run in this process
+    for earlier in refused[:-1]:  # of a sweep
+        print(f"solo-mim: {earlier}", file=sys.stderr)
+    if refused:
+        raise refused[-1]
+    return 0

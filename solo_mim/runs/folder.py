@@ -1,0 +1,370 @@
+"""A run's folder, from its beginning to its result; one process at a time works in it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import glob
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from solo_mim import processes, stopping
+from solo_mim.errors import ConfigError, RunError
+from solo_mim.runs import files, sources
+from solo_mim.runs.identity import changes, commit, settings_of, versions
+
+Result = dict[str, Any]
+
+
+class FolderLock:
+    """One process at a time in a run's folder; given back at the end, or by the system at a kill.
+
+    Use as a context manager; `acquire` inside of it makes the folder. The file has a byte for as
+    long as it is held, and keeps it where the holder is killed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.held = False
+        self._file: Any = None
+
+    def __enter__(self) -> FolderLock:
+        return self
+
+    def acquire(self) -> None:
+        """Raises ConfigError where another process holds it, or the folder cannot be made."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._file = (self.folder / files.LOCK).open("a")
+        except OSError as error:
+            raise ConfigError(
+                f"output_dir: {self.folder} cannot be written ({error.strerror})"
+            ) from error
+        try:
+            import fcntl
+        except ImportError:  # Windows
+            self._hold()
+            return
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(
+                f"another process is at work on this run, in {self.folder}; wait for it or stop it"
+            ) from error
+        except OSError:  # a file system without locks
+            pass
+        self._hold()
+
+    def _hold(self) -> None:
+        self.held = True
+        self._file.truncate(1)
+
+    def __exit__(self, *_: object) -> None:
+        if self.held:
+            self._file.truncate(0)
+        if self._file is not None:
+            self._file.close()
+
+
+class RunFolder:
+    """The folder of a run, or of an evaluation.
+
+    Args:
+        path: as `runs.identity` names it.
+        config: plain, checked.
+        images: their fingerprint.
+        weights: digest of trained weights that the run starts from, if it does.
+        resumes: whether the work leaves checkpoints to resume from.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        config: dict[str, Any],
+        images: str,
+        weights: str | None = None,
+        resumes: bool = False,
+    ) -> None:
+        self.path, self.config = path, config
+        self.images, self.weights = images, weights
+        self.resumes = resumes
+        self._lock = FolderLock(path)
+        self._method: str | None = config.get("method")
+        self._code = sources.digest(self._method)
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    # Once
+
+    def once(self, work: Callable[[], Result], summary: Callable[[Result], str]) -> Result:
+        """The result in the folder: of `work`, which calls `begin`, or of an earlier run that
+        finished; `summary` is its closing table.
+
+        Raises:
+            ConfigError: what is in the folder belongs to another configuration, or other code made
+                it and the configuration does not accept that.
+            KeyboardInterrupt: Ctrl-C or SIGTERM, with what is left of the run.
+        """
+        with self._lock:
+            self._refuse_foreign()
+            if (self.path / files.RESULT).exists():
+                return self._finished_before(summary)
+            try:
+                with processes.together(self._last_words):
+                    return work()
+            except (Exception, KeyboardInterrupt) as error:
+                ended = self._ended(error)
+                if ended is error:
+                    raise
+                asked = isinstance(ended, KeyboardInterrupt) or stopping.asked()
+                raise ended from (None if asked else error)
+
+    def _finished_before(self, summary: Callable[[Result], str]) -> Result:
+        result: Result = files.read_json(self.path / files.RESULT, dict)
+        result["folder"] = str(self.path)  # it may have been moved
+        others = self._other_code()
+        said = f"made by code {', '.join(others)}"
+        # Code that nobody recorded may be this one: it is remarked upon, not refused.
+        if set(others) - {sources.UNKNOWN_CODE} and self.config["other_code"] == "refuse":
+            raise ConfigError(
+                f"other_code: {self.path} was {said}, here it is {self._code}; move that folder "
+                "away to have it again, or set other_code=accept to take it as it is"
+            )
+        try:
+            table = summary(result)
+        except (LookupError, TypeError, AttributeError, ValueError) as error:
+            raise files.damaged(self.path / files.RESULT, f"no closing table: {error!r}") from error
+        remark = f" ({said}; here it is {self._code})" if others else ""
+        print(f"finished before, nothing to do: {self.path}{remark}\n\n{table}")
+        return result
+
+    def _ended(self, error: BaseException) -> BaseException:
+        """What the end of the work by an error is to the user; notes it in the folder."""
+        # What else fails while a command ends because it was asked to is no news.
+        if isinstance(error, KeyboardInterrupt) or stopping.asked():
+            return SystemExit(1) if processes.rank() > 0 else KeyboardInterrupt(self.standing())
+        if any(_is_of_a_lost_process(cause) for cause in _causes(error)):
+            return self._lost() or SystemExit(1)
+        if isinstance(error, RunError) and processes.rank() > 0:
+            return SystemExit(1)
+        full = next((cause for cause in _causes(error) if _is_of_a_disk(cause, self.path)), None)
+        ended = RunError(f"{self.path}: {full.strerror}; {self.standing()}") if full else error
+        if self._lock.held:
+            self._note_failure(ended)
+        return ended
+
+    def _lost(self) -> RunError | None:
+        """Of another process of the run that died; None where this one is not to speak of it."""
+        if not self._speaks():
+            return None
+        error = RunError(f"a process of this run died; {self.standing()}")
+        self._note_failure(error)
+        return error
+
+    def _last_words(self) -> None:
+        if error := self._lost():
+            print(f"solo-mim: {error}", file=sys.stderr, flush=True)
+
+    def _speaks(self) -> bool:
+        """Whether it is this process that says of another that it died: the first, or, where that
+        one was killed, the next."""
+        lock = self.path / files.LOCK
+        latest = time.monotonic() + processes.rank()
+        while time.monotonic() < latest:
+            time.sleep(0.1)
+            # No byte in it: the first process has come to its own end.
+            held = lock.exists() and lock.stat().st_size > 0
+            if not held or (self.path / files.FAILURE).exists():
+                return False
+        return True
+
+    def _note_failure(self, error: BaseException) -> None:
+        """Leaves the reason for `solo-mim report`, unless the disk is full."""
+        with contextlib.suppress(OSError):
+            said = " ".join(str(error).split()) or type(error).__name__
+            files.write(self.path / files.FAILURE, said)
+
+    # Its beginning
+
+    def begin(self, checkpoint: Path | None = None) -> list[str]:
+        """Takes the lock, writes the configuration and this sitting's provenance.
+
+        The last sitting's failure goes, and so do sittings of which no checkpoint is left and what
+        a kill has left half-written.
+
+        Args:
+            checkpoint: that the run resumes from.
+
+        Returns:
+            Lines to print: what the run differs in from an earlier one, which checkpoints in its
+            folder are of no use, and what it resumes from.
+        """
+        departure = self._departure()
+        lines = [departure] if departure else []
+        self._lock.acquire()
+        (self.path / files.FAILURE).unlink(missing_ok=True)
+        for place in (self.path, self.path / files.CHECKPOINTS):
+            for partial in place.glob(f"*{files.PARTIAL}"):
+                partial.unlink()
+        files.write(
+            self.path / files.CONFIGURATION, OmegaConf.to_yaml(OmegaConf.create(self.config))
+        )
+        provenance = self.path / files.PROVENANCE
+        sittings = files.read_json(provenance, list) if self.newest_checkpoint() else None
+        sitting = {
+            "versions": versions(self._method),
+            "commit": commit(),
+            "code": self._code,
+            "fingerprint": self.images,
+            "seed": self.config["seed"],
+        }
+        if self.weights:
+            sitting["weights"] = self.weights
+        files.write_json(provenance, [*(sittings or []), sitting])
+        lines += [
+            f"a part of {cut} is missing: nothing resumes from it"
+            for cut in files.cut_checkpoints(self.path)
+        ]
+        return [*lines, *([f"resuming from {checkpoint}"] if checkpoint else [])]
+
+    def _refuse_foreign(self) -> None:
+        """Raises ConfigError where the configuration in the folder is not the one it is named
+        after."""
+        path = self.path / files.CONFIGURATION
+        if not path.exists():
+            return
+        try:
+            changed = changes(_settings_in(path), settings_of(self.config))
+        except (YAMLError, OmegaConfBaseException, OSError, ValueError) as error:
+            changed = " ".join(f"unreadable: {error}".split())
+        if changed:
+            raise ConfigError(
+                f"{path} was changed or copied here: it is not the configuration that this folder "
+                f"is named after ({changed}); delete the file if the rest of the folder is this "
+                "run's, or else move the folder away"
+            )
+
+    def _other_code(self) -> list[str]:
+        """Digests of the sources that made what is here, other than those that run here.
+
+        Those of its sittings; where they are lost, of its result.
+        """
+        sittings = files.read_json(self.path / files.PROVENANCE, list)
+        if sittings is None:
+            sittings = [files.read_json(self.path / files.RESULT, dict) or {}]
+        return [code for code in sources.codes_of(sittings) if code != self._code]
+
+    def _departure(self) -> str | None:
+        """One line on how a new run differs from the latest of its name and seed beside it, or a
+        resumed one from its sittings before, if it does."""
+        if self.path.exists():
+            begun_by = self._other_code() if self.newest_checkpoint() else []
+            said = f"begun by other code: {', '.join(begun_by)}; here it is {self._code}"
+            return said if begun_by else None
+        name = self.path.name[: -len("01234567")]
+        others = [
+            path
+            for path in self.path.parent.glob(f"{glob.escape(name)}*/{files.CONFIGURATION}")
+            if re.fullmatch("[0-9a-f]{8}", path.parent.name[len(name) :])
+        ]
+        if not others:
+            return None
+        latest = max(others, key=lambda path: path.stat().st_mtime)
+        try:
+            changed = changes(_settings_in(latest), settings_of(self.config))
+            sittings = files.read_json(latest.parent / files.PROVENANCE, list)
+        except (YAMLError, OmegaConfBaseException, OSError, ValueError):
+            return None  # of no use, and no obstacle: the run goes in a folder of its own
+        if not changed and sittings:
+            keys = {"images": "fingerprint", "backbone.weights": "weights"}
+            made_from = {"images": self.images, "backbone.weights": self.weights}
+            there = sittings[-1]["versions"] | {key: sittings[-1].get(k) for key, k in keys.items()}
+            changed = changes(there, {**versions(self._method), **made_from})
+        return f"differs from the run in {latest.parent}: {changed}" if changed else None
+
+    # What is in it
+
+    def newest_checkpoint(self) -> Path | None:
+        """The whole checkpoint of the latest epoch."""
+        newest = files.newest_checkpoint(self.path)
+        return newest[1] if newest else None
+
+    def standing(self) -> str:
+        """What an interrupted run leaves, and how it goes on: one line."""
+        if not self.resumes:
+            return "nothing is kept; the same command starts again"
+        if not self.config["checkpoint"]["enabled"]:
+            return "checkpoint.enabled=false keeps no checkpoint; the same command starts again"
+        newest = files.newest_checkpoint(self.path)
+        if newest is None:
+            return "no epoch was finished yet; the same command starts again"
+        return (
+            f"the checkpoint of epoch {newest[0] + 1} of {self.config['max_epochs']} is kept; "
+            "the same command resumes from it"
+        )
+
+    def next_log(self) -> str:
+        """Where the step-wise logs of this sitting go: lightning's logger deletes what it finds."""
+        return f"{files.LOGS}/{len(list((self.path / files.LOGS).glob('*'))):03d}"
+
+    def yardsticks(self) -> Result:
+        """Accuracies of what is not trained, by name; a damaged file is as none."""
+        path = self.path / files.YARDSTICKS
+        try:
+            return files.read_json(path, dict) or {}
+        except ConfigError:
+            print(f"note: {path} is damaged, its figures are measured again")
+            return {}
+
+    def write_yardsticks(self, found: Result) -> None:
+        """As `yardsticks` reads them."""
+        files.write_json(self.path / files.YARDSTICKS, found)
+
+    def write_predictions(self, columns: dict[str, list[int]]) -> None:
+        """One row for each image that was evaluated offline, in the data set's order."""
+        content = pd.DataFrame(columns).to_csv(index=False)
+        files.write(self.path / files.PREDICTIONS, content)
+
+    def write_curves(self, png: bytes) -> None:
+        """A picture of what is in the metrics."""
+        files.write(self.path / files.CURVES, png)
+
+    def finish(self, result: Result) -> None:
+        """Writes the result, the last of all: it says that the work is done."""
+        files.write_json(self.path / files.RESULT, result)
+
+
+def _settings_in(path: Path) -> dict[str, Any]:
+    """What counts for a run's identity, of a file."""
+    return settings_of(OmegaConf.to_container(OmegaConf.load(path), resolve=True))
+
+
+def _causes(error: BaseException | None) -> Iterator[Any]:
+    """An error and what it came of, the last first."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _is_of_a_disk(error: BaseException, folder: Path) -> bool:
+    """Whether a disk is full, or the folder was taken from the run."""
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return isinstance(error, OSError) and (
+        error.errno in full or (error.errno == errno.ENOENT and not folder.exists())
+    )
+
+
+def _is_of_a_lost_process(error: BaseException) -> bool:
+    """By the words of gloo and of NCCL, which have no error of their own for it."""
+    words = "closed by peer|reset by peer|Broken pipe|closed by remote peer|remote process exit"
+    return isinstance(error, RuntimeError) and re.search(words, str(error)) is not None

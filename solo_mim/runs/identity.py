@@ -1,0 +1,144 @@
+"""What makes a run another run: its configuration, its images, the code and the weights that it
+starts from."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import solo_mim
+from solo_mim import installed
+
+# Where images lie, which a fingerprint of them stands for.
+DATA_PATHS = ("data.train_path", "data.val_path")
+# Where results go and how they are shown does not change them.
+NOT_IDENTITY = (
+    *DATA_PATHS,
+    # Of these three the weights count, not where they lie.
+    "backbone.weights",
+    "pretrained_feature_extractor",
+    "resume_from_checkpoint",
+    "output_dir",
+    "other_code",
+    "progress_bar",
+    "wandb",
+    "tensorboard",
+    "checkpoint",
+    "auto_resume",
+    "auto_umap",
+    "debug_augmentations",
+    "data.num_workers",
+)
+
+PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "timm", "numpy")
+
+
+def settings_of(config: Any, without: Iterable[str] = NOT_IDENTITY) -> dict[str, Any]:
+    """Plain configuration by dotted key, `augmentations[0].crop_size`, less some sections or
+    keys."""
+    ignored = tuple(f"{key}." for key in without)
+    flat = _flat(config, "")
+    return {key: value for key, value in flat.items() if not f"{key}.".startswith(ignored)}
+
+
+def _flat(node: Any, key: str) -> dict[str, Any]:
+    if isinstance(node, dict) and node:
+        parts = [(f"{key}.{name}" if key else str(name), value) for name, value in node.items()]
+    elif isinstance(node, list) and node:
+        parts = [(f"{key}[{index}]", value) for index, value in enumerate(node)]
+    else:
+        return {key: node}
+    return dict(leaf for name, value in parts for leaf in _flat(value, name).items())
+
+
+def changes(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """`key old -> new` of the first three that differ and how many more do; empty where none."""
+    found = [
+        f"{key} {old.get(key, 'absent')} -> {new.get(key, 'absent')}"
+        for key in {**new, **old}
+        if key not in old or key not in new or old[key] != new[key]
+    ]
+    more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+    return ", ".join(found[:3]) + more
+
+
+def images_of(config: dict[str, Any], fingerprint: str | None) -> dict[str, Any]:
+    """What tells the images of a configuration from others: by their paths where there is no
+    fingerprint."""
+    data = config.get("data", {})
+    found = {key: data.get(key) for key in ("dataset", "fraction", "validation_split")}
+    if fingerprint:
+        return {**found, "images": fingerprint}
+    return {**found, **{key: data.get(key) for key in ("train_path", "val_path")}}
+
+
+def identity(config: dict[str, Any], made_with: str, images: str | None) -> str:
+    """Eight hex digits of the checked configuration, our version, the images and what else made the
+    result: the host, a plug-in, weights that it starts from.
+
+    Args:
+        config: plain.
+        made_with: all that is neither configuration nor images.
+        images: their fingerprint, which counts in the place of their paths; None for the identity
+            by paths, which runs from before there were fingerprints have.
+    """
+    without = NOT_IDENTITY if images else [key for key in NOT_IDENTITY if key not in DATA_PATHS]
+    settings = settings_of(config, without)
+    parts = [settings, solo_mim.__version__, made_with, *([images] if images else [])]
+    content = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.sha256(content.encode()).hexdigest()[:8]
+
+
+def folder_by_identity(start: Path, config: dict[str, Any], made_with: str, images: str) -> Path:
+    """`START-HASH`, the hash being the identity; that by paths where there is such a folder and
+    none of the other."""
+    new, old = (
+        start.with_name(f"{start.name}-{identity(config, made_with, by)}") for by in (images, None)
+    )
+    return old if old.exists() and not new.exists() else new
+
+
+def folder_of(config: dict[str, Any], images: str, weights: str | None = None) -> Path:
+    """`output_dir/name-seedS-HASH`: the hash is of configuration, images (their fingerprint),
+    version and host; of the plug-in's version where the method is of one, and of the checkpoint
+    that it resumes from or the weights (their digest) that it starts from."""
+    made_with = [host(), *installed.plugin_packages(config["method"])]
+    start = Path(config["resume_from_checkpoint"] or "")
+    if start.is_file():
+        made_with.append(hashlib.sha256(start.read_bytes()).hexdigest())
+    if weights:
+        made_with.append(weights)
+    folder = Path(config["output_dir"]) / f"{config['name']}-seed{config['seed']}"
+    return folder_by_identity(folder, config, " ".join(made_with), images)
+
+
+def host() -> str:
+    """Generation and version of solo-learn."""
+    return f"{installed.host_generation()} {installed.host_version()}"
+
+
+def commit() -> str | None:
+    """Commit of the checkout that the package is imported from, `+` appended when it has
+    changes."""
+    return installed.commit_of(installed.PACKAGE.parent)
+
+
+def versions(method: str | None = None) -> dict[str, str]:
+    """Versions of Python, of the packages that matter, of the host, of solo-mim and, where the
+    method is a plug-in's, of that."""
+    found = {"python": platform.python_version(), "solo-mim": solo_mim.__version__}
+    found["solo-learn"] = f"{installed.host_version()} ({installed.host_generation()})"
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    for package in installed.plugin_packages(method):
+        name, _, version = package.rpartition(" ")
+        found[name] = version
+    return found

@@ -1,0 +1,158 @@
+"""lightning's Trainer as every training here uses it."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from omegaconf import DictConfig, OmegaConf
+
+from solo_mim.data import SSLDataModule
+from solo_mim.errors import ConfigError, install_extra
+from solo_mim.progress import LossBar
+from solo_mim.recipe.schema import TRAINER_KEYS, Recipe
+from solo_mim.runs.checkpoints import EpochEnd, WholeCheckpoints
+from solo_mim.runs.folder import RunFolder
+
+# What a user can do nothing about.
+_QUIET = (
+    ".*Checkpoint directory .* exists and is not empty.*",
+    ".*`isinstance.treespec, LeafSpec.` is deprecated.*",
+    ".*Experiment logs directory .* exists.*",
+    ".*in eval mode at the start of training.*",
+    ".*is smaller than the logging interval.*",  # what is shown and drawn is logged by epoch
+)
+
+
+def shows_progress(recipe: Recipe) -> bool:
+    """Whether bars are drawn: not where nobody would see them."""
+    return recipe.progress_bar and sys.stderr.isatty()
+
+
+def trainer_of(
+    recipe: Recipe, cfg: DictConfig, folder: RunFolder, callbacks: list[pl.Callback]
+) -> pl.Trainer:
+    """The Trainer of a recipe.
+
+    Args:
+        recipe: its loggers are read.
+        cfg: `host_config` of the recipe; the arguments of the Trainer are at its top level.
+        folder: of the run.
+        callbacks: one of them is an `EpochEnd`.
+
+    Raises:
+        ConfigError: lightning refuses its settings, or a logger is not installed.
+    """
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for message in _QUIET:
+        warnings.filterwarnings("ignore", message=message)
+    arguments: dict[str, Any] = {
+        key: OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+        for key, value in cfg.items()
+        if key in TRAINER_KEYS and value is not None
+    }
+    ddp = cfg.strategy == "ddp"
+    arguments["strategy"] = (
+        DDPStrategy(find_unused_parameters=False) if ddp else cfg.strategy or "auto"
+    )
+    arguments.setdefault("log_every_n_steps", 10)
+    arguments.setdefault("enable_model_summary", False)
+    arguments.setdefault("num_sanity_val_steps", 0)
+    if shows_progress(recipe):
+        callbacks = [*callbacks, LossBar(leave=False)]
+    kept = loggers(recipe, folder)
+    try:
+        trainer = pl.Trainer(
+            **arguments,
+            enable_progress_bar=any(isinstance(c, LossBar) for c in callbacks),
+            logger=kept,
+            callbacks=callbacks,
+            default_root_dir=folder.path,
+            plugins=[WholeCheckpoints()],
+        )
+    # ImportError: accelerators and strategies that want a package which is not there.
+    except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
+        raise ConfigError(f"lightning's Trainer refuses its settings: {error}") from error
+    # Its handler of SIGTERM broadcasts from wherever the process is, so that those of several wait
+    # for each other in different places; that of SIGUSR1, for SLURM, saves a checkpoint amid an
+    # epoch. What `stopping` has set stands.
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    return trainer
+
+
+def loggers(recipe: Recipe, folder: RunFolder) -> list[Logger]:
+    """A step-wise CSV log and what else the recipe asks for."""
+    sitting = folder.next_log()
+    found: list[Logger] = [CSVLogger(folder.path, name=None, version=sitting)]
+    wanted: dict[str, Callable[[], Logger]] = {
+        "tensorboard": lambda: TensorBoardLogger(
+            folder.path, name=None, version=sitting, default_hp_metric=False
+        ),
+        "wandb": lambda: WandbLogger(
+            name=recipe.name,  # type: ignore[attr-defined]
+            project=recipe.wandb.project,
+            entity=recipe.wandb.entity,
+            offline=recipe.wandb.offline,
+            save_dir=folder.path,
+            id=folder.path.name,
+            resume="allow",
+        ),
+    }
+    for name, make in wanted.items():
+        if getattr(recipe, name).enabled:
+            try:
+                found.append(make())
+            except ModuleNotFoundError as error:
+                raise ConfigError(
+                    f"{name}.enabled=true needs {name}: {install_extra(name)}, "
+                    f"or set {name}.enabled=false"
+                ) from error
+    return found
+
+
+def epoch_end(recipe: Recipe, folder: RunFolder) -> EpochEnd:
+    """The callback that keeps metrics and state, as the recipe's section `checkpoint` says."""
+    settings = recipe.checkpoint
+    return EpochEnd(folder.path, settings.enabled, settings.frequency, settings.keep_prev)
+
+
+def fit(
+    trainer: pl.Trainer, model: pl.LightningModule, data: SSLDataModule, checkpoint: Path | None
+) -> None:
+    """`trainer.fit` from a checkpoint on, with Ctrl-C and SIGTERM as KeyboardInterrupt.
+
+    Raises:
+        ConfigError: lightning refuses its settings once it sees the data, or the checkpoint.
+    """
+    try:
+        trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    except SystemExit:
+        raise KeyboardInterrupt from None  # lightning makes the one of the other
+    except (MisconfigurationException, ValueError) as error:
+        if isinstance(error, ValueError) and "val_check_interval" not in str(error):
+            raise
+        raise ConfigError(f"lightning refuses to train: {' '.join(str(error).split())}") from error
+
+
+def peak_memory_mib() -> dict[str, float]:
+    """Peak resident memory of this process, and allocated on the GPU where there is one, in MiB."""
+    peak = {}
+    try:
+        import resource
+    except ImportError:  # Windows
+        pass
+    else:
+        unit = 2**20 if sys.platform == "darwin" else 2**10
+        peak["process"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    if torch.cuda.is_available():
+        peak["gpu"] = torch.cuda.max_memory_allocated() / 2**20
+    return peak

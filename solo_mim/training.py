@@ -1,0 +1,370 @@
+"""One run of pre-training, from a recipe to its result: data, model, trainer, fit, evaluate."""
+
+from __future__ import annotations
+
+import copy
+import io
+import os
+import statistics
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pandas as pd
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from solo_mim import processes
+from solo_mim.data import SSLDataModule
+from solo_mim.divergence import Divergence, diverged
+from solo_mim.errors import ConfigError, is_out_of_memory
+from solo_mim.evaluation.diagnostics import MAX_IMAGES, InformationCallback
+from solo_mim.evaluation.offline import Predictions, evaluate_features
+from solo_mim.evaluation.plots import plot_curves
+from solo_mim.host.lifecycle import LATE_STATE
+from solo_mim.information import HeldOutInformation
+from solo_mim.losses import ExplicitMIMError
+from solo_mim.methods import find_method
+from solo_mim.progress import EpochLines
+from solo_mim.protocols import figures
+from solo_mim.recipe.checks import check_run
+from solo_mim.recipe.schema import PretrainRecipe, host_config
+from solo_mim.runs import checkpoints, files
+from solo_mim.runs.folder import Result, RunFolder
+from solo_mim.runs.identity import folder_of
+from solo_mim.trained import Start, start_of
+from solo_mim.trainer import epoch_end, fit, peak_memory_mib, trainer_of
+
+# Raw pixels of larger data sets are not worth their memory: their kNN says little anyway.
+_RAW_PIXELS_LIMIT = 2**31  # bytes as float32
+
+
+def pretrain(recipe: PretrainRecipe) -> Result:
+    """Trains, evaluates and records one run; the result, also of one that is finished already.
+
+    Raises:
+        ConfigError: a key, value or path is wrong; the message names it.
+        RunError: it cannot go on, since it has diverged for instance.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; the message says what is kept and how to go on.
+        SystemExit: in all processes but the first, which evaluates alone.
+    """
+    check_run(recipe)
+    find_method(recipe.method)
+    start, recipe = start_of(recipe)
+    data = SSLDataModule(recipe.plain)
+    images, weights = data.splits.fingerprint, start.digest if start else None
+    path = folder_of(recipe.plain, images, weights)
+    folder = RunFolder(path, recipe.plain, images, weights, resumes=True)
+    return folder.once(lambda: _Run(recipe, data, folder, start).result(), summary)
+
+
+class _Run:
+    """The work of one run; each step reads what those before it have left."""
+
+    def __init__(
+        self, recipe: PretrainRecipe, data: SSLDataModule, folder: RunFolder, start: Start | None
+    ) -> None:
+        self.recipe, self.data, self.folder, self.start = recipe, data, folder, start
+        data.train_dataloader()  # refuses an impossible batch here, before anything is written
+        self.cfg = host_config(recipe, data.num_classes, data.num_large_crops, data.num_small_crops)
+        self.model = self._model()
+        # Of a resumed run the yardsticks alone keep them: its checkpoint replaces all weights.
+        self.taken = start.give(self.model) if start else []
+        self.lines, self.epochs = EpochLines(), epoch_end(recipe, folder)
+        self.held_out = self._held_out()
+        self.trainer = self._trainer()
+
+    def result(self) -> Result:
+        """Trains and evaluates; only the first process comes to the end of it."""
+        checkpoint, foreign = self._checkpoint()
+        if self.trainer.is_global_zero:
+            self._begin(checkpoint)
+        if foreign is not None:
+            checkpoint = self._copied(foreign)
+        untrained = self._untrained()
+        seconds = self._trained(checkpoint)
+        corrupt = _of_all_processes(self.data.corrupt_images)
+        processes.part()
+        if not self.trainer.is_global_zero:
+            raise SystemExit(0)  # the rest is the first process's, and nobody waits for it
+        evaluated = self._evaluated(untrained)
+        result = self._recorded(evaluated, seconds, corrupt)
+        print("\n" + summary(result))
+        return result
+
+    # Model and trainer
+
+    def _model(self) -> Any:
+        recipe = self.recipe
+        by_labels = recipe.method == "supcon" or recipe.method_kwargs.get("supervised")
+        if by_labels and not self.data.splits.train.labelled:
+            raise ConfigError(
+                f"method={recipe.method} learns from labels, which not every training image of "
+                f"data.dataset={recipe.data.dataset} has"
+            )
+        pl.seed_everything(recipe.seed, workers=True, verbose=False)
+        try:
+            model = find_method(recipe.method)(self.cfg)
+        except ConfigError:
+            raise
+        # Whatever torch and the host raise of sizes and the like that they do not check.
+        except (TypeError, ValueError, ArithmeticError, LookupError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                raise
+            reason = " ".join(str(error).split())
+            raise ConfigError(f"method_kwargs: {recipe.method} refuses them ({reason})") from error
+        if not recipe.performance.disable_channel_last:
+            model = model.to(memory_format=torch.channels_last)
+        return model
+
+    def _held_out(self) -> InformationCallback | None:
+        if self.data.num_val_images == 0:
+            return None
+        views = self.data.views_dataloader("val", max_images=MAX_IMAGES)
+        return InformationCallback(views, self.recipe.evaluation.information_every_n_epochs)
+
+    def _trainer(self) -> pl.Trainer:
+        watch = Divergence(self.recipe.method, self.recipe.optimizer.lr)
+        callbacks: list[pl.Callback] = [watch, self.lines, self.epochs]
+        if self.held_out:
+            callbacks.append(self.held_out)
+        return trainer_of(self.recipe, self.cfg, self.folder, callbacks)
+
+    # From where it goes on
+
+    def _checkpoint(self) -> tuple[Path | None, dict[str, Any] | None]:
+        """The file to resume from and, where that is not plain, what of it is."""
+        own = self.folder.newest_checkpoint()
+        if own is not None or not self.recipe.resume_from_checkpoint:
+            return own, None
+        path = Path(self.recipe.resume_from_checkpoint)
+        content, is_plain = checkpoints.read(path)
+        checkpoints.refuse_misfit(content, self.model, path, LATE_STATE)
+        if (done := content["epoch"] + 1) >= self.recipe.max_epochs:
+            raise ConfigError(
+                f"max_epochs={self.recipe.max_epochs}: {path} has {done} behind it already"
+            )
+        return path, None if is_plain else content
+
+    def _begin(self, checkpoint: Path | None) -> None:
+        differs = self.folder.begin(checkpoint)
+        print("\n".join([*_announcement(self.recipe, self.data, self.folder), *differs]))
+        if self.start and checkpoint is None:
+            print(f"starts from {self.start.source.path}: {' and '.join(self.taken)}")
+
+    def _copied(self, content: dict[str, Any]) -> Path:
+        """What of a foreign checkpoint is plain, as a file that lightning reads."""
+        path = self.folder.path / files.RESUMED_FROM
+        if self.trainer.is_global_zero:  # the others wait for it before they read
+            with files.whole(path) as partial, partial.open("wb") as file:
+                torch.save(content, file)
+        return path
+
+    # Training
+
+    def _untrained(self) -> nn.Module | None:
+        """A copy of the backbone as it starts, where it is going to be evaluated."""
+        evaluated = self.held_out and self.recipe.evaluation.offline
+        first = self.trainer.is_global_zero
+        return copy.deepcopy(self.model.backbone) if evaluated and first else None
+
+    def _trained(self, checkpoint: Path | None) -> float:
+        """Seconds that this sitting has trained."""
+        pl.seed_everything(self.recipe.seed, workers=True, verbose=False)  # the model drew numbers
+        started = time.perf_counter()
+        try:
+            fit(self.trainer, self.model, self.data, checkpoint)
+        except ExplicitMIMError as error:
+            step = self.trainer.fit_loop.batch_idx + 1
+            rate = self.recipe.optimizer.lr
+            raise diverged(self.trainer, self.recipe.method, rate, error, step) from error
+        if self.trainer.is_global_zero:
+            (self.folder.path / files.RESUMED_FROM).unlink(missing_ok=True)
+        return time.perf_counter() - started
+
+    # Evaluation
+
+    def _evaluated(self, untrained: nn.Module | None) -> _Evaluated:
+        """Information and, where the run asks for them, offline figures."""
+        information = None
+        if self.held_out:
+            self.model.to(self.trainer.strategy.root_device)
+            information = self.held_out.measure(self.trainer, self.model)
+        offline: dict[str, Any] = {}
+        if untrained is not None:
+            offline = self._yardsticks(untrained)
+            predictions = self._offline(self.model.backbone, self.trainer.strategy.root_device)
+            offline["trained"] = predictions.accuracies()
+            columns = {k: v.tolist() for k, v in vars(predictions).items() if v is not None}
+            self.folder.write_predictions(columns)
+        return _Evaluated(information, offline)
+
+    def _offline(self, backbone: Any, device: Any, probe: bool = True) -> Predictions:
+        """kNN and probe of a frozen backbone's features, from the training images to a split's."""
+        split, _ = figures.offline_split(self.recipe)
+        train, test = (
+            figures.plain_features(self.recipe, self.data, part, backbone, device)
+            for part in ("train", split)
+        )
+        knn = self.recipe.knn_eval
+        return evaluate_features(train, test, knn.k, knn.distance_func, probe)
+
+    def _yardsticks(self, untrained: nn.Module) -> dict[str, Any]:
+        """Accuracies of the backbone as it starts, untrained but for `backbone.weights`, and of raw
+        pixels, measured once for a run's folder."""
+        found = self.folder.yardsticks()
+        backbones: dict[str, tuple[nn.Module, Any, bool]] = {
+            "untrained": (untrained, self.trainer.strategy.root_device, True)
+        }
+        pixels = self.data.num_train_images * 3 * self.data.crop_size**2 * 4
+        if pixels <= _RAW_PIXELS_LIMIT:
+            backbones["raw_pixels"] = (nn.Identity(), "cpu", False)
+        for name, (backbone, where, probe) in backbones.items():
+            if name not in found:
+                found[name] = self._offline(backbone.to(where), where, probe).accuracies()
+                self.folder.write_yardsticks(found)
+        return found
+
+    # Its result
+
+    def _recorded(self, evaluated: _Evaluated, seconds: float, corrupt: list[str]) -> Result:
+        recipe, data, metrics = self.recipe, self.data, self.epochs.metrics
+        information, speeds = evaluated.information, self.lines.images_per_second
+        result = {
+            "name": recipe.name,
+            "method": recipe.method,
+            "data": recipe.data.dataset,
+            "seed": recipe.seed,
+            "start": self.start.record(self.taken) if self.start else None,
+            "epochs": self.trainer.current_epoch,
+            "evaluated_on": figures.evaluated_on(recipe),
+            "offline_evaluated_on": figures.offline_split(recipe)[1],
+            "online": {
+                "probe_top1": _last(metrics, "val_acc1"),
+                "probe_top5": _last(metrics, "val_acc5"),
+                "knn_top1": _last(metrics, "val_knn_acc1"),
+            },
+            # Of a validation that the processes share: `SSLDataModule.val_dataloader`.
+            "online_left_out": data.num_val_images % self.trainer.world_size,
+            "offline": evaluated.offline,
+            "information": None if information is None else asdict(information),
+            "corrupt_images": list(dict.fromkeys([*corrupt, *data.corrupt_images])),
+            # None where this sitting only had the evaluation left to do.
+            "images_per_second": statistics.median(speeds) if speeds else None,
+            "training_seconds_of_last_sitting": seconds,
+            "shared_machine": _shared_machine(self.lines.loads, data.num_workers, recipe),
+            "peak_memory_mib": peak_memory_mib(),
+            **figures.provenance(self.folder, recipe.method, data.splits.fingerprint),
+        }
+        picture = io.BytesIO()
+        plot_curves(metrics, picture, self.folder.path.name)
+        if curves := picture.getvalue():
+            self.folder.write_curves(curves)
+        self.folder.finish(result)
+        return result
+
+
+@dataclass(frozen=True)
+class _Evaluated:
+    """Of the trained network; `offline` by name, of the yardsticks too."""
+
+    information: HeldOutInformation | None
+    offline: dict[str, Any]
+
+
+def _last(metrics: pd.DataFrame, column: str) -> float | None:
+    values = metrics[column].dropna().tolist() if column in metrics else []
+    return float(values[-1]) if values else None
+
+
+def _of_all_processes(paths: list[str]) -> list[str]:
+    """Those that any process has met, each once."""
+    met: list[list[str] | None] = [paths]
+    if dist.is_available() and dist.is_initialized():
+        met = [None] * dist.get_world_size()
+        dist.all_gather_object(met, paths)
+    return list(dict.fromkeys(path for part in met for path in part or []))
+
+
+def _shared_machine(loads: list[float], workers: int, recipe: PretrainRecipe) -> bool | None:
+    """Whether others computed here too, as far as the load average tells; None where it does not.
+
+    Seconds of runs that shared their machine compare with nothing. Each of this machine's processes
+    has its threads and its workers.
+    """
+    own = recipe.processes // recipe.num_nodes * (torch.get_num_threads() + workers)
+    return statistics.median(loads) > own + 0.7 if loads else None
+
+
+def _announcement(recipe: PretrainRecipe, data: SSLDataModule, folder: RunFolder) -> list[str]:
+    opt, processes = recipe.optimizer, recipe.processes
+    joint = f" x {processes} processes = {recipe.global_batch}" if processes > 1 else ""
+    steps = recipe.accumulate_grad_batches or 1
+    accumulated = f", gradients of {steps} batches in each step" if steps > 1 else ""
+    return [
+        f"{recipe.method} on {recipe.data.dataset}: {data.num_train_images:,} training and "
+        f"{data.num_val_images:,} held-out images, {data.num_classes} classes, "
+        f"{data.num_large_crops + data.num_small_crops} views of {data.crop_size} px",
+        f"{recipe.backbone.name}, {recipe.max_epochs} epochs, batch {opt.batch_size}{joint}"
+        f"{accumulated}, {opt.name}, lr {recipe.scaled(opt.lr):g} (scaled to the batch), "
+        f"seed {recipe.seed}",
+        f"run folder: {folder}",
+    ]
+
+
+def summary(result: dict[str, Any]) -> str:
+    """The closing table of a run, from its result."""
+
+    def cell(value: float | None) -> str:
+        return "-" if value is None else f"{value:.1f}"
+
+    def row(label: str, accuracies: dict[str, Any] | None) -> str:
+        found = accuracies or {}
+        return f"  {label:<34}{cell(found.get('probe_top1')):>8}{cell(found.get('knn_top1')):>8}"
+
+    offline = result["offline"]
+    title = (
+        f"{result['method']} on {result['data']}, {result['epochs']} epochs, seed {result['seed']}"
+    )
+    lines = [title, f"  {'top-1 (%)':<34}{'probe':>8}{'kNN':>8}"]
+    where = result["evaluated_on"]
+    lines.append(row(f"trained, online, {where}", result["online"]))
+    if offline:
+        where = result["offline_evaluated_on"]
+        lines.append(row(f"trained, offline, {where}", offline.get("trained")))
+        before = "at the start" if result.get("start") else "untrained"
+        lines.append(row(f"{before}, offline", offline.get("untrained")))
+        lines.append(row("raw pixels, offline", offline.get("raw_pixels")))
+    if left_out := result.get("online_left_out"):
+        lines.append(
+            f"  online figures leave out {left_out} of the {result['evaluated_on']}, which the "
+            "processes cannot share evenly"
+        )
+    info = result["information"]
+    if info:
+        lines += [f"  {line}" for line in HeldOutInformation(**info).lines()]
+        lines.append(f"  effective rank of z {info['effective_rank']:.1f}")
+    lines += figures.skipped_images(result)
+    speed = f"{result['images_per_second']:,.0f} images/s, " if result["images_per_second"] else ""
+    memory = ", ".join(f"{mib:,.0f} MiB ({of})" for of, mib in result["peak_memory_mib"].items())
+    lines += [
+        f"  {speed}peak memory {memory}",
+        f"  run: {result['folder']}",
+        f"       (result.json, metrics.csv, {'predictions.csv, ' if offline else ''}curves.png)",
+        f"  next: the same command with another method=... for the rows beside it; "
+        f"{_prefix()}solo-mim methods lists them",
+    ]
+    return "\n".join(lines)
+
+
+def _prefix() -> str:
+    """How to reach the command again where it was started by `uv run`, outside an environment."""
+    if "UV" not in os.environ:
+        return ""
+    try:
+        return f"{os.path.relpath(os.environ['UV'])} run "
+    except ValueError:  # another drive of a Windows machine
+        return f"{os.environ['UV']} run "
