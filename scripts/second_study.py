@@ -4,14 +4,14 @@
 
 DATA holds cifar10-jpeg/{train,test}/CLASS/*.jpg and FashionMNIST/raw/*. Stages, in order:
 
-sweep     every arm of ARMS on CIFAR-10 (JPEG): three rates x three settings, seed 0, on the 10,000
-          validation images. Where the best lies at an end of the values or of the rates, the next
-          one beyond it, twice at most of each.
+sweep     every arm of ARMS on CIFAR-10 (JPEG), seed 0, on the 10,000 validation images: three rates
+          at one setting, its other settings at the best of these, and where the best so far lies at
+          an end of the values or of the rates, the next one beyond it, twice at most of each.
 tuned     what was chosen, seeds 1 to 5, on images that no one has opened.
-fashion   the same on Fashion-MNIST.
-long      the chosen settings of the arms of LONG, 120 epochs, seeds 1 to 5.
 untuned   every method at one published setting and one rate for all, in each of CONDITIONS.
-larger    the arms of LARGER on 40,000 images, 60 epochs, seeds 1 to 3.
+long      the chosen settings of the arms of LONG, 120 epochs, seeds 1 to 3.
+larger    the arms of LARGER on 40,000 images, 60 epochs, seed 1.
+fashion   the tuned runs on Fashion-MNIST, seeds 1 to 3.
 report    tables of what is finished, and study2.json beside --records.
 
 A run is one `solo-mim pretrain` command, printed to its log. Broken runs are resumed, one that
@@ -24,6 +24,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import os
 import shlex
 import subprocess
@@ -39,7 +40,7 @@ import pandas as pd
 
 from solo_mim.data.datasets import load_splits
 from solo_mim.evaluation.compare import p_text
-from solo_mim.evaluation.significance import holm, paired_difference
+from solo_mim.evaluation.significance import Difference, holm, paired_difference
 
 RATES = (1.5e-3, 3e-3, 6e-3)
 SEEDS = (1, 2, 3, 4, 5)
@@ -73,7 +74,11 @@ class Arm:
         return [f"method={self.method}", *(f"{k}={v}" for k, v in {**self.fixed, **chosen}.items())]
 
     def settings(self) -> list[str]:
-        return [*(f"{value:g}" for value in self.values), *self.others]
+        """The published one, or the middle of the values, first."""
+        middle = sorted(self.values)[len(self.values) // 2]
+        first = middle if self.published is None else self.published
+        values = [first, *(value for value in self.values if value != first)]
+        return [*(f"{value:g}" for value in values), *self.others]
 
 
 DIM, HIDDEN = "method_kwargs.proj_output_dim", "method_kwargs.pred_hidden_dim"
@@ -133,26 +138,23 @@ UNTUNED = {"explicit_mim": DEFAULT} | {
 
 WEAK, STRONG, UNLIKE = "symmetric_weak", "symmetric", "asymmetric"
 DATA_SETS = ("cifar10", "fashion_mnist", "photo_patches")
-RESNET = ["backbone=resnet18", "backbone.stem=imagenet", "~backbone.kwargs.widths"]
 
 
 @dataclass(frozen=True)
 class Condition:
-    """Where all methods run untuned: data, augmentation, batch and backbone."""
+    """Where all methods run untuned: data, augmentation and batch."""
 
     data: str = "cifar10"
     augmentation: str = WEAK
     batch: int = 256
-    resnet: bool = False
 
     def __str__(self) -> str:
-        backbone = "-resnet18" if self.resnet else ""
-        return f"{self.data}-{self.augmentation}-{self.batch}{backbone}"
+        return f"{self.data}-{self.augmentation}-{self.batch}"
 
 
 STUDY_CELL = Condition()
 # All of data x augmentation x batch with the CNN, less the study's own cell, photo_patches with 512
-# (8 updates an epoch) and Fashion-MNIST with solarisation at 512; and two with a ResNet-18.
+# (8 updates an epoch) and Fashion-MNIST with solarisation at 512.
 CONDITIONS = [
     condition
     for condition in itertools.starmap(
@@ -161,7 +163,7 @@ CONDITIONS = [
     if condition != STUDY_CELL
     and not (condition.batch == 512 and condition.data == "photo_patches")
     and condition != Condition("fashion_mnist", UNLIKE, 512)
-] + [Condition("cifar10", resnet=True), Condition("photo_patches", STRONG, resnet=True)]
+]
 
 
 @dataclass(frozen=True)
@@ -203,7 +205,6 @@ class Run:
             options += ["max_epochs=60"]
         if self.stage == "untuned":
             options += [f"optimizer.batch_size={self.condition.batch}"]
-            options += RESNET if self.condition.resnet else []
         default = self.setting == DEFAULT
         return [
             "pretrain",
@@ -347,12 +348,9 @@ def probe(record: dict[str, Any]) -> float:
 
 
 def sweep(name: str) -> list[Run]:
-    """An arm's grid and, where it has one, its published setting."""
-    settings = ARMS[name].settings()
-    return [
-        Run("sweep", name, rate, setting, SWEEP_SEED)
-        for rate, setting in itertools.product(RATES, settings)
-    ]
+    """The start of an arm's sweep: its first setting at each rate."""
+    first = ARMS[name].settings()[0]
+    return [Run("sweep", name, rate, first, SWEEP_SEED) for rate in RATES]
 
 
 def defaults() -> list[Run]:
@@ -380,9 +378,12 @@ def beyond(values: list[float], best: float) -> float | None:
 
 
 def tried(name: str, records: Records) -> list[Run]:
-    """An arm's grid and, as long as the best so far lies at an end of its values or of the rates,
-    the next beyond that end, at the best one's rate or value."""
+    """An arm's first setting at each rate, the others at the best rate and, as long as the best so
+    far lies at an end of its values or of the rates, the next beyond that end, at the best one's
+    rate or value."""
     runs, arm = sweep(name), ARMS[name]
+    if fastest := best_of(runs, records):
+        runs += [replace(fastest, setting=setting) for setting in arm.settings()[1:]]
     for step in range(2 * BEYOND):
         best = best_of(runs, records)
         if best is None:
@@ -440,7 +441,7 @@ def expected(stage: str, records: Records) -> list[Run]:
     best = chosen(records)
     for name in sorted(set(arms) - set(best)):
         print(f"{stage}: the sweep of {name} is not finished, it is left out")
-    seeds = SEEDS[:3] if stage == "larger" else SEEDS
+    seeds = SEEDS[: {"long": 3, "larger": 1, "fashion": 3}.get(stage, len(SEEDS))]
     return [
         replace(best[name], stage=stage, seed=seed)
         for seed in seeds
@@ -451,9 +452,9 @@ def expected(stage: str, records: Records) -> list[Run]:
 
 STAGES = {
     "tuned": "CIFAR-10 (JPEG), 40 epochs, tuned",
-    "fashion": "Fashion-MNIST, 40 epochs, settings of CIFAR-10 (opened a second time)",
     "long": "CIFAR-10 (JPEG), 120 epochs",
     "larger": "CIFAR-10 (JPEG), 40,000 images, 60 epochs",
+    "fashion": "Fashion-MNIST, 40 epochs, settings of CIFAR-10 (opened a second time)",
 }
 
 
@@ -498,7 +499,7 @@ def compared(runs: list[Run], records: Records) -> pd.DataFrame:
         rows[f"{name} sd"] = table.std()
         if part == "offline":
             others = [arm for arm in table if arm != REFERENCE]
-            found = [paired_difference(table[REFERENCE], table[arm]) for arm in others]
+            found = [_difference(table[REFERENCE], table[arm]) for arm in others]
             for key in ("mean", "low", "high"):
                 rows[f"{measure} {key}"] = pd.Series(
                     {arm: getattr(d, key) for arm, d in zip(others, found, strict=True)}
@@ -509,26 +510,38 @@ def compared(runs: list[Run], records: Records) -> pd.DataFrame:
     return pd.DataFrame(rows).sort_values("probe", ascending=False)
 
 
+def _difference(first: pd.Series, second: pd.Series) -> Difference:
+    """Paired by seed; of one seed the difference alone, without a test."""
+    if len(first) > 1:
+        return paired_difference(first.tolist(), second.tolist())
+    return Difference(float((first - second).iloc[0]), math.nan, math.nan, math.nan)
+
+
 def markdown(table: pd.DataFrame, best: dict[str, Run]) -> str:
     """`compared` as it stands in the documents."""
-    tested = [column for column in ("probe (test)", "knn (test)") if column in table]
+    opened = [column for column in ("probe (test)", "knn (test)") if column in table]
     heads = ["arm", "rate, own"]
     for measure in ("probe", "knn"):
         heads += [measure, f"{REFERENCE} minus it", "p (Holm)"]
-    heads += [f"{column}, opened a second time" for column in tested]
+    heads += [f"{column}, opened a second time" for column in opened]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for arm, row in table.iterrows():
         cells = [str(arm), f"{best[str(arm)].rate:g}, {best[str(arm)].setting}"]
         for measure in ("probe", "knn"):
-            cells += [f"{row[measure]:.2f} ± {row[measure + ' sd']:.2f}"]
-            if arm == REFERENCE:
-                cells += ["", ""]
-            else:
-                mean, low, high = (row[f"{measure} {key}"] for key in ("mean", "low", "high"))
-                cells += [f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]", p_text(row[f"{measure} p"])]
-        cells += [f"{row[column]:.2f} ± {row[column + ' sd']:.2f}" for column in tested]
+            mean, low, high, p = (row[f"{measure} {key}"] for key in ("mean", "low", "high", "p"))
+            against = [f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]", p_text(p)]
+            if math.isnan(p):
+                against = ["", ""] if arm == REFERENCE else [f"{mean:+.2f}", "one seed"]
+            cells += [_score(row, measure), *against]
+        cells += [_score(row, column) for column in opened]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _score(row: pd.Series, measure: str) -> str:
+    deviation = row[f"{measure} sd"]
+    spread = "" if math.isnan(deviation) else f" ± {deviation:.2f}"
+    return f"{row[measure]:.2f}{spread}"
 
 
 def regrets(runs: list[Run], records: Records) -> pd.DataFrame:
@@ -601,7 +614,7 @@ def report(records: Records) -> None:
 
 def main() -> None:
     """Runs the stages asked for, all of them by default."""
-    names = ("sweep", "tuned", "fashion", "long", "untuned", "larger", "report")
+    names = ("sweep", "tuned", "untuned", "long", "larger", "fashion", "report")
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -32,6 +32,12 @@ def records(study, tmp_path):
                 offline = {"probe": accuracy, "knn": accuracy / 2}
                 self.found[run.line()] = {"command": run.line(), "offline": offline}
 
+        def sweep(self, arm, accuracy_of):
+            """Finishes what is tried of an arm, and what that asks for, to its end."""
+            while [run for run in study.tried(arm, self) if not self.of(run)]:
+                self.finish(study.tried(arm, self), accuracy_of)
+            return study.tried(arm, self)
+
     return Finishing(tmp_path / "runs.jsonl")
 
 
@@ -49,18 +55,19 @@ def finish_folder(folder, run, predicted, target):
     pd.DataFrame(table).to_csv(folder / "predictions.csv", index=False)
 
 
-def test_every_swept_arm_is_tried_as_often_at_equal_rates(study):
-    counts = {name: len(study.sweep(name)) for name in study.TUNED}
-    assert set(counts.values()) == {9}
+def test_every_swept_arm_has_as_many_settings_and_rates(study):
+    assert {len(study.ARMS[name].settings()) for name in study.TUNED} == {3}
+    assert all([run.rate for run in study.sweep(name)] == list(study.RATES) for name in study.ARMS)
     names = [run.name for name in study.ARMS for run in study.sweep(name)]
     assert len(set(names)) == len(names)
 
 
-def test_a_best_in_the_middle_ends_the_sweep(study, records):
-    records.finish(
-        study.sweep("simclr"), lambda run: 50 + (run.setting == "0.1") - abs(run.rate - 3e-3)
-    )
-    assert study.tried("simclr", records) == study.sweep("simclr")
+def test_rates_are_tried_at_one_setting_and_the_others_at_the_best_of_them(study, records):
+    tried = records.sweep("simclr", lambda run: 50 + (run.setting == "0.1") - abs(run.rate - 3e-3))
+    assert [(run.rate, run.setting) for run in tried] == [
+        *((1.5e-3, "0.2"), (3e-3, "0.2"), (6e-3, "0.2")),
+        *((3e-3, "0.05"), (3e-3, "0.1")),
+    ]
     best = study.chosen(records)["simclr"]
     assert (best.setting, best.rate) == ("0.1", 3e-3)
 
@@ -69,45 +76,34 @@ def test_a_best_in_the_middle_ends_the_sweep(study, records):
     ("sign", "settings"), [(1, ["1000", "4000", "16000"]), (-1, ["64", "16.4", "4.2"])]
 )
 def test_beyond_an_end_the_next_value_is_tried_twice_at_most(study, records, sign, settings):
-    def accuracy(run):
-        return 50 + sign * np.log(float(run.setting)) - abs(run.rate - 3e-3)
-
-    records.finish(study.sweep("corinfomax"), accuracy)
-    for setting in settings[1:]:
-        *_, last = runs = study.tried("corinfomax", records)
-        assert (last.setting, last.rate) == (setting, 3e-3)
-        records.finish(runs, accuracy)
-    assert study.tried("corinfomax", records) == runs
+    tried = records.sweep(
+        "corinfomax", lambda run: 50 + sign * np.log(float(run.setting)) - abs(run.rate - 3e-3)
+    )
+    assert [run.setting for run in tried[5:]] == settings[1:]
+    assert {run.rate for run in tried[3:]} == {3e-3}
     assert study.chosen(records)["corinfomax"].setting == settings[-1]
 
 
 @pytest.mark.parametrize(("sign", "rates"), [(1, [0.012, 0.024]), (-1, [7.5e-4, 3.75e-4])])
 def test_beyond_the_last_rate_the_next_is_tried_twice_at_most(study, records, sign, rates):
-    def accuracy(run):
-        return 50 + sign * np.log(run.rate) + (run.setting == "0.1")
-
-    records.finish(study.sweep("simclr"), accuracy)
-    for rate in rates:
-        *_, last = runs = study.tried("simclr", records)
-        assert (last.setting, last.rate) == ("0.1", rate)
-        records.finish(runs, accuracy)
-    assert study.tried("simclr", records) == runs
+    tried = records.sweep(
+        "simclr", lambda run: 50 + sign * np.log(run.rate) + (run.setting == "0.1")
+    )
+    assert [(run.rate, run.setting) for run in tried[5:]] == [(rate, "0.1") for rate in rates]
 
 
 def test_no_value_leaves_what_the_loss_takes(study, records):
-    records.finish(
-        study.sweep("infomax"), lambda run: 50 - float(run.setting) - abs(run.rate - 3e-3)
-    )
-    assert study.tried("infomax", records) == study.sweep("infomax"), "0.009 is under total_noise"
-    records.finish(study.sweep("visreg"), lambda run: float(run.setting) - abs(run.rate - 3e-3))
-    assert study.tried("visreg", records) == study.sweep("visreg"), "1.35 is no share"
+    tried = records.sweep("infomax", lambda run: 50 - float(run.setting) - abs(run.rate - 3e-3))
+    assert [run.setting for run in tried[3:]] == ["0.03", "0.3"], "0.009 is under total_noise"
+    tried = records.sweep("visreg", lambda run: float(run.setting) - abs(run.rate - 3e-3))
+    assert [run.setting for run in tried[3:]] == ["0.3", "0.9"], "1.35 is no share"
 
 
 def test_a_setting_of_another_kind_can_be_chosen_and_has_no_next(study, records):
-    records.finish(
-        study.sweep("vicreg"), lambda run: 50 + (run.setting == "eb_jepa") - abs(run.rate - 3e-3)
+    tried = records.sweep(
+        "vicreg", lambda run: 50 + (run.setting == "eb_jepa") - abs(run.rate - 3e-3)
     )
-    assert study.tried("vicreg", records) == study.sweep("vicreg")
+    assert [run.setting for run in tried[3:]] == ["10", "eb_jepa"]
     command = study.chosen(records)["vicreg"].line()
     assert "method_kwargs.proj_output_dim=1024" in command
     assert "method_kwargs.cov_loss_weight=100" in command
@@ -115,20 +111,18 @@ def test_a_setting_of_another_kind_can_be_chosen_and_has_no_next(study, records)
 
 def test_an_arm_whose_sweep_is_not_finished_is_left_out_and_named(study, records, capsys):
     records.finish(study.sweep("vicreg")[1:], lambda run: 50.0)
-    records.finish(
-        study.sweep("simclr"), lambda run: 50 + (run.setting == "0.1") - abs(run.rate - 3e-3)
-    )
+    records.sweep("simclr", lambda run: 50 + (run.setting == "0.1") - abs(run.rate - 3e-3))
     tuned = study.expected("tuned", records)
     assert {run.arm for run in tuned} == {"simclr"}
     assert [run.seed for run in tuned] == list(study.SEEDS)
     assert "the sweep of vicreg is not finished" in capsys.readouterr().out
     study.report(records)
     said = capsys.readouterr().out
-    assert "| simclr | 0.003 | 0.05: 50.0, **0.1: 51.0**, 0.2: 50.0 |" in said
+    assert "| simclr | 0.003 | 0.2: 50.0, 0.05: 50.0, **0.1: 51.0** |" in said
     assert "Untuned: 0 of 0 runs are missing" in said
 
 
-def test_one_rate_serves_all_untuned_methods_in_24_conditions_without_the_studys_own(
+def test_one_rate_serves_all_untuned_methods_in_22_conditions_without_the_studys_own(
     study, records
 ):
     assert study.expected("untuned", records) == []
@@ -137,10 +131,9 @@ def test_one_rate_serves_all_untuned_methods_in_24_conditions_without_the_studys
     runs = study.expected("untuned", records)
     assert {run.rate for run in runs} == {6e-3}
     conditions = {run.condition for run in runs}
-    assert len(conditions) == 24
+    assert len(conditions) == 22
     assert study.STUDY_CELL not in conditions
-    assert sum(condition.resnet for condition in conditions) == 2
-    assert len(runs) == 24 * len(study.UNTUNED)
+    assert len(runs) == 22 * len(study.UNTUNED)
     assert len({run.line() for run in runs}) == len(runs)
     ours = [run.command(Path("D"), Path("O")) for run in runs if run.arm == "explicit_mim"]
     assert not any(o.startswith("method_kwargs") for command in ours for o in command), "untuned"
@@ -152,10 +145,10 @@ def test_regret_is_the_distance_to_the_best_of_each_condition(study, records):
     lead = {"explicit_mim": 0.0, "vicreg": -1.0}
     records.finish(runs, lambda run: 60 + run.condition.batch / 100 + lead.get(run.arm, -3.0))
     table = study.regrets(runs, records)
-    assert table.shape == (24, len(study.UNTUNED))
+    assert table.shape == (22, len(study.UNTUNED))
     means = study.mean_regrets(table, draws=200)
     assert means.index[0] == "explicit_mim"
-    assert means.loc["explicit_mim", ["regret", "best in"]].tolist() == [0.0, 24]
+    assert means.loc["explicit_mim", ["regret", "best in"]].tolist() == [0.0, 22]
     assert means.loc["vicreg", "regret"] == pytest.approx(1.0)
     assert means.loc[
         "vicreg", ["behind explicit MIM low", "behind explicit MIM high"]
@@ -164,12 +157,10 @@ def test_regret_is_the_distance_to_the_best_of_each_condition(study, records):
 
 def test_a_finished_stage_is_tested_by_seed(study, records, capsys):
     def chosen(run):
-        return 50.0 - abs(run.rate - 3e-3) + (run.setting == study.ARMS[run.arm].settings()[1])
+        return 50.0 - abs(run.rate - 3e-3) + (run.setting == study.ARMS[run.arm].settings()[0])
 
     for arm in ("isotropic", "vicreg"):
-        records.finish(study.tried(arm, records), chosen)
-        records.finish(study.tried(arm, records), chosen)
-        records.finish(study.tried(arm, records), chosen)
+        records.sweep(arm, chosen)
     lead = {"vicreg": [6, 6, 6, 6, 7], "isotropic": 5 * [0]}
     tuned = study.expected("tuned", records)
     records.finish(tuned, lambda run: 50.0 + run.seed + lead[run.arm][run.seed - 1])
@@ -181,6 +172,22 @@ def test_a_finished_stage_is_tested_by_seed(study, records, capsys):
     assert "| isotropic | 0.003, 0.03 | 53.00 ± 1.58 |  |  | 26.50 ± 0.79 |  |  |" in said
     written = json.loads((records.path.parent / "study2.json").read_text())
     assert written["tuned"]["vicreg"]["probe mean"] == pytest.approx(-6.2)
+
+
+def test_one_seed_is_compared_without_a_test(study, records, capsys):
+    for arm in study.LARGER:
+        records.sweep(
+            arm,
+            lambda run: (
+                50.0 - abs(run.rate - 3e-3) + (run.setting == study.ARMS[run.arm].settings()[0])
+            ),
+        )
+    larger = study.expected("larger", records)
+    assert len(larger) == len(study.LARGER)
+    records.finish(larger, lambda run: {"isotropic": 60.0, "vicreg": 61.5}.get(run.arm, 59.0))
+    study.report(records)
+    said = capsys.readouterr().out
+    assert "| vicreg | 0.003, 25 | 61.50 | -1.50 | one seed | 30.75 | -0.75 | one seed |" in said
 
 
 def test_figures_in_the_file_are_not_made_again_and_those_of_another_command_are(
