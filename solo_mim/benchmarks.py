@@ -221,9 +221,14 @@ def measure_steps(
         ratio, low, high = median_ratio(times[name], times[TRIVIAL])
         rows.append(
             {
-                **{"backbone": backbone, "N": samples, "D": dim, "loss": name},
+                "backbone": backbone,
+                "N": samples,
+                "D": dim,
+                "loss": name,
                 "ms": 1e3 * statistics.median(times[name]),
-                **{"over_trivial": ratio, "low": low, "high": high},
+                "over_trivial": ratio,
+                "low": low,
+                "high": high,
             }
         )
     return rows
@@ -244,9 +249,13 @@ def _views_row(
     """Of seconds for so many views, "ours" and those of what stands `beside`, "host"."""
     ratio, low, high = median_ratio(times["host"], times["ours"])
     return {
-        **{"augmentations": name, "crop_size": crop_size, "beside": beside},
+        "augmentations": name,
+        "crop_size": crop_size,
+        "beside": beside,
         **{f"{w}_views_per_second": views / statistics.median(s) for w, s in times.items()},
-        **{"faster": ratio, "low": low, "high": high},
+        "faster": ratio,
+        "low": low,
+        "high": high,
     }
 
 

@@ -1,8 +1,10 @@
 """A method's options as a dataclass: names, types, ranges, defaults, and a line on each.
 
+A method has it as its class attribute `Options`::
+
     @dataclass(frozen=True, kw_only=True)
     class Options(ProjectorOptions):
-        \"\"\"Of a method.
+        \"\"\"`method_kwargs` of the method.
 
         Attributes:
             weight: of the uniformity.

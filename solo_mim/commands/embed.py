@@ -20,7 +20,7 @@ EXAMPLES = """examples:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Of the command."""
+    """The command's arguments."""
     parser = of_a_network("embed", DESCRIPTION, EXAMPLES)
     parser.add_argument(
         "--split",

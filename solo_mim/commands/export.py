@@ -19,7 +19,7 @@ EXAMPLES = """examples:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Of the command."""
+    """The command's arguments."""
     parser = of_a_network("export", DESCRIPTION, EXAMPLES, file="OUT.pth")
     parser.add_argument("--to", choices=LIBRARIES, required=True, help="the library")
     return parser

@@ -19,7 +19,7 @@ EXAMPLES = """examples:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Of the command."""
+    """The command's arguments."""
     return of_a_network("knn", DESCRIPTION, EXAMPLES)
 
 

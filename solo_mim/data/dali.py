@@ -327,9 +327,11 @@ class DaliLoader:
         self.device = device
         on_gpu = device.type == "cuda"
         self._options = {
-            **{"augmentations": augmentations, "on_gpu": on_gpu},
-            **{"batch_size": batch_size, "num_threads": threads},
-            **{"device_id": (device.index or 0) if on_gpu else None},
+            "augmentations": augmentations,
+            "on_gpu": on_gpu,
+            "batch_size": batch_size,
+            "num_threads": threads,
+            "device_id": (device.index or 0) if on_gpu else None,
             "prefetch_queue_depth": AHEAD,
         }
         self._pipeline: Any = None

@@ -30,7 +30,7 @@ class Score:
 
     @property
     def mean(self) -> float:
-        """Over the seeds."""
+        """Mean over the seeds."""
         return statistics.fmean(self.by_seed.values())
 
     @property

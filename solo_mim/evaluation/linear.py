@@ -74,7 +74,7 @@ class LinearModel(SeededEpochs, LightningModule):
         return self.classifier(features)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Cross-entropy."""
+        """Cross-entropy of a batch `[indexes, [images], targets]`."""
         _, (images,), targets = batch
         if self.mix is not None:
             images, targets = self.mix(images, targets)
@@ -83,7 +83,7 @@ class LinearModel(SeededEpochs, LightningModule):
         return loss
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """Counts."""
+        """Adds a batch to loss and accuracies."""
         images, targets = batch
         logits = self(images).float()
         losses = F.cross_entropy(logits, targets, reduction="none")

@@ -305,7 +305,10 @@ def _row_for_page(row: Row) -> dict[str, Any]:
             }
         )
     return {
-        **{"label": row.label, "seeds": row.seeds, "scores": row.scores, "verdict": row.verdict},
+        "label": row.label,
+        "seeds": row.seeds,
+        "scores": row.scores,
+        "verdict": row.verdict,
         "method": row.runs[0].result["method"],
         "runs": runs,
         "config": yaml.safe_dump(row.runs[0].config, sort_keys=False),
@@ -330,6 +333,27 @@ def _matrix(table: Table) -> list[dict[str, Any]]:
     ]
 
 
+def _plain(tables: list[Table], problems: list[Problem]) -> dict[str, Any]:
+    """All numbers, for programs."""
+    shown = []
+    for table in tables:
+        pairs = [
+            {"better": p.better + 1, "worse": p.worse + 1, "p_holm": p.p_holm}
+            | p.difference._asdict()
+            for p in table.pairs
+        ]
+        shown.append(
+            {
+                "title": table.title,
+                "split": table.split,
+                "rows": as_records(table),
+                "pairs": pairs,
+            }
+        )
+    reasons = [{"folder": str(p.folder), "reason": p.reason} for p in problems]
+    return {"tables": shown, "problems": reasons}
+
+
 def write_all(
     tables: list[Table],
     problems: list[Problem],
@@ -347,29 +371,7 @@ def write_all(
     texts = {
         "report.md": f"# {title}\n\n{markdown(tables, problems)}",
         "report.csv": frame(tables).to_csv(index=False),
-        "report.json": json.dumps(
-            {
-                "tables": [
-                    {
-                        **{"title": table.title, "split": table.split, "rows": as_records(table)},
-                        "pairs": [
-                            {
-                                **{
-                                    "better": p.better + 1,
-                                    "worse": p.worse + 1,
-                                    "p_holm": p.p_holm,
-                                },
-                                **p.difference._asdict(),
-                            }
-                            for p in table.pairs
-                        ],
-                    }
-                    for table in tables
-                ],
-                "problems": [{"folder": str(p.folder), "reason": p.reason} for p in problems],
-            },
-            indent=1,
-        ),
+        "report.json": json.dumps(_plain(tables, problems), indent=1),
         "report.html": page(tables, problems, title),
     }
     if with_latex:

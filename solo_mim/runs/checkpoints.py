@@ -62,11 +62,11 @@ class EpochEnd(Checkpoint):
         return pd.DataFrame(self.rows or {"epoch": []})
 
     def state_dict(self) -> dict[str, Any]:
-        """The rows."""
+        """The metrics of all epochs so far, for the checkpoint."""
         return {"rows": self.rows}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """The rows."""
+        """Takes the metrics of a checkpoint up."""
         self.rows = state_dict["rows"]
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -115,7 +115,7 @@ class _Inert:
         return super().__new__(cls)
 
     def __setstate__(self, state: Any) -> None:
-        """Forgets it."""
+        """Forgets the state."""
 
 
 def _empty(*_: Any) -> dict[Any, Any]:

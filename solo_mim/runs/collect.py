@@ -56,7 +56,7 @@ class Run:
 
     @property
     def seed(self) -> int:
-        """Its seed."""
+        """Random seed of the run."""
         return int(self.result["seed"])
 
     @property
