@@ -94,7 +94,7 @@ def checked_options(
         warnings.simplefilter("always")
         given = getattr(declared, "renamed", dict)(given)
     for warning in older:
-        warnings.warn(f"{SECTION}: {warning.message}", FutureWarning, stacklevel=2)
+        warnings.warn(f"{SECTION}: {warning.message}", FutureWarning, stacklevel=1)
     for key in given:
         if key not in known:
             raise ConfigError(f"unknown key '{SECTION}.{key}'{nearest(str(key), known)}")

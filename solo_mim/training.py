@@ -28,6 +28,7 @@ from solo_mim.host.lifecycle import LATE_STATE
 from solo_mim.information import HeldOutInformation
 from solo_mim.losses import ExplicitMIMError
 from solo_mim.methods import find_method
+from solo_mim.options import checked_options
 from solo_mim.progress import EpochLines
 from solo_mim.protocols import figures
 from solo_mim.recipe.checks import check_run
@@ -52,7 +53,9 @@ def pretrain(recipe: PretrainRecipe) -> Result:
         SystemExit: in all processes but the first, which evaluates alone.
     """
     check_run(recipe)
-    find_method(recipe.method)
+    method = find_method(recipe.method)
+    if method.Options is not None:  # now, and not when a large data set has been scanned
+        checked_options(method.Options, recipe.method_kwargs, recipe.method)
     start, recipe = start_of(recipe)
     data = SSLDataModule(recipe.plain)
     images, weights = data.splits.fingerprint, start.digest if start else None

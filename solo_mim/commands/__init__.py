@@ -94,6 +94,9 @@ def main(argv: list[str] | None = None) -> int:
                 raise ConfigError(f"unknown command '{command}'{nearest(command, COMMANDS)}")
             # Imported here: torch and lightning take seconds that `--help` should not.
             return importlib.import_module(f"solo_mim.commands.{command}").run(rest)
+        except BrokenPipeError:  # of `solo-mim report runs | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 128 + signal.SIGPIPE
         except (Exception, KeyboardInterrupt) as error:
             refused = isinstance(error, (ConfigError, MissingHostError, RunError))
             # A library that is interrupted amid its import may make another error of it.
