@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 from toys import completed
 
 from solo_mim.backbones import fill_backbone_kwargs
 from solo_mim.installed import CONFIG_FOLDER
 from solo_mim.methods import METHODS
+from solo_mim.recipe import compose
 from solo_mim.recipe.checks import checked
 from solo_mim.recipe.schema import num_devices
 
@@ -125,8 +125,8 @@ def mains_of(solo_learn_main, composed) -> Callable[[Cell], DictConfig]:
     def mains(cell: Cell) -> DictConfig:
         if cell.source not in composed:
             (file,) = (solo_learn_main / "scripts" / "pretrain").glob(f"{cell.source}.y*ml")
-            with initialize_config_dir(str(file.parent), version_base="1.3"):
-                composed[cell.source] = checked(compose(file.name))
+            recipe = checked(compose.composed(file.name, [], folder=file.parent))
+            composed[cell.source] = OmegaConf.create(recipe.plain)
         return composed[cell.source]
 
     return mains
