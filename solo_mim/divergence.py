@@ -64,11 +64,11 @@ class Divergence(Callback):
             self._settle(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """What is about to be evaluated."""
+        """Checks loss and weights before they are evaluated."""
         self.on_train_epoch_end(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """What is about to be saved."""
+        """Checks loss and weights before the checkpoint is written."""
         self._settle(trainer)
         if _non_finite(pl_module.parameters()).item():
             step = trainer.fit_loop.batch_idx + 1

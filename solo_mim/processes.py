@@ -22,7 +22,7 @@ _over = threading.Event()  # nobody needs another any more
 
 
 def rank() -> int:
-    """Of this process among all of the run; the first speaks for the others."""
+    """Global rank of this process; rank 0 speaks for the others."""
     return getattr(rank_zero_only, "rank", 0) or 0
 
 

@@ -14,7 +14,7 @@ _STOPPING = [
 
 
 class _Signals:
-    """Those that came, and whether the next is only noted."""
+    """Signal handler: records signals, and interrupts unless that is deferred."""
 
     def __init__(self) -> None:
         self.noted: list[int] = []

@@ -74,7 +74,7 @@ class _Run:
         data.train_dataloader()  # refuses an impossible batch here, before anything is written
         self.cfg = host_config(recipe, data.num_classes, data.num_large_crops, data.num_small_crops)
         self.model = self._model()
-        # Of a resumed run the yardsticks alone keep them: its checkpoint replaces all weights.
+        # On resuming they serve the untrained baseline alone: the checkpoint replaces all weights.
         self.taken = start.give(self.model) if start else []
         self.lines, self.epochs = EpochLines(), epoch_end(recipe, folder)
         self.held_out = self._held_out()
@@ -303,8 +303,8 @@ def _shared_machine(loads: list[float], workers: int, recipe: PretrainRecipe) ->
 
 
 def _announcement(recipe: PretrainRecipe, data: SSLDataModule, folder: RunFolder) -> list[str]:
-    opt, processes = recipe.optimizer, recipe.processes
-    joint = f" x {processes} processes = {recipe.global_batch}" if processes > 1 else ""
+    opt, world_size = recipe.optimizer, recipe.processes
+    joint = f" x {world_size} processes = {recipe.global_batch}" if world_size > 1 else ""
     steps = recipe.accumulate_grad_batches or 1
     accumulated = f", gradients of {steps} batches in each step" if steps > 1 else ""
     return [

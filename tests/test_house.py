@@ -90,6 +90,15 @@ def test_nothing_in_a_package_goes_round_in_a_circle():
     assert [name for name in graph if name in reached(name)] == []
 
 
+def test_what_is_listed_without_an_import_is_what_is_there():
+    from solo_mim import backbones, host, installed, methods
+
+    assert set(installed.OUR_METHODS) == set(methods.OURS)
+    assert set(installed.OUR_BACKBONES) == set(backbones.OUR_BACKBONES)
+    assert set(installed.host_methods()) == set(host.METHODS)
+    assert {*installed.host_backbones(), *installed.OUR_BACKBONES} == set(host.BACKBONES)
+
+
 def test_functions_can_be_read():
     lengths = {}
     for path in FILES:

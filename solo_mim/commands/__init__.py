@@ -81,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
     `SOLO_MIM_DEBUG=1` or `HYDRA_FULL_ERROR=1` in the environment puts the traceback before the
     line.
     """
-    # Once and for all processes of the run: `jobs` sets Hydra's variable for its own purpose.
+    # Once and for all processes of the run: `run_by_hydra` sets Hydra's variable for itself.
     os.environ.setdefault(DEBUG, os.environ.get("HYDRA_FULL_ERROR", "0"))
     arguments = sys.argv[1:] if argv is None else argv
     if not arguments or arguments[0] in ("-h", "--help", "help"):

@@ -97,8 +97,8 @@ def target(library: str, backbone: str, stem: str, kwargs: Mapping[str, Any]) ->
 
 @torch.no_grad()
 def difference(one: nn.Module, other: nn.Module, size: int) -> float:
-    """The largest of the features of two models in evaluation mode, as a share of the largest of
-    the first's, on images of noise `size` pixels wide."""
+    """Largest absolute difference of the features of two models in evaluation mode, relative to the
+    largest feature of the first, on images of noise `size` pixels wide."""
     images = torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(0))
     expected, found = (model.eval()(images).flatten(1) for model in (one, other))
     if expected.shape != found.shape:

@@ -158,5 +158,6 @@ def summary(result: Result) -> str:
     if info := result["information"]:
         said = HeldOutInformation(**info).lines(result["information_of"])
         lines += [f"  {line}" for line in said]
+    lines += figures.skipped_images(result)
     lines.append(f"  results: {result['folder']} ({ARRAYS}, {PLANES}, {SPECTRA}, {RESULT})")
     return "\n".join(lines)

@@ -87,6 +87,7 @@ def summary(result: Result) -> str:
             f"{result['backbone']} of {result['trained']['checkpoint']} on {result['data']}",
             *(figures.measured_line(row) for row in result["measured"]),
             f"  k and T chosen on {on}",
+            *figures.skipped_images(result),
             f"  results: {result['folder']}",
         ]
     )

@@ -107,7 +107,7 @@ def composed_from(message: str, arguments: list[str]) -> str:
 
 
 def _options(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Those of Hydra's that say where files are, None where they are not given, and the rest."""
+    """Hydra's options that say where configuration files are, and the remaining arguments."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for option, short in (("cfg", "c"), ("config-dir", "cd"), ("config-path", "cp")):
         parser.add_argument(f"--{option}", f"-{short}")

@@ -198,7 +198,7 @@ class _Classifier:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Of anything that is trained.
+    """Keys that pre-training and linear evaluation share.
 
     `optimizer.lr` is for a batch of 256, as main has it; what the optimiser gets is
     `scaled(optimizer.lr)`.
@@ -244,7 +244,7 @@ class Recipe:
 
     @property
     def processes(self) -> int:
-        """Among which a batch is shared, on all nodes."""
+        """World size: devices of a node x nodes."""
         return num_devices(self.devices, self.on_cpu) * self.num_nodes
 
     @property

@@ -26,7 +26,7 @@ KEY = "resume_from_checkpoint"
 _COUNT = "num_batches_tracked"
 
 
-# Ours
+# Checkpoints that we write
 
 
 class WholeCheckpoints(TorchCheckpointIO):
@@ -96,7 +96,7 @@ class EpochEnd(Checkpoint):
                     self._remove_all_but(epoch)
 
     def _remove_all_but(self, epoch: int) -> None:
-        """But that one's checkpoint and the multiples that are kept."""
+        """Deletes all checkpoints but that of `epoch` and the retained multiples of `frequency`."""
         found = files.checkpoints(self.folder)
         multiples = [e for e in found if self.frequency > 0 and (e + 1) % self.frequency == 0]
         kept = {epoch, *(multiples if self.keep_prev else multiples[-1:])}
@@ -105,7 +105,7 @@ class EpochEnd(Checkpoint):
                 path.unlink()
 
 
-# Of others
+# Checkpoints of others, not to be trusted
 
 
 class _Inert:

@@ -164,7 +164,7 @@ class RunFolder:
         return ended
 
     def _lost(self) -> RunError | None:
-        """Of another process of the run that died; None where this one is not to speak of it."""
+        """Error of a peer process that died; None where another process reports it."""
         if not self._speaks():
             return None
         error = RunError(f"a process of this run died; {self.standing()}")
@@ -176,8 +176,7 @@ class RunFolder:
             print(f"solo-mim: {error}", file=sys.stderr, flush=True)
 
     def _speaks(self) -> bool:
-        """Whether it is this process that says of another that it died: the first, or, where that
-        one was killed, the next."""
+        """Whether this process, the lowest rank that is alive, reports the failure of a peer."""
         lock = self.path / files.LOCK
         latest = time.monotonic() + processes.rank()
         while time.monotonic() < latest:
@@ -327,7 +326,7 @@ class RunFolder:
             return {}
 
     def write_yardsticks(self, found: Result) -> None:
-        """As `yardsticks` reads them."""
+        """Writes the baseline accuracies that `yardsticks` reads."""
         files.write_json(self.path / files.YARDSTICKS, found)
 
     def write_predictions(self, columns: dict[str, list[int]]) -> None:
