@@ -9,7 +9,6 @@ epoch length, shards and resuming are those of ``module``, and DALI has no rando
 
 import io
 import os
-import random
 import re
 import weakref
 from collections import deque
@@ -25,9 +24,10 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
-from solo_mim.data.batches import BatchedImages, OnCorrupt, Read
+from solo_mim.data.batches import OnCorrupt, Read
 from solo_mim.data.errors import DataError
 from solo_mim.data.images import Files, ImageSet, naming_unreadable, rgb
+from solo_mim.data.rows import ROW, DrawnRows
 from solo_mim.data.transforms import Augmentation
 
 AHEAD = 2  # batches that DALI works on while the network trains
@@ -93,66 +93,7 @@ def _is_whole(content: bytes, start: int) -> bool:
     return content.endswith(END_OF_IMAGE) and bool(WITHIN_SCAN[markers[:-1]].all())
 
 
-# From a draw to a row of numbers, and back inside DALI's graph
-
-
-class Row(NamedTuple):
-    """Columns of a view's row of numbers.
-
-    The first four are the crop or, without one, its corner in the resized image and the size of
-    that. The blends are brightness, contrast and saturation in the order drawn, three columns each:
-    weights of the image's mean grey and of its grey, factor. ``hue_at`` is the number of blends
-    before the hue.
-    """
-
-    top: int = 0
-    left: int = 1
-    height: int = 2
-    width: int = 3
-    jitter: int = 4
-    blends: int = 5
-    hue_at: int = 14
-    hue: int = 15
-    grayscale: int = 16
-    blur: int = 17
-    solarization: int = 18
-    horizontal_flip: int = 19
-
-
-ROW = Row()
-BASES = {"brightness": (0.0, 0.0), "contrast": (1.0, 0.0), "saturation": (0.0, 1.0)}
-NO_HUE = -1.0
-
-
-def _row(augment: Augmentation, size: tuple[int, int], rng: random.Random) -> list[float]:
-    """The numbers of one random view of an image of ``size`` (width, height)."""
-    drawn = augment.draw(*size, rng)
-    if drawn.box is not None:
-        left, top, right, bottom = drawn.box
-        place: list[float] = [top, left, bottom - top, right - left]
-    else:
-        place = _centre(augment.crop_size, *size)
-    blends: list[float] = []
-    hue_at, hue = NO_HUE, 0.0
-    for step, factor in drawn.color_jitter:
-        if step == "hue":
-            hue_at, hue = len(blends) / 3, int(255 * factor) / 255  # as Pillow's 8 bits have it
-        else:
-            blends += [*BASES[step], factor]
-    blends += [0.0, 0.0, 1.0] * (3 - len(blends) // 3)
-    return [
-        *(*place, len(drawn.color_jitter) > 0, *blends, hue_at, hue),
-        *(drawn.grayscale, drawn.blur, drawn.solarization, drawn.horizontal_flip),
-    ]
-
-
-def _centre(side: int, width: int, height: int) -> list[float]:
-    """Top and left of the centre and size of the image once its short side is ``side``, as
-    torchvision rounds them."""
-    short = min(width, height)
-    resized_width, resized_height = side * width // short, side * height // short
-    top, left = (round((length - side) / 2) for length in (resized_height, resized_width))
-    return [top, left, resized_height, resized_width]
+# From rows of numbers to views
 
 
 @pipeline_def(enable_conditionals=True)
@@ -257,15 +198,14 @@ def _hue_shifted(images: Any, turns: Any) -> Any:
 # From batches of files to batches of views
 
 
-class EncodedViews(BatchedImages):
-    """Files, and a row of numbers for each of their views, a batch at a time; keys as of Views.
+class EncodedViews(DrawnRows):
+    """Files, and a row of numbers for each of their views, a batch at a time.
 
     Raises DataError where there is equalisation.
 
     Args:
         images: whose source is ``Files``.
-        augmentations: one per view.
-        on_corrupt: as of BatchedImages.
+        augmentations, on_corrupt: as of DrawnRows.
     """
 
     def __init__(
@@ -279,27 +219,13 @@ class EncodedViews(BatchedImages):
                 remedy="Set it to 0, or data.format: image_folder",
             )
         files: Any = EncodedFiles(images.source.paths)
-        super().__init__(replace(images, source=files), on_corrupt)
-        self.augmentations = augmentations
+        super().__init__(replace(images, source=files), augmentations, on_corrupt)
 
     def batch(self, images: Iterator[Read]) -> Any:
-        """``indexes, files, rows, targets``; None of nothing.
-
-        Files are arrays of bytes, rows a float32 array B x columns for each view.
-        """
-        indexes: list[int] = []
-        files: list[np.ndarray] = []
-        rows: list[list[list[float]]] = [[] for _ in self.augmentations]
-        for index, seed, (content, size) in images:
-            indexes.append(index)
-            files.append(np.frombuffer(content, np.uint8))
-            rng = random.Random(seed)
-            for of_view, augment in zip(rows, self.augmentations, strict=True):
-                of_view.append(_row(augment, size, rng))
-        if not indexes:
-            return None
-        targets = torch.from_numpy(self.images.labels[indexes])
-        return torch.tensor(indexes), files, [np.array(r, np.float32) for r in rows], targets
+        """``files, indexes, rows, targets``; None of nothing. Files are arrays of bytes."""
+        read = list(images)
+        files = [np.frombuffer(encoded.content, np.uint8) for _, _, encoded in read]
+        return (files, *super().batch(iter(read))) if read else None
 
 
 class DaliLoader:
@@ -368,7 +294,7 @@ class DaliLoader:
 
     def _fetch(self) -> list[Any]:
         """DALI's next batch; it asks for it while others are under way."""
-        indexes, files, rows, targets = next(self._fetched)
+        files, indexes, rows, targets = next(self._fetched)
         self._under_way.append((indexes, targets))
         return [files, *rows]
 

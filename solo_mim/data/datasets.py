@@ -51,18 +51,18 @@ def load_splits(data: Mapping[str, Any]) -> DataSplits:
 
 
 def _refuse_unread_format(given: str, read: Callable[..., DataSplits]) -> None:
-    formats = ("image_folder", "dali", "h5") if read is class_tree else ("image_folder",)
+    formats = ["image_folder", "tensor", *(("dali", "h5") if read is class_tree else ())]
     if given == "dali" and read is not class_tree:
         raise DataError(
             "DALI reads folders of image files, which this data set is not",
             key="data.format",
-            remedy="Set data.format: image_folder",
+            remedy="Set data.format: tensor, or image_folder",
         )
     if given not in formats:
         raise DataError(
             f"the format {given!r} is not read here",
             key="data.format",
-            remedy=f"Set data.format: {', '.join(formats)}".replace(", h5", " or h5"),
+            remedy=f"Set data.format: {', '.join(formats[:-1])} or {formats[-1]}",
         )
 
 

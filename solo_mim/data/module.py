@@ -31,7 +31,9 @@ from solo_mim.data.batches import (
 from solo_mim.data.datasets import SPLIT_SEED, load_splits
 from solo_mim.data.errors import DataError
 from solo_mim.data.images import ImageSet
+from solo_mim.data.rows import DrawnRows
 from solo_mim.data.sampler import EpochSampler, spread_over_classes
+from solo_mim.data.tensor import TensorLoader, in_memory
 from solo_mim.data.transforms import Augmentation, parse_augmentations
 from solo_mim.errors import install_extra, nearest
 
@@ -71,11 +73,12 @@ class SSLDataModule(LightningDataModule):
             )
         self.skips_corrupt: bool = on_corrupt == "skip"
         self.corrupt_images: list[str] = []
+        self._in_memory: dict[str, ImageSet] = {}  # by split, of data.format: tensor
         # On two cores two workers train a tiny network on 32-pixel images a third faster than none;
         # where the network keeps both cores busy there is no difference.
         configured = data.get("num_workers")
         self.num_workers: int = min(usable_cores(), 8) if configured is None else configured
-        self.uses_dali: bool = data.get("format") == "dali"
+        self.format: str = data.get("format") or "image_folder"
         self.dali_device: str | None = OmegaConf.select(cfg, "dali.device")
         if self.dali_device not in (None, "cpu", "gpu"):
             raise DataError(
@@ -117,7 +120,8 @@ class SSLDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader[ViewsBatch]:
         """Yields ``[indexes, [X_1 .. X_V], targets]``, large crops first, shuffled, last dropped.
 
-        The views are computed by DALI where ``data.format`` says so.
+        The views are computed by DALI, or by torch on the device that trains, where ``data.format``
+        says so.
 
         Outside a trainer call ``loader.sampler.set_epoch(epoch)`` before each pass, or every pass
         repeats epoch 0.
@@ -141,9 +145,14 @@ class SSLDataModule(LightningDataModule):
                 remedy=f"Set it to {len(sampler)} or less",
             )
         on_corrupt: OnCorrupt = "replace" if self.skips_corrupt else "fail"
-        if self.uses_dali:
+        if self.format == "dali":
             return self._dali_loader(sampler, on_corrupt)
-        views = Views(self.splits.train, _one_per_view(self.augmentations), on_corrupt)
+        augmentations = _one_per_view(self.augmentations)
+        if self.format == "tensor":
+            drawn = DrawnRows(self._images("train"), augmentations, on_corrupt)
+            batches = self._loader(drawn, sampler=sampler, drop_last=True, persistent=True)
+            return TensorLoader(batches, augmentations, self._device())  # type: ignore[return-value]
+        views = Views(self.splits.train, augmentations, on_corrupt)
         return self._loader(views, sampler=sampler, drop_last=True, persistent=True)
 
     def val_dataloader(self, split: str = "val") -> DataLoader[PlainBatch] | list[Any]:
@@ -216,7 +225,11 @@ class SSLDataModule(LightningDataModule):
                 key="data.val_path",
                 remedy="Name a folder of images, or set data.validation_split",
             )
-        return chosen
+        if self.format != "tensor":
+            return chosen
+        if split not in self._in_memory:
+            self._in_memory[split] = in_memory(chosen, self.skips_corrupt)
+        return self._in_memory[split]
 
     def _plain_images(self, split: str) -> PlainImages:
         images = self._images(split)
@@ -243,10 +256,15 @@ class SSLDataModule(LightningDataModule):
         device = self._device_of_dali()
         return DaliLoader(batches, augmentations, self.batch_size, threads, device)
 
+    def _device(self) -> torch.device:
+        """The trainer's."""
+        here = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device: torch.device = self.trainer.strategy.root_device if self.trainer else here
+        return device
+
     def _device_of_dali(self) -> torch.device:
         """The trainer's GPU where it has one and ``dali.device`` does not ask for the CPU."""
-        has_gpu = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        device: torch.device = self.trainer.strategy.root_device if self.trainer else has_gpu
+        device = self._device()
         if self.dali_device == "gpu" and device.type != "cuda":
             raise DataError(
                 "training does not run on a GPU", key="dali.device", remedy="Leave it out, or cpu"

@@ -9,6 +9,8 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
+from solo_mim.data import SSLDataModule
+
 
 @pytest.fixture
 def pipeline() -> Callable[..., dict[str, Any]]:
@@ -69,3 +71,17 @@ def image_folder(tmp_path: Path) -> Callable[..., Path]:
         return root
 
     return write
+
+
+@pytest.fixture
+def module(make_cfg: Callable[..., DictConfig]) -> Callable[..., SSLDataModule]:
+    """Of a folder: ``module(folder, "dali", [pipeline], batch_size=8)``."""
+
+    def build(
+        folder: Path, format: str, augmentations: list[Any], batch_size: int = 8, **data: Any
+    ) -> SSLDataModule:
+        seed = data.pop("seed", 5)
+        folders = {"dataset": "custom", "train_path": str(folder), "format": format}
+        return SSLDataModule(make_cfg(batch_size, seed, augmentations, **folders, **data))
+
+    return build

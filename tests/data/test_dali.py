@@ -15,7 +15,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from torchvision.transforms import InterpolationMode
-from view_statistics import assert_alike, summaries
+from view_statistics import STEPS, assert_alike, epochs, levels_apart, pixels, summaries
 
 from solo_mim.data import DataError, SSLDataModule
 from solo_mim.data import photo_patches as patches
@@ -27,36 +27,11 @@ except ModuleNotFoundError:  # no package of NVIDIA's at all
     HAS_DALI = False
 needs_dali = pytest.mark.skipif(not HAS_DALI, reason="nvidia-dali is not installed (extra dali)")
 
-JITTER = {"prob": 1.0, "brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0}
-STEPS: dict[str, dict[str, Any]] = {
-    "crop": {},
-    "no_crop": {"rrc": {"enabled": False}},
-    "brightness": {"color_jitter": JITTER | {"brightness": 0.8}},
-    "contrast": {"color_jitter": JITTER | {"contrast": 0.8}},
-    "saturation": {"color_jitter": JITTER | {"saturation": 0.8}},
-    "hue": {"color_jitter": JITTER | {"hue": 0.2}},
-    "jitter": {
-        "color_jitter": {
-            **{"prob": 0.8, "brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2}
-        }
-    },
-    "grayscale": {"grayscale": {"prob": 0.5}},
-    "blur": {"gaussian_blur": {"prob": 0.5}},
-    "solarisation": {"solarization": {"prob": 0.5}},
-    "flip": {"horizontal_flip": {"prob": 0.5}},
-}
 # Grey levels of 255 between the two views of a draw, mean over pixels: on average over the views,
 # and in the worst of them. Pillow's blur is three box filters, its hue has 8 bits.
 ON_AVERAGE, IN_THE_WORST = 1.2, 5.0
 
 MakeCfg = Callable[..., DictConfig]
-
-
-def pixels(**keys: Any) -> dict[str, Any]:
-    """A pipeline whose views are grey levels of 255."""
-    crop = {"rrc": {"enabled": True, "crop_min_scale": 0.08, "crop_max_scale": 1.0}}
-    constants = {"mean": [0.0, 0.0, 0.0], "std": [1 / 255] * 3}
-    return {**crop, "crop_size": 64, "num_crops": 2, **constants, **keys}
 
 
 @pytest.fixture(scope="session")
@@ -70,43 +45,10 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture
-def module(make_cfg: MakeCfg) -> Callable[..., SSLDataModule]:
-    """Of a folder: ``module(folder, "dali", [pipeline], batch_size=8)``."""
-
-    def build(
-        folder: Path, format: str, augmentations: list[Any], batch_size: int = 8, **data: Any
-    ) -> SSLDataModule:
-        seed = data.pop("seed", 5)
-        folders = {"dataset": "custom", "train_path": str(folder), "format": format}
-        return SSLDataModule(make_cfg(batch_size, seed, augmentations, **folders, **data))
-
-    return build
-
-
-def epochs(module: SSLDataModule, *numbers: int) -> list[list[Any]]:
-    loader = module.train_dataloader()
-    batches = []
-    for number in numbers:
-        loader.sampler.set_epoch(number)
-        batches += list(loader)
-    return batches
-
-
 def assert_same_views(ours: list[list[Any]], dalis: list[list[Any]]) -> None:
-    assert len(ours) == len(dalis) > 0
-    apart = []
-    for (indexes, X, targets), (dali_indexes, dali_X, dali_targets) in zip(
-        ours, dalis, strict=True
-    ):
-        assert torch.equal(indexes, dali_indexes)
-        assert torch.equal(targets, dali_targets)
-        assert [(x.shape, x.dtype) for x in X] == [(x.shape, x.dtype) for x in dali_X]
-        for x, y in zip(X, dali_X, strict=True):
-            apart.append((x - y.cpu()).abs().mean((1, 2, 3)))
-    found = torch.cat(apart)
-    assert found.mean() < ON_AVERAGE
-    assert found.max() < IN_THE_WORST
+    apart = levels_apart(ours, dalis)
+    assert apart.mean() < ON_AVERAGE
+    assert apart.max() < IN_THE_WORST
 
 
 @needs_dali

@@ -86,7 +86,7 @@ def test_unknown_data_set_is_answered_with_the_nearest() -> None:
 
 
 def test_format_that_is_not_read_is_refused() -> None:
-    with pytest.raises(DataError, match=r"'h5' is not read here\. Set data\.format: image_folder$"):
+    with pytest.raises(DataError, match=r"'h5' is not .* image_folder or tensor$"):
         patches(format="h5")
-    with pytest.raises(DataError, match=r"'zip' is not read .* image_folder, dali or h5"):
+    with pytest.raises(DataError, match=r"'zip' is not read .* image_folder, tensor, dali or h5"):
         load_splits({"dataset": "custom", "format": "zip"})

@@ -1,4 +1,6 @@
-"""Numbers of augmented views, to compare distributions by."""
+"""Augmented views compared: by the distributions of numbers, and pixel by pixel."""
+
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,3 +32,57 @@ def assert_alike(ours: dict, theirs: dict) -> None:
         # Rounding to 8 bits leaves ties that are a float's last bit apart.
         found = stats.ks_2samp(ours[name].round(4), theirs[name].round(4))
         assert found.pvalue > 1e-4, (name, found)
+
+
+# Pixel by pixel, of pipelines with one step each
+
+JITTER = {"prob": 1.0, "brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0}
+STEPS: dict[str, dict[str, Any]] = {
+    "crop": {},
+    "no_crop": {"rrc": {"enabled": False}},
+    "brightness": {"color_jitter": JITTER | {"brightness": 0.8}},
+    "contrast": {"color_jitter": JITTER | {"contrast": 0.8}},
+    "saturation": {"color_jitter": JITTER | {"saturation": 0.8}},
+    "hue": {"color_jitter": JITTER | {"hue": 0.2}},
+    "jitter": {
+        "color_jitter": {
+            **{"prob": 0.8, "brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2}
+        }
+    },
+    "grayscale": {"grayscale": {"prob": 0.5}},
+    "blur": {"gaussian_blur": {"prob": 0.5}},
+    "solarisation": {"solarization": {"prob": 0.5}},
+    "flip": {"horizontal_flip": {"prob": 0.5}},
+}
+
+
+def pixels(**keys: Any) -> dict[str, Any]:
+    """A pipeline whose views are grey levels of 255."""
+    crop = {"rrc": {"enabled": True, "crop_min_scale": 0.08, "crop_max_scale": 1.0}}
+    constants = {"mean": [0.0, 0.0, 0.0], "std": [1 / 255] * 3}
+    return {**crop, "crop_size": 64, "num_crops": 2, **constants, **keys}
+
+
+def epochs(module: Any, *numbers: int) -> list[list[Any]]:
+    loader = module.train_dataloader()
+    batches = []
+    for number in numbers:
+        loader.sampler.set_epoch(number)
+        batches += list(loader)
+    return batches
+
+
+def levels_apart(ours: list[list[Any]], theirs: list[list[Any]]) -> torch.Tensor:
+    """Grey levels of 255 between the two views of each draw, mean over pixels; raises where the
+    batches are of other images, labels, sizes or types."""
+    assert len(ours) == len(theirs) > 0
+    apart = []
+    for (indexes, X, targets), (their_indexes, their_X, their_targets) in zip(
+        ours, theirs, strict=True
+    ):
+        assert torch.equal(indexes, their_indexes)
+        assert torch.equal(targets, their_targets)
+        assert [(x.shape, x.dtype) for x in X] == [(x.shape, x.dtype) for x in their_X]
+        for x, y in zip(X, their_X, strict=True):
+            apart.append((x - y.cpu()).abs().mean((1, 2, 3)))
+    return torch.cat(apart)
