@@ -211,6 +211,7 @@ class Run:
             *images,
             *([f"method={self.arm}"] if default else ARMS[self.arm].overrides(self.setting)),
             *options,
+            "data.format=tensor",
             f"optimizer.lr={self.rate:g}",
             "optimizer.weight_decay=1e-4",  # the same for all, whatever a method's recipe has
             f"seed={self.seed}",
