@@ -241,8 +241,7 @@ def _host_view(backbone: Backbone, crop_sizes: list[int]) -> DictConfig:
 
 def stem_of(recipe: PretrainRecipe) -> str:
     """`small` or `imagenet`, see `resolved_stem`."""
-    sizes = [pipeline["crop_size"] for pipeline in recipe.augmentations]
-    return resolved_stem(_host_view(recipe.backbone, sizes))
+    return resolved_stem(_host_view(recipe.backbone, recipe.crop_sizes))
 
 
 def with_weights(
@@ -375,8 +374,9 @@ def opened(given: str | Path, overrides: list[str], needs_data: bool = True) -> 
     source = find(given)
     recipe = recipe_of(source, overrides, needs_data)
     found = weights(source.path)
-    sizes = [pipeline["crop_size"] for pipeline in recipe.augmentations]
-    backbone, completed = with_weights(recipe.backbone, sizes, found, source.path, recipe.method)
+    backbone, completed = with_weights(
+        recipe.backbone, recipe.crop_sizes, found, source.path, recipe.method
+    )
     recipe = replace(recipe, backbone=completed)  # type: ignore[arg-type]
     return Opened(source, found, recipe, backbone)
 

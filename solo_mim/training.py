@@ -57,23 +57,30 @@ def pretrain(recipe: PretrainRecipe) -> Result:
     if method.Options is not None:  # now, and not when a large data set has been scanned
         checked_options(method.Options, recipe.method_kwargs, recipe.method)
     start, recipe = start_of(recipe)
-    data = SSLDataModule(recipe.plain)
+    config = recipe.plain
+    data = SSLDataModule(config)
     images, weights = data.splits.fingerprint, start.digest if start else None
-    path = folder_of(recipe.plain, images, weights)
-    folder = RunFolder(path, recipe.plain, images, weights, resumes=True)
-    return folder.once(lambda: _Run(recipe, data, folder, start).result(), summary)
+    path = folder_of(config, images, weights)
+    folder = RunFolder(path, config, images, weights, resumes=True)
+    return folder.once(lambda: _Run(recipe, method, data, folder, start).result(), summary)
 
 
 class _Run:
     """The work of one run; each step reads what those before it have left."""
 
     def __init__(
-        self, recipe: PretrainRecipe, data: SSLDataModule, folder: RunFolder, start: Start | None
+        self,
+        recipe: PretrainRecipe,
+        method: Any,
+        data: SSLDataModule,
+        folder: RunFolder,
+        start: Start | None,
     ) -> None:
         self.recipe, self.data, self.folder, self.start = recipe, data, folder, start
+        self.resumed_from = folder.path / files.RESUMED_FROM
         data.train_dataloader()  # refuses an impossible batch here, before anything is written
         self.cfg = host_config(recipe, data.num_classes, data.num_large_crops, data.num_small_crops)
-        self.model = self._model()
+        self.model = self._model(method)
         # On resuming they serve the untrained baseline alone: the checkpoint replaces all weights.
         self.taken = start.give(self.model) if start else []
         self.lines, self.epochs = EpochLines(), epoch_end(recipe, folder)
@@ -100,7 +107,7 @@ class _Run:
 
     # Model and trainer
 
-    def _model(self) -> Any:
+    def _model(self, method: Any) -> Any:
         recipe = self.recipe
         by_labels = recipe.method == "supcon" or recipe.method_kwargs.get("supervised")
         if by_labels and not self.data.splits.train.labelled:
@@ -110,7 +117,7 @@ class _Run:
             )
         pl.seed_everything(recipe.seed, workers=True, verbose=False)
         try:
-            model = find_method(recipe.method)(self.cfg)
+            model = method(self.cfg)
         except ConfigError:
             raise
         # Whatever torch and the host raise of sizes and the like that they do not check.
@@ -160,11 +167,10 @@ class _Run:
 
     def _copied(self, content: dict[str, Any]) -> Path:
         """What of a foreign checkpoint is plain, as a file that lightning reads."""
-        path = self.folder.path / files.RESUMED_FROM
         if self.trainer.is_global_zero:  # the others wait for it before they read
-            with files.whole(path) as partial, partial.open("wb") as file:
+            with files.whole(self.resumed_from) as partial, partial.open("wb") as file:
                 torch.save(content, file)
-        return path
+        return self.resumed_from
 
     # Training
 
@@ -175,7 +181,7 @@ class _Run:
         return copy.deepcopy(self.model.backbone) if evaluated and first else None
 
     def _trained(self, checkpoint: Path | None) -> float:
-        """Seconds that this sitting has trained."""
+        """Seconds that this session has trained."""
         pl.seed_everything(self.recipe.seed, workers=True, verbose=False)  # the model drew numbers
         started = time.perf_counter()
         try:
@@ -185,7 +191,7 @@ class _Run:
             rate = self.recipe.optimizer.lr
             raise diverged(self.trainer, self.recipe.method, rate, error, step) from error
         if self.trainer.is_global_zero:
-            (self.folder.path / files.RESUMED_FROM).unlink(missing_ok=True)
+            self.resumed_from.unlink(missing_ok=True)
         return time.perf_counter() - started
 
     # Evaluation
@@ -216,8 +222,8 @@ class _Run:
         return evaluate_features(train, test, knn.k, knn.distance_func, probe)
 
     def _yardsticks(self, untrained: nn.Module) -> dict[str, Any]:
-        """Accuracies of the backbone as it starts, untrained but for `backbone.weights`, and of raw
-        pixels, measured once for a run's folder."""
+        """Reference baselines: accuracies of the backbone as it starts, untrained but for
+        `backbone.weights`, and of raw pixels, measured once for a run's folder."""
         found = self.folder.yardsticks()
         backbones: dict[str, tuple[nn.Module, Any, bool]] = {
             "untrained": (untrained, self.trainer.strategy.root_device, True)
@@ -255,7 +261,7 @@ class _Run:
             "offline": evaluated.offline,
             "information": None if information is None else asdict(information),
             "corrupt_images": list(dict.fromkeys([*corrupt, *data.corrupt_images])),
-            # None where this sitting only had the evaluation left to do.
+            # None where this session only had the evaluation left to do.
             "images_per_second": statistics.median(speeds) if speeds else None,
             "training_seconds_of_last_sitting": seconds,
             "shared_machine": _shared_machine(self.lines.loads, data.num_workers, recipe),
@@ -272,7 +278,7 @@ class _Run:
 
 @dataclass(frozen=True)
 class _Evaluated:
-    """Of the trained network; `offline` by name, of the yardsticks too."""
+    """Of the trained network; `offline` by name, of the reference baselines too."""
 
     information: HeldOutInformation | None
     offline: dict[str, Any]

@@ -73,6 +73,16 @@ def _interrupted(error: BaseException, number: int) -> int:
     return 128 + number
 
 
+def _nobody_reads() -> bool:
+    """Whether stdout is a pipe whose reader has gone; what is left for it goes nowhere then."""
+    try:
+        print(flush=True)  # what has failed is not in its buffer any more
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs one command.
 
@@ -94,10 +104,9 @@ def main(argv: list[str] | None = None) -> int:
                 raise ConfigError(f"unknown command '{command}'{nearest(command, COMMANDS)}")
             # Imported here: torch and lightning take seconds that `--help` should not.
             return importlib.import_module(f"solo_mim.commands.{command}").run(rest)
-        except BrokenPipeError:  # of `solo-mim report runs | head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 128 + signal.SIGPIPE
         except (Exception, KeyboardInterrupt) as error:
+            if isinstance(error, BrokenPipeError) and _nobody_reads():
+                return 141  # as `solo-mim report runs | head` is ended elsewhere
             refused = isinstance(error, (ConfigError, MissingHostError, RunError))
             # A library that is interrupted amid its import may make another error of it.
             if isinstance(error, KeyboardInterrupt) or (signals and not refused):

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import yaml
 
-from solo_mim.installed import CONFIG_FOLDER
+from solo_mim.installed import CONFIG_FOLDER, recipe_folders
+
+# Groups below which what belongs to the data set and the method is chosen without being asked for.
+_FILLED_IN = ("augmentations/", "data/")
 
 
 def is_override(argument: str) -> bool:
@@ -44,21 +47,19 @@ def of_a_network(
     return parser
 
 
-def asks_for_help(arguments: list[str]) -> bool:
-    """Whether help is wanted of a command whose arguments are Hydra's."""
-    return bool({"--help", "-h"} & set(arguments))
-
-
-def help_of(command: str) -> str:
-    """What `configs/COMMAND.yaml` has for Hydra's help, without Hydra."""
+def helped(command: str, arguments: list[str]) -> bool:
+    """Prints what `configs/COMMAND.yaml` has for Hydra's help, without Hydra, where it is asked
+    for."""
+    if not {"--help", "-h"} & set(arguments):
+        return False
     said = yaml.safe_load((CONFIG_FOLDER / f"{command}.yaml").read_text())["hydra"]["help"]
-    groups = {
-        folder.name: sorted(path.stem for path in folder.glob("*.yaml"))
-        for folder in sorted(CONFIG_FOLDER.iterdir())
-        if folder.is_dir()
-    }
-    listed = "\n".join(
-        f"{name}: {', '.join(options)}" for name, options in groups.items() if options
-    )
+    groups: dict[str, set[str]] = {}
+    for folder in (CONFIG_FOLDER, *recipe_folders().values()):
+        for path in folder.rglob("*/*.yaml"):
+            group = path.parent.relative_to(folder).as_posix()
+            if not group.startswith(_FILLED_IN):
+                groups.setdefault(group, set()).add(path.stem)
+    listed = "".join(f"{name}: {', '.join(sorted(groups[name]))}\n" for name in sorted(groups))
     text = said["template"].replace("${hydra.help.header}", said["header"].rstrip())
-    return text.replace("$APP_CONFIG_GROUPS", f"{listed}\n")
+    print(text.replace("$APP_CONFIG_GROUPS", listed))
+    return True

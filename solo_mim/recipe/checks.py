@@ -59,20 +59,19 @@ _RANGES: dict[str, tuple[float, float]] = {
 }
 
 
-def checked(cfg: DictConfig | Recipe, schema: type[_Recipe] = PretrainRecipe) -> _Recipe:  # type: ignore[assignment]
+def checked(cfg: DictConfig, schema: type[_Recipe] = PretrainRecipe) -> _Recipe:  # type: ignore[assignment]
     """The recipe of a configuration: types and values checked, defaults filled, unknown keys
     refused.
 
     Args:
-        cfg: as it was composed, or a recipe that values were replaced in.
+        cfg: as it was composed.
         schema: `PretrainRecipe` or `LinearRecipe`.
 
     Raises:
         ConfigError: naming the key and where it is set; for an unknown one the nearest known.
     """
-    composed = OmegaConf.create(cfg.plain) if isinstance(cfg, Recipe) else cfg
     try:
-        return _checked(composed, schema)
+        return _checked(cfg, schema)
     except ConfigError as error:
         raise located(error) from error.__cause__
 

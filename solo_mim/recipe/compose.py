@@ -31,7 +31,7 @@ from yaml import YAMLError
 
 from solo_mim.errors import ConfigError, RunError, nearest
 from solo_mim.installed import CONFIG_FOLDER, recipe_folders
-from solo_mim.recipe.schema import PretrainRecipe, Recipe, node
+from solo_mim.recipe.schema import LinearRecipe, PretrainRecipe, Recipe, node
 
 # Where a key was set
 
@@ -169,6 +169,8 @@ def store(name: str, content: Any) -> None:
     ConfigStore.instance().store(name=name, node=content)
 
 
+store("schema", node(PretrainRecipe))
+store("linear_schema", node(LinearRecipe))
 store("trained_with", {})  # of `configs/linear.yaml`, until a network is named
 
 
@@ -191,9 +193,9 @@ def _readable(name: str, folder: Path) -> str:
     file = folder / f"{stem}.yml"
     if (folder / f"{stem}.yaml").is_file() or not file.is_file():
         return name
-    place = Path(tempfile.mkdtemp())
-    atexit.register(shutil.rmtree, place, ignore_errors=True)
-    _COPIES[Path(shutil.copy(file, place / f"{stem}.yaml"))] = file
+    elsewhere = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, elsewhere, ignore_errors=True)
+    _COPIES[Path(shutil.copy(file, elsewhere / f"{stem}.yaml"))] = file
     return stem
 
 

@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass, field, fields, make_dataclass
 from typing import Any
 
 import torch
-from hydra.core.config_store import ConfigStore
 from lightning.pytorch import Trainer
 from omegaconf import MISSING, DictConfig, OmegaConf
 
@@ -232,11 +231,6 @@ class Recipe:
         return asdict(self)
 
     @property
-    def trainer(self) -> dict[str, Any]:
-        """The arguments of lightning's Trainer among it."""
-        return {key: getattr(self, key) for key in sorted(TRAINER_KEYS)}
-
-    @property
     def on_cpu(self) -> bool:
         """Whether it trains on CPUs."""
         automatic = self.accelerator == "auto" and not torch.cuda.is_available()
@@ -263,6 +257,11 @@ class PretrainRecipe(Recipe, _Method):
 
     backbone: PretrainBackbone = field(default_factory=PretrainBackbone)
     optimizer: PretrainOptimizer = field(default_factory=PretrainOptimizer)
+
+    @property
+    def crop_sizes(self) -> list[int]:
+        """Pixels of the crops of each pipeline."""
+        return [pipeline["crop_size"] for pipeline in self.augmentations]
 
 
 @dataclass(frozen=True)
@@ -322,9 +321,6 @@ def node(recipe: type[Recipe]) -> DictConfig:
 
     return writable(OmegaConf.structured(with_trainer_keys(recipe)))  # type: ignore[arg-type]
 
-
-ConfigStore.instance().store(name="schema", node=node(PretrainRecipe))
-ConfigStore.instance().store(name="linear_schema", node=node(LinearRecipe))
 
 # Of the optimisers, which main fills in.
 _OPTIMIZER_DEFAULTS: dict[str, dict[str, Any]] = {

@@ -887,6 +887,31 @@ def test_help_is_readable_everywhere(monkeypatch, capsys):
         if command == "pretrain":
             assert re.search("method: .*barlow_twins, .*explicit_mim, .*vicreg", shown)
             assert "== Config ==" not in shown
+            assert re.search("^study/tuned: .*vicreg", shown, re.M)
+            assert not re.search("^(data|augmentations)/", shown, re.M), "chosen by data and method"
+
+
+def test_a_reader_who_has_gone_ends_a_command_in_silence():
+    code = (
+        "import os, sys\n"
+        "from solo_mim.commands import main\n"
+        "reader, writer = os.pipe()\n"
+        "os.close(reader), os.dup2(writer, 1)\n"
+        "sys.exit(main(['doctor']))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_a_broken_pipe_elsewhere_is_an_error_as_any_other(monkeypatch):
+    from solo_mim.commands import doctor
+
+    def broken(arguments):
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr(doctor, "run", broken)
+    with pytest.raises(BrokenPipeError):
+        main(["doctor"])
 
 
 def test_doctor_and_methods_fit_one_screen(capsys):
