@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import platform
 import random
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from solo_mim.errors import is_out_of_memory
 from solo_mim.runs.files import write, write_json
 from solo_mim.runs.identity import commit, versions
 
@@ -25,6 +27,7 @@ Step = Callable[[], object]
 # then below a percent.
 SHORTEST = 2e-3  # seconds
 SPREAD = (0.1, 0.9)  # quantiles of the repeats that the interval shows
+PRECISIONS = {"32-true": None, "16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
 
 
 def losses(dim: int) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
@@ -73,26 +76,40 @@ def _products(samples: int, dim: int, device: torch.device) -> Step:
     return step
 
 
-def _step(loss: Callable[[Tensor, Tensor], Tensor], views: list[Tensor]) -> Step:
+def autocast(device: torch.device, precision: str) -> Any:
+    """torch's context of one of PRECISIONS, as lightning has it."""
+    dtype = PRECISIONS[precision]
+    return torch.autocast(device.type, dtype or torch.float32, enabled=dtype is not None)
+
+
+def _step(
+    loss: Callable[[Tensor, Tensor], Tensor], views: list[Tensor], precision: str = "32-true"
+) -> Step:
+    device = views[0].device
+
     def step() -> None:
         for view in views:
             view.grad = None
-        loss(*views).backward()
+        with autocast(device, precision):
+            found = loss(*views)
+        found.backward()
 
     return step
 
 
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def _seconds(step: Step, calls: int, device: torch.device) -> float:
-    _synchronise(device)
+    if device.type == "cuda":
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize(device)
+        start.record()
+        for _ in range(calls):
+            step()
+        end.record()
+        torch.cuda.synchronize(device)
+        return start.elapsed_time(end) / 1e3 / calls
     started = time.perf_counter()
     for _ in range(calls):
         step()
-    _synchronise(device)
     return (time.perf_counter() - started) / calls
 
 
@@ -134,13 +151,15 @@ def interleaved(steps: dict[str, Step], repeats: int, device: torch.device) -> d
     return times
 
 
-def measure(samples: int, dim: int, repeats: int, device: torch.device) -> list[dict[str, Any]]:
+def measure(
+    samples: int, dim: int, repeats: int, device: torch.device, precision: str = "32-true"
+) -> list[dict[str, Any]]:
     """One row per loss: median seconds with an interval, MiB, and ratios.
 
     Ratios are medians over the repeats of ratios within a repeat.
     """
     views = _views(samples, dim, device)
-    steps = {name: _step(loss, views) for name, loss in losses(dim).items()}
+    steps = {name: _step(loss, views, precision) for name, loss in losses(dim).items()}
     steps["matrix products"] = _products(samples, dim, device)
     times = interleaved(steps, repeats, device)
     rows = []
@@ -151,6 +170,7 @@ def measure(samples: int, dim: int, repeats: int, device: torch.device) -> list[
             {
                 "N": samples,
                 "D": dim,
+                "precision": precision,
                 "loss": name,
                 "ms": 1e3 * statistics.median(times[name]),
                 "ms_low": 1e3 * quantiles[0],
@@ -177,24 +197,14 @@ def median_ratio(over: list[float], under: list[float]) -> tuple[float, float, f
     return middle, float(interval.low), float(interval.high)
 
 
-def measure_steps(
-    backbone: str, samples: int, dim: int, repeats: int, device: torch.device
-) -> list[dict[str, Any]]:
-    """One row per loss: the time of a whole training step over that with a mean square for a loss.
-
-    Two views of N images of 32 pixels through the backbone and a projector of 512-512-D, the loss,
-    gradients and an AdamW update. `over_trivial` is the median over the repeats of ratios within a
-    repeat, `low` and `high` its 95 % bootstrap interval.
-    """
+def network_of(backbone: str, crop_size: int, dim: int, device: torch.device) -> nn.Module:
+    """A backbone with a projector of 512-512-D, random weights of one seed, channels last."""
     from omegaconf import OmegaConf
-    from torch import nn
 
     from solo_mim.backbones import backbone_factory
 
-    generator = torch.Generator().manual_seed(0)
-    images = [torch.randn(samples, 3, 32, 32, generator=generator).to(device) for _ in range(2)]
     cfg = OmegaConf.create(
-        {"backbone": {"name": backbone}, "augmentations": [{"crop_size": 32}], "data": {}}
+        {"backbone": {"name": backbone}, "augmentations": [{"crop_size": crop_size}], "data": {}}
     )
     torch.manual_seed(0)
     features: Any = backbone_factory(cfg, None)()
@@ -202,33 +212,76 @@ def measure_steps(
         *(nn.Linear(features.num_features, 512), nn.BatchNorm1d(512), nn.ReLU()),
         *(nn.Linear(512, 512), nn.BatchNorm1d(512), nn.ReLU(), nn.Linear(512, dim)),
     )
-    network = nn.Sequential(features, projector).to(device).to(memory_format=torch.channels_last)
+    network = nn.Sequential(features, projector)
+    return network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+class TrainingStep:
+    """Views through a network, their loss, gradients and an AdamW update, in one of PRECISIONS."""
+
+    def __init__(self, network: nn.Module, precision: str) -> None:
+        self.network, self.precision = network, precision
+        self.optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
+        self.device = next(network.parameters()).device
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "16-mixed")
+
+    def __call__(self, loss: Callable[[Tensor, Tensor], Tensor], views: list[Tensor]) -> None:
+        self.optimizer.zero_grad()
+        with autocast(self.device, self.precision):
+            found = loss(*(self.network(x) for x in views))
+        self.scaler.scale(found).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+
+
+def measure_steps(
+    backbone: str,
+    samples: int,
+    dim: int,
+    repeats: int,
+    device: torch.device,
+    crop_size: int = 32,
+    precision: str = "32-true",
+    of: Sequence[str] = (),
+) -> list[dict[str, Any]]:
+    """One row per loss: the time of a whole training step over that with a mean square for a loss.
+
+    Two views of N images through the backbone and a projector of 512-512-D, the loss, gradients and
+    an AdamW update. `over_trivial` is the median over the repeats of ratios within a repeat, `low`
+    and `high` its 95 % bootstrap interval; `peak_mib` is what a step holds at most beside weights
+    and optimiser.
+
+    Args:
+        of: names of losses; all of them where empty.
+    """
+    generator = torch.Generator().manual_seed(0)
+    shape = (samples, 3, crop_size, crop_size)
+    images = [torch.randn(shape, generator=generator).to(device) for _ in range(2)]
     images = [x.contiguous(memory_format=torch.channels_last) for x in images]
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
-
-    def step_of(loss: Callable[[Tensor, Tensor], Tensor]) -> Step:
-        def step() -> None:
-            optimizer.zero_grad()
-            loss(*(network(x) for x in images)).backward()
-            optimizer.step()
-
-        return step
-
-    of = {TRIVIAL: lambda a, b: a.square().mean() + b.square().mean(), **losses(dim)}
-    times = interleaved({name: step_of(loss) for name, loss in of.items()}, repeats, device)
+    train = TrainingStep(network_of(backbone, crop_size, dim, device), precision)
+    known = losses(dim)
+    chosen: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+        TRIVIAL: lambda a, b: a.square().mean() + b.square().mean(),
+        **{name: known[name] for name in of or known},
+    }
+    steps = {name: functools.partial(train, loss, images) for name, loss in chosen.items()}
+    times = interleaved(dict(steps), repeats, device)
     rows = []
-    for name in of:
+    for name, step in steps.items():
         ratio, low, high = median_ratio(times[name], times[TRIVIAL])
         rows.append(
             {
                 "backbone": backbone,
+                "crop_size": crop_size,
                 "N": samples,
                 "D": dim,
+                "precision": precision,
                 "loss": name,
                 "ms": 1e3 * statistics.median(times[name]),
                 "over_trivial": ratio,
                 "low": low,
                 "high": high,
+                "peak_mib": peak_memory(step, device),
             }
         )
     return rows
@@ -299,11 +352,12 @@ def measure_data(crop_size: int, repeats: int) -> list[dict[str, Any]]:
 
 
 def measure_loaders(crop_size: int, repeats: int, workers: int) -> list[dict[str, Any]]:
-    """One row, none without DALI: views per second of our loader and of DALI's, from JPEG files.
+    """A row for each other way from JPEG files to views: views per second of Pillow's and of its.
 
-    Patches of 32 pixels, or whole photographs for larger crops, read and decoded by ``workers``
-    processes, or DALI's threads; by this process and one thread for 0. DALI takes the GPU where
-    there is one, and the network that would wait for it is not there.
+    Patches of 32 pixels, held in memory by one of the two, or whole photographs for larger crops,
+    read and decoded by ``workers`` processes, or DALI's threads; by this process and one thread for
+    0. What can takes the GPU where there is one, and the network that would wait for it is not
+    there.
     """
     import tempfile
 
@@ -314,12 +368,14 @@ def measure_loaders(crop_size: int, repeats: int, workers: int) -> list[dict[str
     from solo_mim.data import photo_patches as patches
     from solo_mim.installed import CONFIG_FOLDER, present
 
-    if not present("nvidia.dali"):
-        return []
+    others = {"tensor": "torch"} if crop_size <= 32 else {}
+    others |= {"dali": "DALI"} if present("nvidia.dali") else {}
     arrays = _photographs(crop_size) * (1 if crop_size <= 32 else 4)
     name = DATA_PIPELINES[0]
     shipped: Any = OmegaConf.load(CONFIG_FOLDER / "augmentations" / f"{name}.yaml")
     pipeline = {**shipped[0], "crop_size": crop_size}
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    rows = []
     with tempfile.TemporaryDirectory() as folder:
         for number, array in enumerate(arrays):
             Image.fromarray(array).save(Path(folder) / f"{number}.jpg", quality=90)
@@ -329,16 +385,18 @@ def measure_loaders(crop_size: int, repeats: int, workers: int) -> list[dict[str
             cfg = {
                 "data": {**data, "num_workers": workers},
                 "augmentations": [pipeline],
-                "optimizer": {"batch_size": len(patches.PHOTOGRAPHS)},
+                "optimizer": {"batch_size": 128 if crop_size <= 32 else len(patches.PHOTOGRAPHS)},
             }
             loader = SSLDataModule(OmegaConf.create(cfg)).train_dataloader()
             return lambda: [None for _ in loader]
 
-        steps = {"ours": epoch("image_folder"), "host": epoch("dali")}
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        times = interleaved(steps, repeats, device)
-    views, beside = len(arrays) * pipeline["num_crops"], f"DALI, {device.type}"
-    return [_views_row(f"{name}, JPEG files", crop_size, beside, views, times)]
+        for format, beside in others.items():
+            steps = {"ours": epoch("image_folder"), "host": epoch(format)}
+            times = interleaved(steps, repeats, device)
+            views = len(arrays) * pipeline["num_crops"]
+            beside = f"{beside}, {device.type}"
+            rows.append(_views_row(f"{name}, JPEG files", crop_size, beside, views, times))
+    return rows
 
 
 def data_table(rows: list[dict[str, Any]]) -> str:
@@ -356,27 +414,31 @@ def data_table(rows: list[dict[str, Any]]) -> str:
 
 
 def step_table(rows: list[dict[str, Any]]) -> str:
-    """Markdown: a line per backbone, N, D and loss, most costly first."""
+    """Markdown: a line per network, size and loss, most costly first."""
+    keys = ("backbone", "crop_size", "precision", "N", "D")
     lines = [
-        f"| backbone | N | D | loss | step, ms | over {TRIVIAL} (95 %) |",
-        "|---|---:|---:|---|---:|---:|",
+        f"| backbone | crop | precision | N | D | loss | step, ms | over {TRIVIAL} (95 %) | MiB |",
+        "|---|---:|---|---:|---:|---|---:|---:|---:|",
     ]
-    for row in sorted(rows, key=lambda r: (r["backbone"], r["N"], r["D"], -r["over_trivial"])):
+    for row in sorted(rows, key=lambda r: (*(r[key] for key in keys), -r["over_trivial"])):
         ratio = f"{row['over_trivial']:.3f} ({row['low']:.3f} to {row['high']:.3f})"
-        cells = [*(str(row[key]) for key in ("backbone", "N", "D", "loss")), f"{row['ms']:.1f}"]
-        lines.append(f"| {' | '.join(cells)} | {ratio} |")
+        cells = [*(str(row[key]) for key in (*keys, "loss")), f"{row['ms']:.1f}", ratio]
+        lines.append(f"| {' | '.join(cells)} | {row['peak_mib']:,.0f} |")
     return "\n".join(lines)
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown: a line per N and D, the time of `explicit_mim` as a multiple of each other's."""
+    """Markdown: a line per N, D and precision: `explicit_mim` as a multiple of each."""
     names = list(dict.fromkeys(row["loss"] for row in rows if row["loss"] != OURS))
     lines = [
-        f"| N | D | {OURS}, ms | MiB | " + " | ".join(f"/ {name}" for name in names) + " |",
-        "|" + "---:|" * (4 + len(names)),
+        f"| N | D | precision | {OURS}, ms | MiB | "
+        + " | ".join(f"/ {name}" for name in names)
+        + " |",
+        "|" + "---:|" * (5 + len(names)),
     ]
-    for key in dict.fromkeys((row["N"], row["D"]) for row in rows):
-        found = {row["loss"]: row for row in rows if (row["N"], row["D"]) == key}
+    keys = ("N", "D", "precision")
+    for key in dict.fromkeys(tuple(row[k] for k in keys) for row in rows):
+        found = {row["loss"]: row for row in rows if tuple(row[k] for k in keys) == key}
         ours = found[OURS]
         ratios = [f"{found[name]['explicit_mim_over_this']:.2f}" for name in names]
         interval = f"{ours['ms']:.2f} ({ours['ms_low']:.2f} to {ours['ms_high']:.2f})"
@@ -386,12 +448,14 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """One panel per N: time against D, both logarithmic, with the interval as a band."""
+    """One panel per N: time against D, both logarithmic, with the interval as a band; of the first
+    precision."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    rows = [row for row in rows if row["precision"] == rows[0]["precision"]]
     sizes = sorted({row["N"] for row in rows})
     figure, axes = plt.subplots(1, len(sizes), figsize=(5 * len(sizes), 4), sharey=True)
     for axis, size in zip([axes] if len(sizes) == 1 else axes, sizes, strict=True):
@@ -448,16 +512,39 @@ class Benchmark:
         self.text = data_table(self.rows)
         print(self.text)
 
-    def losses(self, sizes: list[int], dims: list[int], backbones: list[str]) -> None:
-        """Measures losses, or steps of backbones with them, and prints their table."""
-        for samples, dim in itertools.product(sizes, dims):
-            if self.what == "step":
-                for backbone in backbones:
-                    self.rows += measure_steps(backbone, samples, dim, self.repeats, self.device)
+    def losses(self, sizes: list[int], dims: list[int], precisions: list[str]) -> None:
+        """Measures losses and prints their table."""
+        for samples, dim, precision in itertools.product(sizes, dims, precisions):
+            self.rows += measure(samples, dim, self.repeats, self.device, precision)
+            print(f"N = {samples}, D = {dim}, {precision} measured", flush=True)
+        self.text = table(self.rows)
+        print(self.text)
+
+    def steps(
+        self,
+        sizes: list[int],
+        dims: list[int],
+        precisions: list[str],
+        crop_sizes: list[int],
+        backbones: list[str],
+        of: Sequence[str],
+    ) -> None:
+        """Measures training steps of backbones with the losses and prints their table; a step that
+        does not fit into memory is said and left out."""
+        each = itertools.product(backbones, crop_sizes, sizes, dims, precisions)
+        for backbone, crop_size, samples, dim, precision in each:
+            what = f"{backbone}, {crop_size} px, N = {samples}, D = {dim}, {precision}"
+            try:
+                self.rows += measure_steps(
+                    backbone, samples, dim, self.repeats, self.device, crop_size, precision, of
+                )
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                print(f"{what}: does not fit into memory", flush=True)
             else:
-                self.rows += measure(samples, dim, self.repeats, self.device)
-            print(f"N = {samples}, D = {dim} measured", flush=True)
-        self.text = step_table(self.rows) if self.what == "step" else table(self.rows)
+                print(f"{what} measured", flush=True)
+        self.text = step_table(self.rows)
         print(self.text)
 
     def write(self, output: Path) -> list[str]:

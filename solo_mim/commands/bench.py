@@ -5,7 +5,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from solo_mim.errors import nearest
+
 BACKBONES = ["small_cnn", "resnet18"]
+# `benchmarks.PRECISIONS`, which would import torch.
+PRECISIONS = ["32-true", "16-mixed", "bf16-mixed"]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -16,8 +20,8 @@ def parser() -> argparse.ArgumentParser:
         "backward: explicit MIM, its rivals and the host's baselines, taking turns; `matrix "
         "products` are those that the covariances cannot do without. `step`: a whole training "
         "step with each, over one with a mean square for a loss. `data`: augmented views a "
-        "second, ours and the host's, and from files DALI's where it is installed. Nothing else "
-        "should run meanwhile.",
+        "second, ours and the host's, and from files those of images in memory and, where it is "
+        "installed, of DALI. Nothing else should run meanwhile.",
     )
     parser.add_argument("what", choices=["loss", "step", "data"])
     parser.add_argument("--samples", "-N", type=int, nargs="+", help="64 256 1024; of steps 256")
@@ -25,9 +29,19 @@ def parser() -> argparse.ArgumentParser:
         "--dims", "-D", type=int, nargs="+", help="64 128 256 512 2048; of steps 128"
     )
     parser.add_argument(
-        "--backbones", nargs="+", choices=BACKBONES, default=BACKBONES, help="of steps"
+        "--backbones",
+        nargs="+",
+        choices=[*BACKBONES, "resnet50"],
+        default=BACKBONES,
+        help="of steps",
     )
-    parser.add_argument("--crop-sizes", type=int, nargs="+", default=[32, 224], help="of data")
+    parser.add_argument(
+        "--crop-sizes", type=int, nargs="+", help="pixels; of data 32 224, of steps 32"
+    )
+    parser.add_argument(
+        "--precision", nargs="+", choices=PRECISIONS, default=PRECISIONS[:1], help="not of data"
+    )
+    parser.add_argument("--losses", nargs="+", metavar="NAME", default=[], help="of steps; all")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--threads", type=int, help="torch's by default")
     parser.add_argument(
@@ -43,19 +57,25 @@ def run(arguments: list[str]) -> int:
     whole = given.what == "step"
     sizes = given.samples or ([256] if whole else [64, 256, 1024])
     dims = given.dims or ([128] if whole else [64, 128, 256, 512, 2048])
-    numbers = [*dims, *given.crop_sizes, given.repeats, *([given.threads] if given.threads else [])]
+    crop_sizes = given.crop_sizes or ([32] if whole else [32, 224])
+    numbers = [*dims, *crop_sizes, given.repeats, *([given.threads] if given.threads else [])]
     if min(sizes) < 2 or min(numbers) < 1 or given.threads == 0:
         parser().error("--samples must be at least 2, the other numbers at least 1")
-    from solo_mim.benchmarks import Benchmark
+    from solo_mim.benchmarks import Benchmark, losses
 
+    for name in given.losses:
+        if name not in (known := losses(2)):
+            parser().error(f"--losses: unknown loss '{name}'{nearest(name, known)}")
     try:
         benchmark = Benchmark(given.what, given.repeats, given.threads, given.device)
     except (RuntimeError, AssertionError) as error:
         parser().error(f"--device {given.device}: {str(error).splitlines()[0]}")
     if given.what == "data":
-        benchmark.data(given.crop_sizes)
+        benchmark.data(crop_sizes)
+    elif whole:
+        benchmark.steps(sizes, dims, given.precision, crop_sizes, given.backbones, given.losses)
     else:
-        benchmark.losses(sizes, dims, given.backbones)
+        benchmark.losses(sizes, dims, given.precision)
     written = benchmark.write(given.output)
     print(f"\nwritten: {given.output}/{', '.join(written)}")
     return 0

@@ -33,7 +33,15 @@ def test_bench_step_compares_whole_steps_with_one_of_a_trivial_loss(tmp_path, ca
     assert main(arguments) == 0
     rows = json.loads((tmp_path / "step.json").read_text())["rows"]
     assert {row["loss"] for row in rows} == {*bench.losses(4), bench.TRIVIAL}
-    for row in rows:
+    capsys.readouterr()
+    assert main([*arguments, "--precision", "bf16-mixed", "--losses", "vicreg"]) == 0
+    half = json.loads((tmp_path / "step.json").read_text())["rows"]
+    assert [(row["loss"], row["precision"]) for row in half] == [
+        (bench.TRIVIAL, "bf16-mixed"),
+        ("vicreg", "bf16-mixed"),
+    ]
+    for row in [*rows, *half]:
+        assert row["peak_mib"] > 0
         assert 0 < row["low"] <= row["over_trivial"] <= row["high"]
         if row["loss"] == bench.TRIVIAL:
             assert row["over_trivial"] == 1
@@ -53,6 +61,7 @@ def test_bench_data_compares_both_pipelines(tmp_path, capsys):
     else:
         expected = 1
     assert sum(row["beside"].startswith("DALI") for row in rows) == expected
+    assert sum(row["beside"].startswith("torch") for row in rows) == 1
     for row in rows:
         assert row["low"] <= row["faster"] <= row["high"]
         assert row["ours_views_per_second"] > 100
@@ -87,3 +96,21 @@ def test_bench_refuses_sizes_without_a_loss(wrong, capsys):
         main(["bench", "loss", *wrong])
     assert stopped.value.code == 2
     assert "must be at least" in capsys.readouterr().err
+
+
+def test_a_step_that_does_not_fit_is_said_and_left_out(monkeypatch, capsys):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+
+    monkeypatch.setattr(bench, "measure_steps", full)
+    found = bench.Benchmark("step", 1, 1, "cpu")
+    found.steps([8], [4], ["32-true"], [32], ["small_cnn"], [])
+    assert found.rows == []
+    said = "small_cnn, 32 px, N = 8, D = 4, 32-true: does not fit into memory"
+    assert said in capsys.readouterr().out
+
+
+def test_an_unknown_loss_is_answered_with_the_nearest(capsys):
+    with pytest.raises(SystemExit):
+        main(["bench", "step", "--losses", "vicregg"])
+    assert "--losses: unknown loss 'vicregg'; did you mean 'vicreg'" in capsys.readouterr().err
