@@ -73,8 +73,8 @@ def _counted(recipe: PretrainRecipe, sizes: list[int], classes: int) -> StepCost
     raise ConfigError(f"method={recipe.method}: its steps cannot be counted ({reason})")
 
 
-def plan(recipe: PretrainRecipe, gpu: str, images: int | None, utilisation: float) -> str:
-    """The plan as text.
+def plan(recipe: PretrainRecipe, gpu: str, images: int | None, utilisation: float) -> Plan:
+    """What a run would take.
 
     Args:
         recipe: as of `solo-mim pretrain`.
@@ -96,23 +96,18 @@ def plan(recipe: PretrainRecipe, gpu: str, images: int | None, utilisation: floa
             f"optimizer.batch_size: {recipe.global_batch} exceeds the {count} training images"
         )
     step = _counted(recipe, sizes, classes)
-    return "\n".join(
-        [
-            f"{recipe.method}, {recipe.backbone.name}, {recipe.data.dataset}: {len(sizes)} views of"
-            f" {'/'.join(str(size) for size in dict.fromkeys(sizes))} px, {recipe.precision}, "
-            f"{recipe.processes} x {gpu}",
-            "",
-            *_Plan(recipe, step, gpu, count, steps, utilisation).lines(),
-            "",
-            f"the loss alone, {recipe.optimizer.batch_size} images a GPU, two views: 10^9 "
-            "operations and MB sent",
-            *_losses(recipe.optimizer.batch_size),
-        ]
-    )
+    return Plan(recipe, step, gpu, count, steps, sizes, utilisation)
 
 
-class _Plan:
-    """What is computed, what is assumed, and what comes of both."""
+class Plan:
+    """What is computed, what is assumed, and what comes of both; as text by `str`.
+
+    Attributes:
+        memory: GiB on each GPU.
+        hours: of training.
+        images_per_second: of all GPUs.
+        flops: of a step on one GPU, forward and backward.
+    """
 
     def __init__(
         self,
@@ -121,17 +116,35 @@ class _Plan:
         gpu: str,
         count: int,
         steps: int,
+        sizes: list[int],
         utilisation: float,
     ) -> None:
         self.recipe, self.step, self.gpu = recipe, step, gpu
-        self.count, self.steps, self.utilisation = count, steps, utilisation
+        self.count, self.steps, self.sizes, self.utilisation = count, steps, sizes, utilisation
         self.half = "16" in str(recipe.precision)
         self.peak = GPUS[gpu].half if self.half else GPUS[gpu].single
         self.flops = step.flops * recipe.optimizer.batch_size + step.fixed_flops
+        share = recipe.optimizer.batch_size * (0.5 if self.half else 1)
+        activations = step.activations * share + step.fixed_activations
+        self.memory = _OVERHEAD * (self._resident() + activations) / GIB
+        seconds = self.flops / (self.peak * 1e12 * utilisation)
+        self.images_per_second = recipe.global_batch / seconds
+        self.hours = steps * recipe.max_epochs * seconds / 3600
 
-    def lines(self) -> list[str]:
-        """The plan but for its heading."""
-        return [*self._computed(), *self._assumed(), *self._both()]
+    def __str__(self) -> str:
+        recipe = self.recipe
+        return "\n".join(
+            [
+                f"{recipe.method}, {recipe.backbone.name}, {recipe.data.dataset}: "
+                f"{len(self.sizes)} views of "
+                f"{'/'.join(str(size) for size in dict.fromkeys(self.sizes))} px, "
+                f"{recipe.precision}, {recipe.processes} x {self.gpu}",
+                *("", *self._computed(), *self._assumed(), *self._both(), ""),
+                f"the loss alone, {recipe.optimizer.batch_size} images a GPU, two views: 10^9 "
+                "operations and MB sent",
+                *_losses(recipe.optimizer.batch_size),
+            ]
+        )
 
     def _computed(self) -> list[str]:
         recipe, step = self.recipe, self.step
@@ -171,18 +184,13 @@ class _Plan:
         ]
 
     def _both(self) -> list[str]:
-        recipe, step = self.recipe, self.step
-        share = recipe.optimizer.batch_size * (0.5 if self.half else 1)
-        activations = step.activations * share + step.fixed_activations
-        needed = _OVERHEAD * (self._resident() + activations) / GIB
-        fits = "fits" if needed < GPUS[self.gpu].memory else "DOES NOT FIT: lower the batch"
-        steps = self.steps * recipe.max_epochs
-        seconds = steps * self.flops / (self.peak * 1e12 * self.utilisation)
+        fits = self.memory < GPUS[self.gpu].memory
         return [
             "with these",
-            f"  memory                 {needed:.1f} GiB: {fits}",
-            f"  time                   {seconds / 3600:.1f} hours at "
-            f"{steps * recipe.global_batch / seconds:,.0f} images/s",
+            f"  memory                 {self.memory:.1f} GiB: "
+            + ("fits" if fits else "DOES NOT FIT: lower the batch"),
+            f"  time                   {self.hours:.1f} hours at "
+            f"{self.images_per_second:,.0f} images/s",
         ]
 
 
