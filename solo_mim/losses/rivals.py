@@ -12,7 +12,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from solo_mim.losses.explicit_mim import NORMALISATIONS, check_choice, checked_views
+from solo_mim.losses.explicit_mim import (
+    NORMALISATIONS,
+    check_choice,
+    checked_views,
+    in_one_precision,
+)
 from solo_mim.losses.gaussianity import random_directions, sliced_epps_pulley
 from solo_mim.losses.logdet import finite, logdet
 from solo_mim.losses.statistics import (
@@ -207,7 +212,7 @@ def lejepa_loss_func(
         TypeError, ValueError: as `frossl_loss_func` does of views; options out of range.
         NonFiniteEmbeddingError: as `frossl_loss_func` does.
     """
-    z = _stacked(views)
+    z = torch.stack(in_one_precision(checked_views(views)))
     group = several_processes()
     with torch.autocast(z.device.type, enabled=False):
         sigreg = sliced_epps_pulley(z, num_slices, t_max, n_points, seed, group)
@@ -252,7 +257,7 @@ def visreg_loss_func(
     """
     if num_projections < 1:
         raise ValueError(f"num_projections must be 1 or more, got {num_projections}")
-    z = _stacked(views)
+    z = torch.stack(in_one_precision(checked_views(views)))
     with torch.autocast(z.device.type, enabled=False):
         # Ranks are of the samples of all processes: their rows travel, all views' at once.
         z = gathered(z.transpose(0, 1).flatten(1)).unflatten(1, (len(z), -1)).transpose(0, 1)
@@ -272,14 +277,6 @@ def visreg_loss_func(
         centre = mean.square().mean()
         loss = finite(_weighed(lamb, invariance, scale + shape + centre))
         return VISRegTerms(loss, invariance, scale, shape, centre)
-
-
-def _stacked(views: Sequence[Tensor]) -> Tensor:
-    """V x N x D in float32, or float64 if one of the views is."""
-    views = checked_views(views)
-    in_double = any(view.dtype == torch.float64 for view in views)
-    dtype = torch.float64 if in_double else torch.float32
-    return torch.stack([view.to(dtype) for view in views])
 
 
 def _weighed(lamb: float, invariance: Tensor, regularisation: Tensor) -> Tensor:
