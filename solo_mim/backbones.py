@@ -8,10 +8,11 @@ decide, for the online and the momentum backbone alike.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
@@ -69,26 +70,18 @@ def _is_vit(name: str) -> bool:
     return name.startswith("vit_")
 
 
-def refuse_unknown_backbone(name: str, known: Collection[str]) -> None:
-    """Raises ConfigError of a name that is not among those known."""
-    if name not in known:
-        raise ConfigError(f"backbone.name: unknown backbone '{name}'{nearest(name, known)}")
-
-
 def fitted_to_weights(backbone: _Backbone, weights: Mapping[str, torch.Tensor]) -> _Backbone:
-    """The recipe of a backbone with the stem of a ResNet, or the patches of a vision transformer,
-    that weights are of; what it says explicitly stays.
+    """A backbone's recipe with the stem that a state dict is of; what it says explicitly stays.
 
-    Args:
-        backbone: a dataclass with `name`, `stem` and `kwargs`.
-        weights: a backbone's state dict.
+    The recipe is a dataclass with `name`, `stem` and `kwargs`.
     """
     given: Any = backbone
-    automatic = given.stem == "auto"
-    if given.name in _RESNETS and automatic and "conv1.weight" in weights:
+    if given.stem != "auto":
+        return backbone
+    if given.name in _RESNETS and "conv1.weight" in weights:
         stem = "small" if weights["conv1.weight"].shape[-1] == 3 else "imagenet"
         return replace(given, stem=stem)
-    if _is_vit(given.name) and automatic and "patch_embed.proj.weight" in weights:
+    if _is_vit(given.name) and "patch_embed.proj.weight" in weights:
         patch_size = weights["patch_embed.proj.weight"].shape[-1]
         return replace(given, kwargs={"patch_size": patch_size, **given.kwargs})
     return backbone
@@ -140,26 +133,28 @@ def fill_backbone_kwargs(cfg: DictConfig) -> None:
 
 
 def backbone_factory(
-    cfg: DictConfig, host_factory: Callable[..., Any] | None
+    cfg: DictConfig, of_host: Mapping[str, Callable[..., Any]] = MappingProxyType({})
 ) -> Callable[..., nn.Module]:
     """A factory `(*host's arguments, **backbone.kwargs) -> module with num_features`.
 
-    Ours for ResNets and the small CNN, `host_factory` for all else.
+    Ours for ResNets and the small CNN, the host's for all else. Fills `cfg.backbone.kwargs` in.
 
     Raises:
-        ConfigError: unknown stem or, when called, an unknown or impossible `backbone.kwargs`.
+        ConfigError: unknown backbone or stem or, when called, an unknown or impossible
+            `backbone.kwargs`.
     """
     name = cfg.backbone.name
+    known = {*of_host, *_RESNETS, *OUR_BACKBONES}
+    if name not in known:
+        raise ConfigError(f"backbone.name: unknown backbone '{name}'{nearest(name, known)}")
+    fill_backbone_kwargs(cfg)
     stem = resolved_stem(cfg)
 
     def build(*args: Any, **kwargs: Any) -> nn.Module:
         if name in _RESNETS:
             factory: Callable[..., Any] = partial(_resnet, _RESNETS[name], stem)
-        elif name in OUR_BACKBONES:
-            factory = OUR_BACKBONES[name]
         else:
-            assert host_factory is not None
-            factory = partial(host_factory, *args)
+            factory = OUR_BACKBONES.get(name) or partial(of_host[name], *args)
         if kwargs:
             with torch.device("meta"):  # costs no memory
                 known = _arguments(factory())

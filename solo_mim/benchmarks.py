@@ -197,7 +197,7 @@ def measure_steps(
         {"backbone": {"name": backbone}, "augmentations": [{"crop_size": 32}], "data": {}}
     )
     torch.manual_seed(0)
-    features: Any = backbone_factory(cfg, None)()
+    features: Any = backbone_factory(cfg)()
     projector = nn.Sequential(
         *(nn.Linear(features.num_features, 512), nn.BatchNorm1d(512), nn.ReLU()),
         *(nn.Linear(512, 512), nn.BatchNorm1d(512), nn.ReLU(), nn.Linear(512, dim)),

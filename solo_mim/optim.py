@@ -13,8 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, MultiStepLR
 
 
 class LARS(torch.optim.SGD):
-    """Layer-wise adaptive rate scaling (You, Gitman, Ginsburg 2017, arXiv 1708.03888) on torch's
-    SGD.
+    """Layer-wise adaptive rate scaling (You et al. 2017, arXiv 1708.03888) on torch's SGD.
 
     Each weight's gradient g becomes `eta |w| / (|g| + weight_decay |w| + eps) * (g + weight_decay
     w)` before the momentum step. solo-learn 1.0.2 wraps an SGD instead, and under lightning 2 the
@@ -44,12 +43,8 @@ class LARS(torch.optim.SGD):
             raise ValueError(f"LARS needs eta > 0, not {eta}")
         super().__init__(params, lr=lr, momentum=momentum, weight_decay=weight_decay)
         # In the groups, as main has them: there its LARS finds them in a checkpoint of ours.
-        own = {
-            "eta": eta,
-            "clip_lr": clip_lr,
-            "exclude_bias_n_norm": exclude_bias_n_norm,
-            "eps": eps,
-        }
+        own: dict[str, Any] = {"eta": eta, "clip_lr": clip_lr, "eps": eps}
+        own["exclude_bias_n_norm"] = exclude_bias_n_norm
         self.defaults.update(own)
         for group in self.param_groups:
             group.update(own)
@@ -115,45 +110,36 @@ def warmup_cosine(
     refuses.
     """
 
-    def factor(base_lr: float) -> Callable[[int], float]:
+    def factor(base: float) -> Callable[[int], float]:
         def at(step: int) -> float:
+            if base == 0:
+                return 1.0
             if step < warmup_steps:
-                lr = warmup_start_lr + step * (base_lr - warmup_start_lr) / max(
-                    1.0, warmup_steps - 1
-                )
+                lr = warmup_start_lr + step * (base - warmup_start_lr) / max(1.0, warmup_steps - 1)
             else:
                 progress = (step - warmup_steps) / max(1.0, max_steps - warmup_steps)
-                lr = min_lr + (base_lr - min_lr) * (1 + math.cos(math.pi * min(1.0, progress))) / 2
-            return lr / base_lr
+                lr = min_lr + (base - min_lr) * (1 + math.cos(math.pi * min(1.0, progress))) / 2
+            return lr / base
 
         return at
 
-    return _WarmupCosine(
-        optimizer,
-        [
-            (lambda step: 1.0) if group["lr"] == 0 else factor(group["lr"])
-            for group in optimizer.param_groups
-        ],
-    )
+    return _WarmupCosine(optimizer, [factor(group["lr"]) for group in optimizer.param_groups])
 
 
 def schedule(
     optimizer: torch.optim.Optimizer, cfg: DictConfig, model: Any, scale: float = 1
 ) -> dict[str, Any] | None:
-    """What `cfg.scheduler` asks for as lightning takes it; None of `none`.
+    """What `cfg.scheduler` asks for, over `cfg.max_epochs`, as lightning takes it; None of `none`.
 
-    Args:
-        optimizer: with each group's own rate.
-        cfg: read are `scheduler` and `max_epochs`.
-        model: a LightningModule, whose trainer is asked for the number of steps.
-        scale: of the rates that the schedule itself has.
+    The trainer of the LightningModule `model` is asked for the number of steps; `scale` is that of
+    the rates that the schedule itself has.
     """
     settings = cfg.scheduler
     if settings.name == "none":
         return None
     if settings.name == "step":
-        scheduler: LRScheduler = MultiStepLR(optimizer, list(settings.lr_decay_steps))
-        return {"scheduler": scheduler, "interval": "epoch", "frequency": 1}
+        steps_down = MultiStepLR(optimizer, list(settings.lr_decay_steps))
+        return {"scheduler": steps_down, "interval": "epoch", "frequency": 1}
     per_step = settings.interval == "step"
     steps = model.trainer.estimated_stepping_batches if per_step else cfg.max_epochs
     scheduler = warmup_cosine(
@@ -167,15 +153,11 @@ def schedule(
 
 
 def hold_rates(scheduler: LRScheduler, rates: dict[int, float]) -> None:
-    """Keeps parameter groups at their rate (SimSiam's predictor), from the first step on.
+    """Keeps parameter groups, by index, at their rate (SimSiam's predictor) from the first step on.
 
     Main binds a partial of the schedule's own method to it. That lands in the state of the
     schedule, which then neither resumes (it recurses) nor loads with weights_only=True, and the
     first step is taken before it holds.
-
-    Args:
-        scheduler: of any kind.
-        rates: index of a parameter group -> its learning rate.
     """
     scheduled = type(scheduler)
 
@@ -194,12 +176,9 @@ def without_decay_on_bias_and_norm(groups: list[dict[str, Any]]) -> list[dict[st
     split = []
     for group in groups:
         params = list(group["params"])
-        decayed = [p for p in params if p.ndim > 1]
-        undecayed = [p for p in params if p.ndim <= 1]
-        if decayed:
-            split.append({**group, "params": decayed})
-        if undecayed:
-            name = f"{group['name']}_no_decay" if "name" in group else None
-            named = {"name": name} if name else {}
-            split.append({**group, **named, "params": undecayed, "weight_decay": 0.0})
-    return split
+        named = {"name": f"{group['name']}_no_decay"} if "name" in group else {}
+        split += [
+            {**group, "params": [p for p in params if p.ndim > 1]},
+            {**group, **named, "params": [p for p in params if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+    return [group for group in split if group["params"]]

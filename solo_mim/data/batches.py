@@ -20,7 +20,6 @@ PlainBatch = list[Tensor]  # [X float32 B x 3 x H x W, targets int64 B]
 # What is done about a file that is no readable image: DataError; the next that is readable in its
 # place, so that batches keep their size; or a smaller batch, so that no image counts twice.
 OnCorrupt = Literal["fail", "replace", "leave out"]
-Read = tuple[int, int, Any]  # index, augmentation seed, what the image set's source gives
 
 
 class Fetched(NamedTuple):
@@ -50,15 +49,28 @@ class BatchedImages(Dataset[Any]):
     def __getitems__(self, keys: Sequence[tuple[int, int] | int]) -> Fetched:
         unreadable: list[str] = []
         try:
-            return Fetched(self.batch(self._read(keys, unreadable)), unreadable)
+            read = list(self._read(keys, unreadable))
         except DataError as error:
             return Fetched(None, unreadable, error)
+        if not read:
+            return Fetched(None, unreadable)
+        indexes = [index for index, _ in read]
+        targets = torch.from_numpy(self.images.labels[indexes])
+        made = [of_image for _, of_image in read]
+        return Fetched(self.batch(torch.tensor(indexes), made, targets), unreadable)
 
-    def batch(self, images: Iterator[Read]) -> Any:
-        """The batch of what was read, one image in memory at a time; None of nothing."""
+    def made(self, image: Any, seed: int) -> Any:
+        """What a batch holds of one image, which is what the image set's source gives."""
         raise NotImplementedError
 
-    def _read(self, keys: Sequence[tuple[int, int] | int], unreadable: list[str]) -> Iterator[Read]:
+    def batch(self, indexes: Tensor, made: list[Any], targets: Tensor) -> Any:
+        """The batch of what was made of its images."""
+        raise NotImplementedError
+
+    def _read(
+        self, keys: Sequence[tuple[int, int] | int], unreadable: list[str]
+    ) -> Iterator[tuple[int, Any]]:
+        """Index and what is made of each image, of which one is in memory at a time."""
         for key in keys:
             index, seed = key if isinstance(key, tuple) else (key, key)
             for step in range(len(self.images)):
@@ -72,7 +84,7 @@ class BatchedImages(Dataset[Any]):
                     if self.on_corrupt == "leave out":
                         break
                 else:
-                    yield candidate, seed, image
+                    yield candidate, self.made(image, seed)
                     break
             else:
                 raise _nothing_readable(len(self.images))
@@ -130,22 +142,13 @@ class Views(BatchedImages):
         super().__init__(images, on_corrupt)
         self.augmentations = augmentations
 
-    def batch(self, images: Iterator[Read]) -> ViewsBatch | None:
-        """``[indexes, [X_1 .. X_V], targets]``."""
-        indexes: list[int] = []
-        views: list[list[Any]] = [[] for _ in self.augmentations]
-        for index, seed, image in images:
-            indexes.append(index)
-            rng = random.Random(seed)
-            for view, augment in zip(views, self.augmentations, strict=True):
-                view.append(augment(image, rng))
-        if not indexes:
-            return None
-        batches = [
-            normalise(view, augment.mean, augment.std)
-            for view, augment in zip(views, self.augmentations, strict=True)
-        ]
-        return [torch.tensor(indexes), batches, torch.from_numpy(self.images.labels[indexes])]
+    def made(self, image: Any, seed: int) -> Any:
+        rng = random.Random(seed)
+        return [augment(image, rng) for augment in self.augmentations]
+
+    def batch(self, indexes: Tensor, made: list[Any], targets: Tensor) -> ViewsBatch:
+        views = zip(zip(*made, strict=True), self.augmentations, strict=True)
+        return [indexes, [normalise(view, one.mean, one.std) for view, one in views], targets]
 
 
 class PlainImages(BatchedImages):
@@ -155,17 +158,11 @@ class PlainImages(BatchedImages):
         super().__init__(images, on_corrupt)
         self.like = like
 
-    def batch(self, images: Iterator[Read]) -> PlainBatch | None:
-        """``[X, targets]``."""
-        indexes: list[int] = []
-        views: list[Any] = []
-        for index, _, image in images:
-            indexes.append(index)
-            views.append(evaluation_transform(image, self.like.crop_size))
-        if not indexes:
-            return None
-        targets = torch.from_numpy(self.images.labels[indexes])
-        return [normalise(views, self.like.mean, self.like.std), targets]
+    def made(self, image: Any, seed: int) -> Any:
+        return evaluation_transform(image, self.like.crop_size)
+
+    def batch(self, indexes: Tensor, made: list[Any], targets: Tensor) -> PlainBatch:
+        return [normalise(made, self.like.mean, self.like.std), targets]
 
 
 def as_it_is(batch: Any) -> Any:

@@ -25,7 +25,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
-from solo_mim.data.batches import BatchedImages, OnCorrupt, Read
+from solo_mim.data.batches import BatchedImages, OnCorrupt
 from solo_mim.data.errors import DataError
 from solo_mim.data.images import Files, ImageSet, naming_unreadable, rgb
 from solo_mim.data.transforms import Augmentation
@@ -282,24 +282,19 @@ class EncodedViews(BatchedImages):
         super().__init__(replace(images, source=files), on_corrupt)
         self.augmentations = augmentations
 
-    def batch(self, images: Iterator[Read]) -> Any:
-        """``indexes, files, rows, targets``; None of nothing.
+    def made(self, image: Encoded, seed: int) -> Any:
+        rng = random.Random(seed)
+        rows = [_row(augment, image.size, rng) for augment in self.augmentations]
+        return np.frombuffer(image.content, np.uint8), rows
+
+    def batch(self, indexes: Tensor, made: list[Any], targets: Tensor) -> Any:
+        """``indexes, files, rows, targets``.
 
         Files are arrays of bytes, rows a float32 array B x columns for each view.
         """
-        indexes: list[int] = []
-        files: list[np.ndarray] = []
-        rows: list[list[list[float]]] = [[] for _ in self.augmentations]
-        for index, seed, (content, size) in images:
-            indexes.append(index)
-            files.append(np.frombuffer(content, np.uint8))
-            rng = random.Random(seed)
-            for of_view, augment in zip(rows, self.augmentations, strict=True):
-                of_view.append(_row(augment, size, rng))
-        if not indexes:
-            return None
-        targets = torch.from_numpy(self.images.labels[indexes])
-        return torch.tensor(indexes), files, [np.array(r, np.float32) for r in rows], targets
+        files, rows = zip(*made, strict=True)
+        columns = [np.array(of_view, np.float32) for of_view in zip(*rows, strict=True)]
+        return indexes, list(files), columns, targets
 
 
 class DaliLoader:

@@ -5,40 +5,33 @@ import io
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from solo_mim.data.errors import DataError
-from solo_mim.data.images import naming_unreadable, rgb
+from solo_mim.data.images import ClassTree, Source, naming_unreadable, rgb
 from solo_mim.errors import install_extra
 
 
-class H5Tree:
-    """An HDF5 file as a ``folders.ClassTree``; entries are names ``class/image`` inside it.
+class H5Tree(ClassTree):
+    """An HDF5 file as a ``ClassTree``; entries are names ``class/image`` inside it.
 
     Raises DataError where there is no such file, no h5py, or what is there is no HDF5.
     """
 
     def __init__(self, path: str | None, key: str) -> None:
-        self.key, self.root = key, Path(path or "").expanduser()
+        super().__init__(path, key)
         if not path or not self.root.is_file():
-            raise DataError(
-                "there is no such file" if path else "no file is given",
-                key=key,
-                path=path or None,
-                remedy="Name an HDF5 file, or set data.format: image_folder",
-            )
+            raise self.absent("file", "Name an HDF5 file, or set data.format: image_folder")
         try:
             with _opened(self.root):
                 pass
         except OSError as error:
-            raise DataError(
+            raise self.refused(
                 f"the file is no readable HDF5 ({error})",
-                key=key,
-                path=self.root,
-                remedy="Make it anew, or set data.format: image_folder",
+                "Make it anew, or set data.format: image_folder",
             ) from error
 
     def class_names(self) -> tuple[str, ...]:
@@ -46,11 +39,9 @@ class H5Tree:
             groups = [name for name, item in file.items() if hasattr(item, "keys")]
         names = tuple(sorted(name for name in groups if not name.startswith(".")))
         if not names:
-            raise DataError(
+            raise self.refused(
                 "the file holds no group",
-                key=self.key,
-                path=self.root,
-                remedy="Give each class a group, and in it each image a data set of its bytes",
+                "Give each class a group, and in it each image a data set of its bytes",
             )
         return names
 
@@ -58,12 +49,8 @@ class H5Tree:
         with _opened(self.root) as file:
             names = sorted(name for name in file[class_name] if not name.startswith("."))
         if not names:
-            raise DataError(
-                f"the group {class_name!r} holds no image",
-                key=self.key,
-                path=self.root / class_name,
-                remedy="Fill or remove it",
-            )
+            what = f"the group {class_name!r} holds no image"
+            raise self.refused(what, "Fill or remove it", class_name)
         return [os.fsencode(f"{class_name}/{name}") for name in names]
 
     def all_images(self) -> list[bytes]:
@@ -73,14 +60,12 @@ class H5Tree:
         return H5Images(self.root, np.array(entries))
 
 
-class H5Images:
+class H5Images(Source):
     """The images ``names`` (bytes, ``class/image``) of an HDF5 file, read by ``rgb``.
 
     The file is opened at the first image that a process reads: a handle neither crosses a fork nor
     is pickled.
     """
-
-    decoded: ClassVar[bool] = False
 
     def __init__(self, path: Path, names: np.ndarray) -> None:
         self.path, self.names = path, names

@@ -53,12 +53,8 @@ class Findings(NamedTuple):
 def prepare(source: Path, target: Path, copy: bool, tick: Tick) -> Manifest:
     """Fills ``target/train`` and ``target/val`` and gives the manifest, also written there.
 
-    Args:
-        source: the folder with archives or trees.
-        copy: class folders of a tree, rather than to link them.
-
-    Raises:
-        DataError: something is not there, broken, or in the way.
+    Class folders of a tree are linked unless ``copy`` is given. Raises DataError where something is
+    not there, broken, or in the way.
     """
     if not source.is_dir():
         raise DataError("there is no such folder", key="--from", path=source)
@@ -126,8 +122,7 @@ def verify(target: Path, manifest: Manifest, tick: Tick) -> Findings:
             raise
     for split, classes in manifest["images"].items():
         for name in classes:
-            here = _images_in(target / split / name) if (target / split / name).is_dir() else []
-            paths = (f"{split}/{name}/{file.name}" for file in here)
+            paths = (f"{split}/{name}/{file.name}" for file in _images_in(target / split / name))
             findings.foreign.extend(path for path in paths if path not in expected)
     return findings
 
@@ -169,9 +164,9 @@ def _prepare_split(
         )
     try:
         if in_tree:
-            return "copied", _written(_in_tree(tree), target, tick)
+            return "copied", _counted(_in_tree(tree), tick, target)
         members = _in_train(archive) if split == "train" else _in_val(archive)
-        return "extracted", _written(members, target, tick)
+        return "extracted", _counted(members, tick, target)
     except (tarfile.TarError, EOFError) as error:
         raise DataError(
             f"the {'folder' if in_tree else 'archive'} is broken ({error})",
@@ -182,7 +177,7 @@ def _prepare_split(
 
 def _in_tree(tree: Path) -> Iterator[_Member]:
     for name in IMAGENET100:
-        for file in _images_in(tree / name) if (tree / name).is_dir() else ():
+        for file in _images_in(tree / name):
             yield _Member(name, file.name, file.stat().st_size, partial(file.open, "rb"))
 
 
@@ -242,26 +237,22 @@ def _validation_classes(devkit: Path) -> list[str]:
 def _images_in(folder: Path) -> list[Path]:
     return sorted(
         file
-        for file in folder.iterdir()
+        for file in (folder.iterdir() if folder.is_dir() else ())
         if file.suffix.lower() in IMG_EXTENSIONS and not file.name.startswith(".")
     )
 
 
-def _counted(members: Iterator[_Member], tick: Tick) -> dict[str, dict[str, int]]:
+def _counted(
+    members: Iterator[_Member], tick: Tick, target: Path | None = None
+) -> dict[str, dict[str, int]]:
+    """Class -> file -> bytes of members, which are written below a target if one is given."""
     found: dict[str, dict[str, int]] = {}
     for member in members:
+        if target is not None:
+            _write(member, target / member.class_name)
         found.setdefault(member.class_name, {})[member.file] = member.size
         tick()
     return found
-
-
-def _written(members: Iterator[_Member], target: Path, tick: Tick) -> dict[str, dict[str, int]]:
-    def written() -> Iterator[_Member]:
-        for member in members:
-            _write(member, target / member.class_name)
-            yield member
-
-    return _counted(written(), tick)
 
 
 def _write(member: _Member, folder: Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, ClassVar, Protocol
+from typing import BinaryIO, ClassVar
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -25,23 +25,23 @@ UNREADABLE = (
 )
 
 
-class Source(Protocol):
+class Source:
     """``source[i]`` is a Pillow RGB image. Handed to every worker process, so small once pickled
     where the images are many."""
 
     # Whether an image costs no decoding, so that handing it between processes would cost more.
-    decoded: ClassVar[bool]
+    decoded: ClassVar[bool] = False
 
-    def __getitem__(self, index: int) -> Image.Image: ...
+    def __getitem__(self, index: int) -> Image.Image:
+        raise NotImplementedError
 
     def entries(self) -> Iterable[tuple[bytes, int]]:
-        """Name, wherever the images lie, and bytes of each file; of none where they are no
-        files."""
-        ...
+        """Name, wherever the images lie, and bytes of each file, where they are files."""
+        return ()
 
 
 @dataclass(frozen=True)
-class Pixels:
+class Pixels(Source):
     """Images in memory, uint8 N x H x W x 3."""
 
     decoded: ClassVar[bool] = True
@@ -50,19 +50,15 @@ class Pixels:
     def __getitem__(self, index: int) -> Image.Image:
         return Image.fromarray(self.pixels[index])
 
-    def entries(self) -> Iterable[tuple[bytes, int]]:
-        return ()
-
 
 @dataclass(frozen=True)
-class Files:
+class Files(Source):
     """Image files below ``root``, read by ``rgb``.
 
     ``paths`` is an array of bytes, since worker processes would copy a list of a million strings by
     counting references.
     """
 
-    decoded: ClassVar[bool] = False
     paths: np.ndarray
     root: bytes = b""
 
@@ -80,6 +76,34 @@ class Files:
             except OSError:  # said where it is read
                 size = -1
             yield path[start:].replace(os.sep.encode(), b"/"), size
+
+
+class ClassTree:
+    """Where images lie in classes. Entries, in sorted order, are what ``source`` reads by; what is
+    hidden, by a leading dot, is none. Each method raises DataError where it finds nothing."""
+
+    def __init__(self, path: str | None, key: str) -> None:
+        self.given, self.key = path, key
+        self.root = Path(path or "").expanduser()
+
+    def class_names(self) -> tuple[str, ...]:
+        raise NotImplementedError
+
+    def images_of(self, class_name: str) -> list[bytes]:
+        raise NotImplementedError
+
+    def all_images(self) -> list[bytes]:
+        raise NotImplementedError
+
+    def source(self, entries: list[bytes]) -> Source:
+        raise NotImplementedError
+
+    def absent(self, kind: str, remedy: str) -> DataError:
+        what = f"there is no such {kind}" if self.given else f"no {kind} is given"
+        return DataError(what, key=self.key, path=self.given or None, remedy=remedy)
+
+    def refused(self, problem: str, remedy: str, name: str = "") -> DataError:
+        return DataError(problem, key=self.key, path=self.root / name, remedy=remedy)
 
 
 @dataclass(frozen=True)
@@ -101,10 +125,6 @@ class ImageSet:
     def __getitem__(self, index: int) -> Image.Image:
         """Raises DataError with the path of a file that is no readable image."""
         return self.source[index if self.rows is None else self.rows[index]]
-
-    @property
-    def decoded(self) -> bool:
-        return self.source.decoded
 
     @property
     def labelled(self) -> bool:

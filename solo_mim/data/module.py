@@ -12,7 +12,7 @@ from itertools import cycle, islice
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch import LightningDataModule
 from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
@@ -29,13 +29,11 @@ from solo_mim.data.batches import (
     usable_cores,
 )
 from solo_mim.data.datasets import SPLIT_SEED, load_splits
-from solo_mim.data.errors import DataError
+from solo_mim.data.errors import DataError, refuse_unknown_value
 from solo_mim.data.images import ImageSet
 from solo_mim.data.sampler import EpochSampler, spread_over_classes
 from solo_mim.data.transforms import Augmentation, parse_augmentations
-from solo_mim.errors import install_extra, nearest
-
-_CPU = torch.device("cpu")
+from solo_mim.errors import install_extra
 
 # Lightning would say so of the un-augmented loaders, which are fastest without any worker.
 warnings.filterwarnings("ignore", message=".*does not have many workers.*")
@@ -58,18 +56,14 @@ class SSLDataModule(LightningDataModule):
         cfg = cfg if isinstance(cfg, DictConfig) else OmegaConf.create(dict(cfg))
         data = _plain(cfg, "data")
         self.splits = load_splits(data)
-        self.augmentations = parse_augmentations(
-            _plain(cfg, "augmentations"), self.splits.mean, self.splits.std
-        )
+        pipelines = _plain(cfg, "augmentations")
+        self.augmentations = parse_augmentations(pipelines, self.splits.mean, self.splits.std)
         self.batch_size: int = cfg.optimizer.batch_size
         self.seed: int = OmegaConf.select(cfg, "seed", default=5)
         on_corrupt = data.get("on_corrupt", "fail")
-        if on_corrupt not in ("fail", "skip"):
-            raise DataError(
-                f"unknown value {on_corrupt!r}{nearest(str(on_corrupt), ('fail', 'skip'))}",
-                key="data.on_corrupt",
-            )
-        self.skips_corrupt: bool = on_corrupt == "skip"
+        refuse_unknown_value(on_corrupt, ("fail", "skip"), "data.on_corrupt", "value")
+        self._in_training: OnCorrupt = "replace" if on_corrupt == "skip" else "fail"
+        self._in_evaluation: OnCorrupt = "leave out" if on_corrupt == "skip" else "fail"
         self.corrupt_images: list[str] = []
         # On two cores two workers train a tiny network on 32-pixel images a third faster than none;
         # where the network keeps both cores busy there is no difference.
@@ -77,11 +71,8 @@ class SSLDataModule(LightningDataModule):
         self.num_workers: int = min(usable_cores(), 8) if configured is None else configured
         self.uses_dali: bool = data.get("format") == "dali"
         self.dali_device: str | None = OmegaConf.select(cfg, "dali.device")
-        if self.dali_device not in (None, "cpu", "gpu"):
-            raise DataError(
-                f"unknown value {self.dali_device!r}{nearest(self.dali_device, ('cpu', 'gpu'))}",
-                key="dali.device",
-            )
+        if self.dali_device is not None:
+            refuse_unknown_value(self.dali_device, ("cpu", "gpu"), "dali.device", "value")
 
     @property
     def num_classes(self) -> int:
@@ -117,8 +108,6 @@ class SSLDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader[ViewsBatch]:
         """Yields ``[indexes, [X_1 .. X_V], targets]``, large crops first, shuffled, last dropped.
 
-        The views are computed by DALI where ``data.format`` says so.
-
         Outside a trainer call ``loader.sampler.set_epoch(epoch)`` before each pass, or every pass
         repeats epoch 0.
         """
@@ -132,7 +121,9 @@ class SSLDataModule(LightningDataModule):
         )
         # Lightning calls set_epoch too, but only after it has created the first iterator, whose
         # workers prefetch at once.
-        sampler.set_epoch(_epoch_about_to_run(trainer))
+        if trainer:  # whose `current_epoch` lags by one while resuming
+            current: Any = trainer.fit_loop.epoch_progress.current
+            sampler.set_epoch(current.processed)
         if self.batch_size > len(sampler):
             raise DataError(
                 f"a batch of {self.batch_size} is larger than the training set of {len(sampler)} "
@@ -140,10 +131,9 @@ class SSLDataModule(LightningDataModule):
                 key="optimizer.batch_size",
                 remedy=f"Set it to {len(sampler)} or less",
             )
-        on_corrupt: OnCorrupt = "replace" if self.skips_corrupt else "fail"
         if self.uses_dali:
-            return self._dali_loader(sampler, on_corrupt)
-        views = Views(self.splits.train, _one_per_view(self.augmentations), on_corrupt)
+            return self._dali_loader(sampler)
+        views = Views(self.splits.train, _one_per_view(self.augmentations), self._in_training)
         return self._loader(views, sampler=sampler, drop_last=True, persistent=True)
 
     def val_dataloader(self, split: str = "val") -> DataLoader[PlainBatch] | list[Any]:
@@ -194,22 +184,17 @@ class SSLDataModule(LightningDataModule):
         return self._loader(views, sampler=sorted(islice(drawn, max_images)))
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run has to know: the unreadable images met so far."""
+        """The unreadable images met so far."""
         return {"corrupt_images": list(self.corrupt_images)} if self.corrupt_images else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes the list up again; paths in it are not warned of a second time."""
+        """Takes the list up again: of those met before nobody is warned a second time."""
         self.corrupt_images[:] = state_dict["corrupt_images"]
 
-    @property
-    def _in_evaluation(self) -> OnCorrupt:
-        return "leave out" if self.skips_corrupt else "fail"
-
     def _images(self, split: str) -> ImageSet:
-        images = {"train": self.splits.train, "val": self.splits.val, "test": self.splits.test}
-        if split not in images:
+        if split not in ("train", "val", "test"):
             raise ValueError(f"there is no split {split!r}, but train, val and test")
-        chosen = images[split]
+        chosen: ImageSet | None = getattr(self.splits, split)
         if chosen is None:
             raise DataError(
                 f"the data set has no {split} images",
@@ -223,7 +208,7 @@ class SSLDataModule(LightningDataModule):
         evaluable = images if images.labelled else images.subset(images.evaluable)
         return PlainImages(evaluable, self.augmentations[0], self._in_evaluation)
 
-    def _dali_loader(self, sampler: EpochSampler, on_corrupt: OnCorrupt) -> Any:
+    def _dali_loader(self, sampler: EpochSampler) -> Any:
         try:
             from solo_mim.data.dali import DaliLoader, EncodedViews
         except ModuleNotFoundError as error:
@@ -233,31 +218,25 @@ class SSLDataModule(LightningDataModule):
                 remedy=f"{install_extra('dali')} (Linux), or set data.format: image_folder",
             ) from error
         augmentations = _one_per_view(self.augmentations)
-        batches = self._loader(
-            EncodedViews(self.splits.train, augmentations, on_corrupt),
-            sampler=sampler,
-            drop_last=True,
-            persistent=True,
-        )
-        threads = max(1, self.num_workers)
-        device = self._device_of_dali()
-        return DaliLoader(batches, augmentations, self.batch_size, threads, device)
-
-    def _device_of_dali(self) -> torch.device:
-        """The trainer's GPU where it has one and ``dali.device`` does not ask for the CPU."""
+        views = EncodedViews(self.splits.train, augmentations, self._in_training)
+        batches = self._loader(views, sampler=sampler, drop_last=True, persistent=True)
+        # The trainer's GPU where it has one and ``dali.device`` does not ask for the CPU.
         has_gpu = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         device: torch.device = self.trainer.strategy.root_device if self.trainer else has_gpu
         if self.dali_device == "gpu" and device.type != "cuda":
             raise DataError(
                 "training does not run on a GPU", key="dali.device", remedy="Leave it out, or cpu"
             )
-        return device if device.type == "cuda" and self.dali_device != "cpu" else _CPU
+        if device.type != "cuda" or self.dali_device == "cpu":
+            device = torch.device("cpu")
+        threads = max(1, self.num_workers)
+        return DaliLoader(batches, augmentations, self.batch_size, threads, device)
 
     def _loader(
         self, dataset: BatchedImages, *, persistent: bool = False, **options: Any
     ) -> DataLoader[Any]:
         # Without augmentation a decoded image costs less than handing it between processes.
-        plain_decoded = isinstance(dataset, PlainImages) and dataset.images.decoded
+        plain_decoded = isinstance(dataset, PlainImages) and dataset.images.source.decoded
         workers = 0 if plain_decoded else self.num_workers
         # On the data set, for Lightning may make a loader anew from the arguments that it knows.
         dataset.corrupt_images = self.corrupt_images
@@ -270,14 +249,6 @@ class SSLDataModule(LightningDataModule):
             collate_fn=as_it_is,
             **options,
         )
-
-
-def _epoch_about_to_run(trainer: Trainer | None) -> int:
-    """What Lightning will call set_epoch with; ``current_epoch`` lags by one while resuming."""
-    if trainer is None:
-        return 0
-    processed: int = trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
-    return processed
 
 
 def _one_per_view(augmentations: Sequence[Augmentation]) -> tuple[Augmentation, ...]:

@@ -24,7 +24,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from solo_mim.data.errors import DataError, refuse_unknown_keys
+from solo_mim.data.errors import DataError, impossible, refuse_unknown_keys
 
 BLUR_SIGMA = (0.1, 2.0)
 CROP_RATIO = (3 / 4, 4 / 3)
@@ -66,8 +66,7 @@ class Draw(NamedTuple):
     """The random parameters of one view.
 
     ``box`` is the crop (left, top, right, bottom) in pixels; ``color_jitter`` the steps, in order,
-    each with its factor (hue: shift in turns); ``blur`` the sigma in
-    pixels, 0 for none.
+    each with its factor (hue: shift in turns); ``blur`` the sigma in pixels, 0 for none.
     """
 
     box: tuple[int, int, int, int] | None
@@ -107,13 +106,12 @@ class Augmentation:
 
     def draw(self, width: int, height: int, rng: random.Random) -> Draw:
         """For an image of that size in pixels."""
-        box, jitter = None, self.color_jitter
-        if self.crop_scale is not None:
-            box = _random_crop_box(width, height, self.crop_scale, rng)
-        jittered = jitter is not None and rng.random() < jitter.prob
+        scale, jitter = self.crop_scale, self.color_jitter
         return Draw(
-            box=box,
-            color_jitter=_jitter_steps(jitter, rng) if jitter is not None and jittered else (),
+            box=_random_crop_box(width, height, scale, rng) if scale else None,
+            color_jitter=_jitter_steps(jitter, rng)
+            if jitter and rng.random() < jitter.prob
+            else (),
             grayscale=rng.random() < self.grayscale,
             blur=rng.uniform(*BLUR_SIGMA) if rng.random() < self.gaussian_blur else 0.0,
             solarization=rng.random() < self.solarization,
@@ -233,17 +231,15 @@ def _parse_block(pipeline: Mapping[str, Any], name: str, where: str) -> dict[str
 
 def _number_between(value: Any, low: float, high: float, key: str) -> float:
     if not _is_number(value) or not low <= value <= high:
-        missing = "is missing" if value is None else f"cannot be {value!r}"
         bounds = f"of at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
-        raise DataError(f"the value {missing}", key=key, remedy=f"Set a number {bounds}")
+        raise impossible(value, key, f"Set a number {bounds}")
     return float(value)
 
 
 def _positive_integer(pipeline: Mapping[str, Any], name: str, where: str) -> int:
     value = pipeline.get(name)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        missing = "is missing" if value is None else f"cannot be {value!r}"
-        raise DataError(f"the value {missing}", key=f"{where}.{name}", remedy="Set 1, 2, 3 ...")
+        raise impossible(value, f"{where}.{name}", "Set 1, 2, 3 ...")
     return value
 
 
@@ -255,11 +251,7 @@ def _per_channel(given: Any, default: RGB, key: str, above: float = -math.inf) -
         or not all(_is_number(value) and above < value < math.inf for value in values)
     ):
         more = "" if above == -math.inf else f" above {above:g}"
-        raise DataError(
-            f"the value cannot be {values!r}",
-            key=key,
-            remedy=f"Set three numbers{more} (red, green, blue)",
-        )
+        raise impossible(values, key, f"Set three numbers{more} (red, green, blue)")
     red, green, blue = map(float, values)
     return red, green, blue
 
@@ -299,14 +291,11 @@ def _random_crop_box(
 
 def _jitter_steps(jitter: ColorJitter, rng: random.Random) -> tuple[tuple[str, float], ...]:
     """Brightness, contrast, saturation and hue in random order; a strength of 0 is skipped."""
-    ranges = (
-        ("brightness", *_factors(jitter.brightness)),
-        ("contrast", *_factors(jitter.contrast)),
-        ("saturation", *_factors(jitter.saturation)),
-        ("hue", -jitter.hue, jitter.hue),
-    )
+    _, *strengths, hue = jitter
+    factors = [(max(0.0, 1.0 - strength), 1.0 + strength) for strength in strengths]
+    ranges = zip(_ADJUST, [*factors, (-hue, hue)], strict=True)
     # A hue shift of zero is not the identity: the way to HSV and back rounds.
-    steps = [(step, rng.uniform(low, high)) for step, low, high in ranges if low < high]
+    steps = [(step, rng.uniform(low, high)) for step, (low, high) in ranges if low < high]
     rng.shuffle(steps)
     return tuple(steps)
 
@@ -344,7 +333,3 @@ _ADJUST = {
 
 def _grey(image: Image.Image) -> Image.Image:
     return image.convert("L").convert("RGB")
-
-
-def _factors(strength: float) -> tuple[float, float]:
-    return max(0.0, 1.0 - strength), 1.0 + strength

@@ -48,7 +48,6 @@ class DeepClusterV2:
 
     local_memory_index: Tensor
     num_prototypes: list[int]
-
     trainer: Trainer
 
     def on_train_start(self) -> None:
@@ -91,25 +90,19 @@ class SwAV:
         self.prototypes.weight_g.requires_grad = False
 
 
-def _differentiable_all_reduce(tensor: Tensor) -> None:
-    """In place as `dist.all_reduce`, but autograd sees it."""
-    world: Any = dist.group.WORLD
-    tensor.copy_(sum_over_processes(tensor, world))
-
-
 def mend_barlow_loss(losses: Any) -> None:
-    """Barlow Twins all-reduces its correlation matrix behind autograd's back: with several
-    processes the gradient is 1 / world_size of the true one.
+    """Barlow Twins (`solo.losses.barlow`) all-reduces its correlation matrix behind autograd's
+    back: with several processes the gradient is 1 / world_size of the true one."""
 
-    Args:
-        losses: the host's module `solo.losses.barlow`.
-    """
-    losses.dist = SimpleNamespace(
-        is_available=dist.is_available,
-        is_initialized=dist.is_initialized,
-        get_world_size=dist.get_world_size,
-        all_reduce=_differentiable_all_reduce,
-    )
+    def all_reduce(tensor: Tensor) -> None:
+        world: Any = dist.group.WORLD
+        tensor.copy_(sum_over_processes(tensor, world))
+
+    losses.dist = SimpleNamespace(**vars(dist) | {"all_reduce": all_reduce})
+
+
+# Mixed in before the classes of these methods.
+MENDS: dict[str, type] = {"deepclusterv2": DeepClusterV2, "dino": DINO}
 
 
 def accuracy_at_few_classes(accuracy_at_k: Callable[..., Any]) -> Callable[..., Any]:
