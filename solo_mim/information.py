@@ -1,9 +1,8 @@
 """Mutual information and spectrum of embeddings, in nats and in float64: what to log and to report.
 
-The training loss holds floors that shape its gradient; its value is no measurement. The functions
-here use one equal floor for every term, or none, so that their values are informations in nats, and
-say how far the sampling of covariances alone would lift them. Each works on the samples given, in
-this process: gather first where several processes share a data set.
+The training loss holds floors that shape its gradient; its value is no measurement. Here every term
+has one equal floor, or none, so that values are informations in nats. Each function works on the
+samples of this process: gather first where several share a data set.
 """
 
 import math
@@ -30,8 +29,8 @@ IMAGES_PER_DIMENSION = 4
 def mutual_information_from_covariances(c1: Tensor, c2: Tensor, c12: Tensor) -> Tensor:
     """I(Y; Y') of jointly Gaussian variables, in nats: 1/2 log [det C1 det C2 / det C_joint].
 
-    Theorem 1 of arXiv 2409.04747 for the covariances of the Gaussianised pair. The ratio is
-    invariant to invertible linear maps of each variable, not to other homeomorphisms.
+    Theorem 1 of arXiv 2409.04747 for the covariances of the Gaussianised pair; invariant to
+    invertible linear maps of each variable, not to other homeomorphisms.
 
     Args:
         c1, c2: covariances, D1 x D1 and D2 x D2.
@@ -267,15 +266,13 @@ class HeldOutInformation:
 
     Attributes:
         infomax: plug-in estimate of the lower bound of I(z; image) through the reference channel.
-        infomax_bias: closed-form expectation of its excess at this sample size for independent
-            views without a channel; both dependence and the channel only lower it. `inf` where
+        infomax_bias: `small_sample_bias`, which dependence and the channel only lower; `inf` where
             images are too few.
-        infomax_shuffled: the same estimate with the pairs broken up: what it says of no
-            information.
+        infomax_shuffled: the same estimate with the pairs broken up.
         two_view, two_view_bias, two_view_shuffled: likewise for I(z; z').
         effective_rank: exponential entropy of the spectrum of z, at most its dimension.
-        eigenvalue_max, eigenvalue_min: of the covariance of z over all views, each coordinate of
-            unit variance: both 1 at best, one is the dimension and the other 0 in full collapse.
+        eigenvalue_max, eigenvalue_min: of `total_spectrum`: both 1 at best, the dimension and 0
+            in full collapse.
         images: held-out images used, two views each.
         dimensions: of z.
         non_gaussianity: distance of one view's z from a Gaussian of its mean and covariance, which
@@ -313,11 +310,7 @@ class HeldOutInformation:
         return value - chance if value - chance >= clear else None
 
     def lines(self, of: str = "z") -> list[str]:
-        """What is said of both readings: the bound, or that there is none, and what it would take.
-
-        Args:
-            of: what the information is of.
-        """
+        """What is said of both readings of `of`: the bound, or that none is, and what it takes."""
         said = []
         for reading, what in (("infomax", f"I({of}; image)"), ("two_view", f"I({of}; {of}')")):
             bound = self.bound(reading)
@@ -338,7 +331,7 @@ class HeldOutInformation:
 
 
 def _degrees_of_freedom(num_samples: int, num_views: int, reading: str) -> int:
-    """Highest possible rank of the covariance that runs out of samples first."""
+    """Highest rank of the covariance that runs out of samples first."""
     within = num_samples * (num_views - 1)
     return within if reading == "infomax" else min(within, num_samples - 1)
 

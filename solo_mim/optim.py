@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, MultiStepLR
 
 
@@ -150,6 +150,28 @@ def schedule(
         min_lr=settings.min_lr * scale,
     )
     return {"scheduler": scheduler, "interval": settings.interval, "frequency": 1}
+
+
+def optimisation(
+    groups: list[dict[str, Any]], cfg: DictConfig, model: Any, scale: float = 1
+) -> Any:
+    """Optimiser and schedule as `cfg.optimizer` and `cfg.scheduler` say, for lightning.
+
+    Groups with `static_lr` keep their rate; `scale` multiplies every rate but a group's own.
+    """
+    settings = cfg.optimizer
+    if settings.exclude_bias_n_norm_wd:
+        groups = without_decay_on_bias_and_norm(groups)
+    static = {i for i, group in enumerate(groups) if group.pop("static_lr", False)}
+    lr, decay = settings.lr * scale, settings.weight_decay
+    kwargs: Any = OmegaConf.to_container(settings.kwargs)
+    optimizer = OPTIMIZERS[settings.name](groups, lr=lr, weight_decay=decay, **kwargs)
+    entry = schedule(optimizer, cfg, model, scale)
+    if entry is None:
+        return optimizer
+    if static:
+        hold_rates(entry["scheduler"], dict.fromkeys(static, lr))
+    return {"optimizer": optimizer, "lr_scheduler": entry}
 
 
 def hold_rates(scheduler: LRScheduler, rates: dict[int, float]) -> None:

@@ -2,9 +2,8 @@
 
 Not solo-learn's DALI pipelines, which make other views than its torchvision ones: their hue turns
 in YIQ and not in HSV, their contrast is about 128 and not the image's mean, their jitter keeps one
-order. Here the images of a batch, their order and all random numbers are those of the Pillow path,
-drawn from (seed, epoch); only the pixels are computed elsewhere. So indexes are the images' own,
-epoch length, shards and resuming are those of ``module``, and DALI has no random state.
+order. Here the images of a batch, their order and all random numbers are those of the Pillow path;
+DALI has no random state.
 """
 
 import io
@@ -43,9 +42,6 @@ _OF_THE_PARENT: list[Any] = []
 os.register_at_fork(after_in_child=lambda: _OF_THE_PARENT.extend(_PIPELINES))
 
 
-# From file to what DALI decodes
-
-
 class Encoded(NamedTuple):
     """The bytes of an image file, and its size in pixels."""
 
@@ -57,7 +53,6 @@ class EncodedFiles(Files):
     """The same files; ``source[i]`` is ``Encoded``, for DALI to decode as ``images.rgb`` would."""
 
     def __getitem__(self, index: int) -> Encoded:  # type: ignore[override]
-        """Raises DataError with the path of a file that is no readable image."""
         path = os.fsdecode(self.paths[index])
         with naming_unreadable(path), open(path, "rb") as file:
             return encoded(file.read())
@@ -91,9 +86,6 @@ def _is_whole(content: bytes, start: int) -> bool:
     scan = np.frombuffer(content, np.uint8, offset=start)
     markers = scan[1:][scan[:-1] == 0xFF]
     return content.endswith(END_OF_IMAGE) and bool(WITHIN_SCAN[markers[:-1]].all())
-
-
-# From a draw to a row of numbers, and back inside DALI's graph
 
 
 class Row(NamedTuple):
@@ -159,8 +151,7 @@ def _centre(side: int, width: int, height: int) -> list[float]:
 def _views(
     source: Callable[[], list[Any]], augmentations: Sequence[Augmentation], on_gpu: bool
 ) -> tuple[Any, ...]:
-    """DALI's graph: files and one row per view, of which ``source`` gives batches, to float32
-    views, normalised."""
+    """DALI's graph: batches of files and one row per view to float32 views, normalised."""
     files, *rows = fn.external_source(
         source=source,
         num_outputs=1 + len(augmentations),
@@ -254,18 +245,10 @@ def _hue_shifted(images: Any, turns: Any) -> Any:
     return fn.cast(fn.cat(*channels, axis=2), dtype=types.UINT8)
 
 
-# From batches of files to batches of views
-
-
 class EncodedViews(BatchedImages):
     """Files, and a row of numbers for each of their views, a batch at a time; keys as of Views.
 
     Raises DataError where there is equalisation.
-
-    Args:
-        images: whose source is ``Files``.
-        augmentations: one per view.
-        on_corrupt: as of BatchedImages.
     """
 
     def __init__(
@@ -300,12 +283,7 @@ class EncodedViews(BatchedImages):
 class DaliLoader:
     """Yields ``[indexes, [X_1 .. X_V], targets]`` like the loader of Pillow views.
 
-    Args:
-        batches: a loader of ``EncodedViews``.
-        augmentations: one per view.
-        batch_size: the largest batch.
-        threads: of DALI.
-        device: of the views, and where they are computed.
+    From a loader of ``EncodedViews``, computed by so many threads of DALI, or on a GPU.
     """
 
     def __init__(
@@ -341,7 +319,11 @@ class DaliLoader:
         self._fetched = iter(self.batches)
         self._under_way.clear()
         # Kept for the next epoch only where this one came to its end: nothing is left in it then.
-        pipeline, self._pipeline = self._pipeline or self._built(), None
+        pipeline, self._pipeline = self._pipeline, None
+        if pipeline is None:
+            pipeline = _views(self._fetch, **self._options)
+            pipeline.build()
+            _PIPELINES.add(pipeline)
         stream = torch.cuda.current_stream(self.device) if self._options["on_gpu"] else None
         while True:
             try:
@@ -354,12 +336,6 @@ class DaliLoader:
             yield [indexes, [torch.from_dlpack(of_view.as_tensor()) for of_view in views], targets]
         pipeline.reset()
         self._pipeline = pipeline
-
-    def _built(self) -> Any:
-        pipeline = _views(self._fetch, **self._options)
-        pipeline.build()
-        _PIPELINES.add(pipeline)
-        return pipeline
 
     def _fetch(self) -> list[Any]:
         """DALI's next batch; it asks for it while others are under way."""

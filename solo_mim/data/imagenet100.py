@@ -99,11 +99,13 @@ def read_manifest(target: Path) -> Manifest:
 
 def verify(target: Path, manifest: Manifest, tick: Tick) -> Findings:
     """Decodes every image of the manifest."""
-    expected = {
-        f"{split}/{name}/{file}": size
+    folders = {
+        f"{split}/{name}": files
         for split, classes in manifest["images"].items()
         for name, files in classes.items()
-        for file, size in files.items()
+    }
+    expected = {
+        f"{at}/{file}": size for at, files in folders.items() for file, size in files.items()
     }
     findings = Findings([], [], [], [], [])
 
@@ -120,10 +122,9 @@ def verify(target: Path, manifest: Manifest, tick: Tick) -> Findings:
         except BaseException:
             threads.shutdown(cancel_futures=True)
             raise
-    for split, classes in manifest["images"].items():
-        for name in classes:
-            paths = (f"{split}/{name}/{file.name}" for file in _images_in(target / split / name))
-            findings.foreign.extend(path for path in paths if path not in expected)
+    for at in folders:
+        here = (f"{at}/{file.name}" for file in _images_in(target / at))
+        findings.foreign.extend(path for path in here if path not in expected)
     return findings
 
 
@@ -147,8 +148,7 @@ def _prepare_split(
     split: str, source: Path, target: Path, copy: bool, tick: Tick
 ) -> tuple[str, dict[str, dict[str, int]]]:
     """How a split was made and, for each class, its files with their sizes in bytes."""
-    tree = source / split
-    archive = source / {"train": TRAIN_ARCHIVE, "val": VAL_ARCHIVE}[split]
+    tree, archive = source / split, source / (TRAIN_ARCHIVE if split == "train" else VAL_ARCHIVE)
     in_tree = tree.is_dir() and any((tree / name).is_dir() for name in IMAGENET100)
     if in_tree and not copy:
         found = _counted(_in_tree(tree), tick)
@@ -162,11 +162,12 @@ def _prepare_split(
             path=source,
             remedy="Name the folder that holds one of them",
         )
-    try:
-        if in_tree:
-            return "copied", _counted(_in_tree(tree), tick, target)
+    if in_tree:
+        members = _in_tree(tree)
+    else:
         members = _in_train(archive) if split == "train" else _in_val(archive)
-        return "extracted", _counted(members, tick, target)
+    try:
+        return "copied" if in_tree else "extracted", _counted(members, tick, target)
     except (tarfile.TarError, EOFError) as error:
         raise DataError(
             f"the {'folder' if in_tree else 'archive'} is broken ({error})",

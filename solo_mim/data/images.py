@@ -26,8 +26,10 @@ UNREADABLE = (
 
 
 class Source:
-    """``source[i]`` is a Pillow RGB image. Handed to every worker process, so small once pickled
-    where the images are many."""
+    """``source[i]`` is a Pillow RGB image, or a DataError with the path of a file that is none.
+
+    Handed to every worker process, so small once pickled where the images are many.
+    """
 
     # Whether an image costs no decoding, so that handing it between processes would cost more.
     decoded: ClassVar[bool] = False
@@ -63,7 +65,6 @@ class Files(Source):
     root: bytes = b""
 
     def __getitem__(self, index: int) -> Image.Image:
-        """Raises DataError with the path of a file that is no readable image."""
         path = os.fsdecode(self.paths[index])
         with naming_unreadable(path):
             return rgb(path)
@@ -78,41 +79,12 @@ class Files(Source):
             yield path[start:].replace(os.sep.encode(), b"/"), size
 
 
-class ClassTree:
-    """Where images lie in classes. Entries, in sorted order, are what ``source`` reads by; what is
-    hidden, by a leading dot, is none. Each method raises DataError where it finds nothing."""
-
-    def __init__(self, path: str | None, key: str) -> None:
-        self.given, self.key = path, key
-        self.root = Path(path or "").expanduser()
-
-    def class_names(self) -> tuple[str, ...]:
-        raise NotImplementedError
-
-    def images_of(self, class_name: str) -> list[bytes]:
-        raise NotImplementedError
-
-    def all_images(self) -> list[bytes]:
-        raise NotImplementedError
-
-    def source(self, entries: list[bytes]) -> Source:
-        raise NotImplementedError
-
-    def absent(self, kind: str, remedy: str) -> DataError:
-        what = f"there is no such {kind}" if self.given else f"no {kind} is given"
-        return DataError(what, key=self.key, path=self.given or None, remedy=remedy)
-
-    def refused(self, problem: str, remedy: str, name: str = "") -> DataError:
-        return DataError(problem, key=self.key, path=self.root / name, remedy=remedy)
-
-
 @dataclass(frozen=True)
 class ImageSet:
     """Images with labels: ``image_set[i]`` is a Pillow RGB image.
 
     ``labels`` is int64 N, -1 where there is none; ``rows``, int64 N, says which images of
-    ``source`` these are, None that they are its first N. Subsets share the source: of a large data
-    set nothing is held twice.
+    ``source`` these are, None that they are its first N. Subsets share the source.
     """
 
     source: Source
@@ -123,7 +95,6 @@ class ImageSet:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> Image.Image:
-        """Raises DataError with the path of a file that is no readable image."""
         return self.source[index if self.rows is None else self.rows[index]]
 
     @property

@@ -1,9 +1,8 @@
 """``SSLDataModule``: the loaders of one run, reproducible from (seed, epoch) alone.
 
-A batch of epoch e depends on ``cfg.seed`` and e only: not on the number of workers, not on what
-came before, so that a run resumed at epoch e sees the batches it would have seen. The sampler
-draws both the order and one augmentation seed per image from (seed, epoch) and hands out
-(index, seed) pairs. So the data sets need no state that persistent workers would not notice.
+A batch of epoch e depends on ``cfg.seed`` and e only, not on the number of workers, so that a run
+resumed at epoch e sees the batches it would have seen. The sampler draws both the order and one
+augmentation seed per image: the data sets need no state that persistent workers would not notice.
 """
 
 import warnings
@@ -44,7 +43,7 @@ class SSLDataModule(LightningDataModule):
 
     Reads ``cfg.data``, ``cfg.augmentations``, ``cfg.optimizer.batch_size``, ``cfg.dali.device`` and
     ``cfg.seed`` (5 when absent, as solo-learn has it). The data set is loaded, or its folder
-    scanned, at once: counts and classes are there before any trainer is. Raises DataError.
+    scanned, at once. Raises DataError.
 
     Attributes:
         corrupt_images: paths of the unreadable images that ``data.on_corrupt: skip`` has passed
@@ -65,8 +64,6 @@ class SSLDataModule(LightningDataModule):
         self._in_training: OnCorrupt = "replace" if on_corrupt == "skip" else "fail"
         self._in_evaluation: OnCorrupt = "leave out" if on_corrupt == "skip" else "fail"
         self.corrupt_images: list[str] = []
-        # On two cores two workers train a tiny network on 32-pixel images a third faster than none;
-        # where the network keeps both cores busy there is no difference.
         configured = data.get("num_workers")
         self.num_workers: int = min(usable_cores(), 8) if configured is None else configured
         self.uses_dali: bool = data.get("format") == "dali"
@@ -141,8 +138,7 @@ class SSLDataModule(LightningDataModule):
 
         In order, but where the trainer's `limit_val_batches` takes the first batches alone: then
         so that any first images are of all classes, in the proportion of the whole. Several
-        processes share the images, each in one part alone; those that do not divide, fewer than
-        there are processes, are left out.
+        processes share the images; those that do not divide among them are left out.
         """
         if split == "val" and self.num_val_images == 0:
             return []
@@ -172,9 +168,9 @@ class SSLDataModule(LightningDataModule):
     ) -> DataLoader[ViewsBatch]:
         """Yields ``[indexes, [X_1 .. X_num_views], targets]`` of a split, in order, none dropped.
 
-        The training augmentation of the large crops under a seed that is the same in every run and
-        at every call, so that a held-out quantity moves with the model and not with the draw. Of
-        more images than `max_images` so many are drawn, under that seed too.
+        The training augmentation of the large crops under one seed for all runs and calls, so that
+        a held-out quantity moves with the model and not with the draw. Of more images than
+        `max_images` so many are drawn, under that seed too.
         """
         images = self._images(split)
         large = [a for a in self.augmentations if a.crop_size == self.crop_size]

@@ -5,10 +5,9 @@ The configuration section ``augmentations`` is a list of pipelines. Each turns o
 Keys, value ranges and order of the steps are solo-learn's (main): crop or resize, colour jitter,
 grey, blur, solarise, equalise, flip, normalise.
 
-The kernels are Pillow's, with torchvision's results; the parameters are drawn here, for two
-reasons. *Speed*: on 32-pixel images most of the time goes into the machinery of the transform
-classes. *Reproducibility*: a view is a pure function of (image, generator), so that loading data
-neither reads nor disturbs the global generators that the model's dropout and masks draw from.
+The kernels are Pillow's, with torchvision's results. The parameters are drawn here: on 32-pixel
+images the machinery of transform classes takes most of the time, and a view that is a function of
+(image, generator) neither reads nor disturbs the global generators of dropout and masks.
 """
 
 import math
@@ -83,8 +82,7 @@ class Augmentation:
     """One pipeline of the schema; calling it gives one random view, not yet normalised.
 
     The plain numbers are probabilities. ``crop_scale`` is the range of the crop's share of the
-    image area; None resizes the whole image instead. ``interpolation`` is solo-learn's of
-    pre-training; its classification has the bilinear one.
+    image area; None resizes the whole image. ``interpolation`` is solo-learn's of pre-training.
     """
 
     crop_size: int
@@ -144,9 +142,8 @@ class Augmentation:
 def evaluation_transform(image: Image.Image, crop_size: int) -> Image.Image:
     """The un-augmented view, ``crop_size`` x ``crop_size``, as solo-learn evaluates.
 
-    Up to 96 pixels (CIFAR, STL-10) the whole image: short side to ``crop_size``, which leaves
-    an image of that size as it is. Above, the ImageNet margin: short side to 256/224 of
-    ``crop_size``. Then the centre.
+    The centre of the image with its short side at ``crop_size`` up to 96 pixels (CIFAR, STL-10),
+    above at 256/224 of it (ImageNet).
     """
     short_side = crop_size if crop_size <= 96 else round(crop_size * 256 / 224)
     return _resize_and_centre(image, short_side, crop_size, InterpolationMode.BILINEAR)
@@ -173,11 +170,8 @@ def parse_augmentations(
     the first unknown, missing or impossible key.
     """
     if isinstance(pipelines, str | Mapping) or not pipelines:
-        raise DataError(
-            "a list of pipelines is needed",
-            key="augmentations",
-            remedy="Write one list entry (- rrc: ... crop_size: ... num_crops: ...) per pipeline",
-        )
+        remedy = "Write one list entry (- rrc: ... crop_size: ... num_crops: ...) per pipeline"
+        raise DataError("a list of pipelines is needed", key="augmentations", remedy=remedy)
     parsed = [
         _parse_pipeline(pipeline, f"augmentations[{position}]", mean, std)
         for position, pipeline in enumerate(pipelines)
@@ -217,9 +211,8 @@ def _parse_block(pipeline: Mapping[str, Any], name: str, where: str) -> dict[str
     if block is None:
         return {}
     if not isinstance(block, Mapping):
-        raise DataError(
-            f"{block!r} is no block", key=where, remedy=f"Give it {', '.join(BLOCKS[name])}"
-        )
+        remedy = f"Give it {', '.join(BLOCKS[name])}"
+        raise DataError(f"{block!r} is no block", key=where, remedy=remedy)
     refuse_unknown_keys(block, ("enabled", *BLOCKS[name]), where)
     if not block.get("enabled", True) or block.get("prob") == 0:
         return {}
@@ -270,11 +263,8 @@ def _resize_and_centre(
 def _random_crop_box(
     width: int, height: int, scale: tuple[float, float], rng: random.Random
 ) -> tuple[int, int, int, int]:
-    """(left, top, right, bottom) drawn as torchvision's RandomResizedCrop does.
-
-    Ten tries for a share of the area and an aspect ratio that fit, else the largest centred box
-    whose ratio is in range.
-    """
+    """(left, top, right, bottom) as torchvision's RandomResizedCrop draws: ten tries for a share of
+    the area and a ratio that fit, else the largest centred box whose ratio is in range."""
     log_ratio = math.log(CROP_RATIO[0]), math.log(CROP_RATIO[1])
     for _ in range(10):
         area = width * height * rng.uniform(*scale)

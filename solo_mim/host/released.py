@@ -27,7 +27,7 @@ from solo_mim.host import mended
 from solo_mim.host.baselines import RELEASED_OPTIONS, bound
 from solo_mim.host.checks import refuse_impossible_batch, refuse_impossible_views
 from solo_mim.host.lifecycle import Lifecycle, OwnOptions, fill_options
-from solo_mim.optim import OPTIMIZERS, hold_rates, schedule, without_decay_on_bias_and_norm
+from solo_mim.optim import optimisation
 
 
 @contextlib.contextmanager
@@ -121,9 +121,6 @@ class Adapter(Lifecycle):
     trainer: lightning.pytorch.Trainer
     backbone: nn.Module
     momentum_backbone: nn.Module
-    lr: float
-    weight_decay: float
-    extra_optimizer_args: dict[str, Any]
 
     def __init__(self, cfg: DictConfig):
         cfg = self.add_and_assert_specific_cfg(cfg)
@@ -194,19 +191,8 @@ class Adapter(Lifecycle):
         for group in groups:
             if group.get("name") in _MAIN_NAMES:
                 group["name"] = _MAIN_NAMES[group["name"]]
-        if self.exclude_bias_n_norm_wd:
-            groups = without_decay_on_bias_and_norm(groups)
-        static_groups = {i for i, group in enumerate(groups) if group.pop("static_lr", False)}
-        optimizer = OPTIMIZERS[self.cfg.optimizer.name](
-            groups, lr=self.lr, weight_decay=self.weight_decay, **self.extra_optimizer_args
-        )
         # main, as 1.0.2, multiplies every rate by the batches that are accumulated.
-        entry = schedule(optimizer, self.cfg, self, self.cfg.accumulate_grad_batches or 1)
-        if entry is None:
-            return optimizer
-        if static_groups:
-            hold_rates(entry["scheduler"], dict.fromkeys(static_groups, self.lr))
-        return {"optimizer": optimizer, "lr_scheduler": entry}
+        return optimisation(groups, self.cfg, self, self.cfg.accumulate_grad_batches or 1)
 
     # lightning 2 refuses this hook of the host, which on_validation_epoch_end runs.
     validation_epoch_end = None
