@@ -1,8 +1,7 @@
 """Backbones built the same way for both generations of the host.
 
-The host decides by the *name* of the data set whether a ResNet gets the stem for small images, and
-its transformers are for 224 pixels unless told otherwise; here `backbone.stem` and the crop size
-decide, for the online and the momentum backbone alike.
+The host's stems go by the *name* of the data set, and its transformers are for 224 pixels unless
+told otherwise; here `backbone.stem` and the crop size decide.
 """
 
 from __future__ import annotations
@@ -25,17 +24,15 @@ from solo_mim.errors import ConfigError, nearest
 _Backbone = TypeVar("_Backbone")
 
 STEMS = ("auto", "small", "imagenet")
-# Up to this crop size (pixels) an ImageNet stem, which divides the resolution by four before the
-# first block, leaves too little to work on. The host's CIFAR stem is for 32, its STL-10 (96) uses
-# ImageNet's.
+# Up to this crop size (pixels) an ImageNet stem, which divides the resolution by four, leaves too
+# little to work on. The host's CIFAR stem is for 32, its STL-10 (96) uses ImageNet's.
 SMALL_STEM_CROP_SIZE = 64
 
 
 class SmallCNN(nn.Sequential):
     """Four 3 x 3 convolutions with batch norm and ReLU, global average pooling: 1.6 M parameters.
 
-    For comparisons that a CPU can run: each layer halves the resolution and doubles the width. Maps
-    N x 3 x H x W to N x 512, the last of `widths`.
+    For comparisons that a CPU can run. Maps N x 3 x H x W to N x 512, the last of `widths`.
     """
 
     def __init__(self, widths: tuple[int, ...] = (64, 128, 256, 512)):
@@ -91,10 +88,7 @@ def resolved_stem(cfg: DictConfig) -> str:
     """`small` or `imagenet` from `backbone.stem` and the size of the large crops.
 
     A ResNet's stem is its first convolution and pooling, a vision transformer's its patches: 4 or
-    16 pixels wide.
-
-    Raises:
-        ConfigError: unknown stem, or a stem asked of a backbone that has none to choose.
+    16 pixels wide. Raises ConfigError of a stem that is unknown, or that the backbone lacks.
     """
     stem = cfg.backbone.get("stem") or "auto"
     if stem not in STEMS:
@@ -113,10 +107,7 @@ def resolved_stem(cfg: DictConfig) -> str:
 def fill_backbone_kwargs(cfg: DictConfig) -> None:
     """Sets in place what a transformer must know of the images: their size, patches, windows.
 
-    The host's defaults are for 224 pixels and refuse others; what `backbone.kwargs` gives stays.
-
-    Raises:
-        ConfigError: see `resolved_stem`.
+    What `backbone.kwargs` gives stays. Raises ConfigError as `resolved_stem`.
     """
     if cfg.backbone.get("kwargs") is None:
         cfg.backbone.kwargs = {}

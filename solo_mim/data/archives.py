@@ -29,11 +29,7 @@ Read = TypeVar("Read")
 
 def _stl10(data: Mapping[str, Any]) -> DataSplits:
     """Trains on the 5,000 labelled images and, behind them, the 100,000 without label."""
-
-    def checked(root: Path, download: bool) -> STL10:
-        return STL10(root, "train", download=download)
-
-    labelled = _present(data, STL10, checked)
+    labelled = _present(data, STL10, lambda root, fetch: STL10(root, "train", download=fetch))
     folder = Path(labelled.root) / STL10.base_folder
     (train, _), _, (unlabelled, _) = STL10.train_list
     (test, _), (test_labels, _) = STL10.test_list
@@ -82,8 +78,8 @@ def _two_splits(
     statistics: tuple[RGB, RGB],
     data: Mapping[str, Any],
 ) -> DataSplits:
-    def both(root: Path, download: bool) -> tuple[Any, Any]:
-        return archive(root, train=True, download=download), archive(root, train=False)
+    def both(root: Path, fetch: bool) -> tuple[Any, Any]:
+        return archive(root, train=True, download=fetch), archive(root, train=False)
 
     sets, parts = [], _present(data, archive, both)
     for part in parts:
@@ -95,10 +91,7 @@ def _two_splits(
 
 
 def _present(data: Mapping[str, Any], archive: Archive, read: Callable[[Path, bool], Read]) -> Read:
-    """What ``read`` makes of (root, whether to download), the latter if allowed and only if needed.
-
-    The root is ``train_path``; one archive holds all parts, so ``val_path`` is not read.
-    """
+    """What ``read`` makes of ``train_path`` and whether to download: if allowed, and if needed."""
     root = Path(data.get("train_path") or "datasets").expanduser()
     try:
         return read(root, False)

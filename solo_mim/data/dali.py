@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from nvidia.dali import fn, math, pipeline_def, types
-from PIL import Image
+from PIL import ExifTags, Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
@@ -30,7 +30,6 @@ from solo_mim.data.images import Files, ImageSet, naming_unreadable, rgb
 from solo_mim.data.transforms import Augmentation
 
 AHEAD = 2  # batches that DALI works on while the network trains
-ORIENTATION = 0x0112  # EXIF
 END_OF_IMAGE = b"\xff\xd9"
 # What may follow 0xFF between a baseline JPEG's header and its end: a stuffed zero, a restart.
 WITHIN_SCAN = np.isin(np.arange(256), [0x00, *range(0xD0, 0xD8)])
@@ -77,7 +76,7 @@ def encoded(content: bytes) -> Encoded:
 
 def _is_upright(image: Image.Image) -> bool:
     with suppress(Exception):  # a broken EXIF block is no broken image
-        return bool(image.getexif().get(ORIENTATION, 1) == 1)
+        return bool(image.getexif().get(ExifTags.Base.Orientation, 1) == 1)
     return True
 
 
@@ -88,7 +87,7 @@ def _is_whole(content: bytes, start: int) -> bool:
     return content.endswith(END_OF_IMAGE) and bool(WITHIN_SCAN[markers[:-1]].all())
 
 
-class Row(NamedTuple):
+class ROW:
     """Columns of a view's row of numbers.
 
     The first four are the crop or, without one, its corner in the resized image and the size of
@@ -97,23 +96,11 @@ class Row(NamedTuple):
     before the hue.
     """
 
-    top: int = 0
-    left: int = 1
-    height: int = 2
-    width: int = 3
-    jitter: int = 4
-    blends: int = 5
-    hue_at: int = 14
-    hue: int = 15
-    grayscale: int = 16
-    blur: int = 17
-    solarization: int = 18
-    horizontal_flip: int = 19
+    top, left, height, width, jitter, blends = range(6)
+    hue_at, hue, grayscale, blur, solarization, horizontal_flip = range(14, 20)
 
 
-ROW = Row()
 BASES = {"brightness": (0.0, 0.0), "contrast": (1.0, 0.0), "saturation": (0.0, 1.0)}
-NO_HUE = -1.0
 
 
 def _row(augment: Augmentation, size: tuple[int, int], rng: random.Random) -> list[float]:
@@ -125,7 +112,7 @@ def _row(augment: Augmentation, size: tuple[int, int], rng: random.Random) -> li
     else:
         place = _centre(augment.crop_size, *size)
     blends: list[float] = []
-    hue_at, hue = NO_HUE, 0.0
+    hue_at, hue = -1.0, 0.0  # none
     for step, factor in drawn.color_jitter:
         if step == "hue":
             hue_at, hue = len(blends) / 3, int(255 * factor) / 255  # as Pillow's 8 bits have it

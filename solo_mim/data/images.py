@@ -117,10 +117,9 @@ class ImageSet:
 class DataSplits:
     """What one data set offers.
 
-    ``val`` is what training validates on: the share that ``data.validation_split`` took from the
-    training set or, without it, the test set. ``test`` is always the untouched official test set
-    (what ``data.val_path`` names, for folders and HDF5). ``mean`` and ``std`` are per channel, in
-    [0, 1]. ``fingerprint`` tells whole data sets apart, wherever they lie.
+    ``val`` is what training validates on: what ``data.validation_split`` took from the training set
+    or, without it, the test set. ``test`` is always the untouched official test set (what
+    ``data.val_path`` names, for folders and HDF5). ``mean`` and ``std`` are per channel, in [0, 1].
     """
 
     train: ImageSet
@@ -154,10 +153,9 @@ def fingerprint_of(splits: DataSplits) -> str:
 def rgb(file: str | BinaryIO) -> Image.Image:
     """RGB, 8 bits a channel, of any image file that Pillow reads.
 
-    As solo-learn reads it (first frame of several, transparency dropped) but for two things: the
-    image is turned upright where its EXIF orientation says so, and of 16-bit grey the high byte is
-    kept, which Pillow would clip to white. Raises one of UNREADABLE, also for 32-bit numbers, whose
-    range no file states.
+    As solo-learn reads it (first frame of several, transparency dropped), but turned upright where
+    EXIF says so, and with the high byte of 16-bit grey, which Pillow would clip to white. Raises
+    one of UNREADABLE, also for 32-bit numbers, whose range no file states.
     """
     with Image.open(file) as image:
         image.load()

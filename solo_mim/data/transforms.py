@@ -35,9 +35,7 @@ BLOCKS: dict[str, dict[str, tuple[float, float]]] = {
     "rrc": {"crop_min_scale": (0.0, 1.0), "crop_max_scale": (0.0, 1.0)},
     "color_jitter": {
         **PROBABILITY,
-        "brightness": (0.0, math.inf),
-        "contrast": (0.0, math.inf),
-        "saturation": (0.0, math.inf),
+        **dict.fromkeys(("brightness", "contrast", "saturation"), (0.0, math.inf)),
         "hue": (0.0, 0.5),
     },
     "grayscale": PROBABILITY,

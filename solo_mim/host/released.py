@@ -52,11 +52,9 @@ def _modules_that_solo_expects() -> Iterator[None]:
     try:
         yield
     finally:
-        for name, module in before.items():
-            if module is None:
-                sys.modules.pop(name, None)
-            else:
-                sys.modules[name] = module
+        for name in stand_ins:
+            del sys.modules[name]
+        sys.modules.update({name: module for name, module in before.items() if module})
 
 
 with _modules_that_solo_expects(), warnings.catch_warnings():
@@ -65,33 +63,6 @@ with _modules_that_solo_expects(), warnings.catch_warnings():
     host_base: Any = importlib.import_module("solo.methods.base")
     host_backbones: Any = importlib.import_module("solo.utils.backbones")
     mended.mend_modules()
-
-
-BASE_DEFAULTS: dict[str, Any] = {
-    "backbone": {"kwargs": {}},
-    "optimizer": {"exclude_bias_n_norm_wd": False, "kwargs": {}},
-    "accumulate_grad_batches": 1,
-    "scheduler": {
-        "lr_decay_steps": None,
-        "min_lr": 0.0,
-        "warmup_start_lr": 3e-5,
-        "warmup_epochs": 10,
-        "interval": "step",
-    },
-    "knn_eval": {"enabled": False, "k": 20, "distance_func": "euclidean"},
-    "performance": {"disable_channel_last": False},
-    "method_kwargs": {},
-}
-MOMENTUM_DEFAULTS = {"momentum": {"base_tau": 0.99, "final_tau": 1.0, "classifier": False}}
-
-
-def _fill(cfg: DictConfig, defaults: dict[str, Any], prefix: str = "") -> None:
-    """Sets what is absent or None in `cfg` to its default, in place."""
-    for key, value in defaults.items():
-        if isinstance(value, dict) and value:
-            _fill(cfg, value, f"{prefix}{key}.")
-        elif OmegaConf.select(cfg, prefix + key) is None:
-            OmegaConf.update(cfg, prefix + key, value, merge=True, force_add=True)
 
 
 HOST_BACKBONES: dict[str, Any] = {
@@ -128,7 +99,6 @@ class Adapter(Lifecycle):
             super().__init__(**self._constructor_arguments(cfg))
         self.cfg = cfg
         self.backbone_name: str = cfg.backbone.name
-        self.exclude_bias_n_norm_wd: bool = cfg.optimizer.exclude_bias_n_norm_wd
         self.no_channel_last: bool = cfg.performance.disable_channel_last
         self.validation_step_outputs: list[Any] = []
         self.knn_eval = cfg.knn_eval.enabled
@@ -138,9 +108,7 @@ class Adapter(Lifecycle):
 
     @staticmethod
     def add_and_assert_specific_cfg(cfg: DictConfig) -> DictConfig:
-        """Fills main's defaults of the base keys in place; methods add theirs."""
-        OmegaConf.set_struct(cfg, False)
-        _fill(cfg, BASE_DEFAULTS)
+        """Main's hook, in which methods add their defaults to a completed recipe in place."""
         return cfg
 
     def _constructor_arguments(self, cfg: DictConfig) -> dict[str, Any]:
@@ -156,7 +124,7 @@ class Adapter(Lifecycle):
             "lars": cfg.optimizer.name == "lars",
             **{name: cfg.optimizer[name] for name in rates},
             "exclude_bias_n_norm": False,  # read from optimizer.kwargs by configure_optimizers
-            "accumulate_grad_batches": cfg.accumulate_grad_batches or 1,
+            "accumulate_grad_batches": cfg.accumulate_grad_batches,
             "extra_optimizer_args": OmegaConf.to_container(cfg.optimizer.kwargs),
             "scheduler": cfg.scheduler.name,
             **{name: cfg.scheduler[name] for name in schedule},
@@ -192,7 +160,7 @@ class Adapter(Lifecycle):
             if group.get("name") in _MAIN_NAMES:
                 group["name"] = _MAIN_NAMES[group["name"]]
         # main, as 1.0.2, multiplies every rate by the batches that are accumulated.
-        return optimisation(groups, self.cfg, self, self.cfg.accumulate_grad_batches or 1)
+        return optimisation(groups, self.cfg, self, self.cfg.accumulate_grad_batches)
 
     # lightning 2 refuses this hook of the host, which on_validation_epoch_end runs.
     validation_epoch_end = None
@@ -260,13 +228,6 @@ class BaseMethod(OwnOptions, Adapter, host_base.BaseMethod):
 class BaseMomentumMethod(BaseMethod, host_base.BaseMomentumMethod):
     """Base class for methods with a momentum network, with the contract of main's."""
 
-    @staticmethod
-    def add_and_assert_specific_cfg(cfg: DictConfig) -> DictConfig:
-        """Fills main's defaults of the base and momentum keys in place."""
-        cfg = BaseMethod.add_and_assert_specific_cfg(cfg)
-        _fill(cfg, MOMENTUM_DEFAULTS)
-        return cfg
-
     @torch.no_grad()
     def momentum_forward(self, X: Tensor) -> dict[str, Tensor]:
         """Maps images to `feats` of the momentum backbone; subclasses add their projections."""
@@ -278,10 +239,7 @@ class BaseMomentumMethod(BaseMethod, host_base.BaseMomentumMethod):
 
 
 def _complete(cfg: DictConfig, *, method: str, cls: type) -> DictConfig:
-    cfg = Adapter.add_and_assert_specific_cfg(cfg)
     refuse_impossible_views(cfg, method, any_number={"wmse"}, multi_crop={"simclr"})
-    if issubclass(cls, host_base.BaseMomentumMethod):
-        _fill(cfg, MOMENTUM_DEFAULTS)
     if declared := RELEASED_OPTIONS.get(method):
         fill_options(cfg, declared)
     refuse_impossible_batch(cfg, method)

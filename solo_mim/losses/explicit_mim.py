@@ -270,9 +270,8 @@ def view_entropies(
     """1/2 log det(C + noise I) / D of the total, within and between covariance of V views.
 
     In nats per dimension, of N x D views in float32 or float64. Without a `group` this process is
-    alone, even where `torch.distributed` is initialised. `between_noise` None leaves that term out;
-    `deferred` is that of `logdet`. `within` is that of `ExplicitMIMOptions`: all but "full" put an
-    upper bound for the within term, made of the diagonal of W.
+    alone. `between_noise` None leaves that term out; `deferred` is that of `logdet`, `within` that
+    of `ExplicitMIMOptions`: all but "full" bound the within term by the diagonal of W.
     """
     dim = views[0].shape[1]
     # Inside autocast a cast to float32 is not enough: the next matrix product casts it down again.

@@ -122,9 +122,8 @@ def mec_loss_func(
         order: of the series.
 
     Raises:
-        TypeError, ValueError: as `frossl_loss_func` does of views; inverse_lambda not positive, or
-            no order.
-        NonFiniteEmbeddingError: as `frossl_loss_func` does.
+        TypeError, ValueError, NonFiniteEmbeddingError: as `frossl_loss_func`; inverse_lambda not
+            positive, or no order.
     """
     if not inverse_lambda > 0 or order < 1:
         raise ValueError(
@@ -199,18 +198,16 @@ def lejepa_loss_func(
     The invariance is the mean square of the views' distance to their mean, over samples, views and,
     as in the authors' code, coordinates; SIGReg is `sliced_epps_pulley` of each view by itself,
     averaged over the views. SIGReg has a factor N: at another batch size the same `lamb` weighs
-    otherwise. All views are global ones, as here none are small crops.
+    otherwise. All views are global ones.
 
     Args:
         views: V >= 2, row n of each of image n.
         lamb: the paper's lambda, from 0 to 1.
         num_slices, t_max, n_points: of `sliced_epps_pulley`; defaults are the paper's.
-        seed: of the directions. Give the number of the step: they then change from step to step,
-            are the same in all processes, and come again when a run is resumed.
+        seed: of the directions; give the number of the step, as `explicit_mim_loss_func`.
 
     Raises:
-        TypeError, ValueError: as `frossl_loss_func` does of views; options out of range.
-        NonFiniteEmbeddingError: as `frossl_loss_func` does.
+        TypeError, ValueError, NonFiniteEmbeddingError: as `frossl_loss_func`; options out of range.
     """
     z = torch.stack(in_one_precision(checked_views(views)))
     group = several_processes()
@@ -249,11 +246,10 @@ def visreg_loss_func(
         views: V >= 2, row n of each of image n.
         lamb: weight from 0 to 1; the authors' 0.9 is for ImageNet, 0.6 for Imagenette.
         num_projections: random directions.
-        seed: of the directions; give the number of the step, as `lejepa_loss_func`.
+        seed: of the directions, as `lejepa_loss_func`.
 
     Raises:
-        TypeError, ValueError: as `frossl_loss_func` does of views; options out of range.
-        NonFiniteEmbeddingError: as `frossl_loss_func` does.
+        TypeError, ValueError, NonFiniteEmbeddingError: as `frossl_loss_func`; options out of range.
     """
     if num_projections < 1:
         raise ValueError(f"num_projections must be 1 or more, got {num_projections}")
@@ -286,10 +282,8 @@ def _weighed(lamb: float, invariance: Tensor, regularisation: Tensor) -> Tensor:
 
 
 def _gathered_views(views: Sequence[Tensor], dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    """Views, N x D each, of all processes in `dtype`.
-
-    Cast first: 16 bits do not hold the counts that gathering exchanges.
-    """
+    """Views, N x D each, of all processes in `dtype`."""
+    # Cast first: 16 bits do not hold the counts that gathering exchanges.
     joined = [gathered(view.to(dtype)) for view in checked_views(views)]
     _refuse_too_few(len(joined[0]))
     return joined
