@@ -1,5 +1,4 @@
-"""Optimisers and schedules with the semantics of solo-learn main: for the released generation, and
-for classifiers on either."""
+"""Optimisers and schedules of solo-learn main, for the released generation and for classifiers."""
 
 from __future__ import annotations
 
@@ -16,12 +15,10 @@ class LARS(torch.optim.SGD):
     """Layer-wise adaptive rate scaling (You et al. 2017, arXiv 1708.03888) on torch's SGD.
 
     Each weight's gradient g becomes `eta |w| / (|g| + weight_decay |w| + eps) * (g + weight_decay
-    w)` before the momentum step. solo-learn 1.0.2 wraps an SGD instead, and under lightning 2 the
-    wrapper scales the gradients of the step before and only then runs the closure: plain SGD
-    without weight decay, and no error. Here the closure runs first.
+    w)` before the momentum step. solo-learn 1.0.2 wraps an SGD, and under lightning 2 scales the
+    gradients of the step before and only then runs the closure. Here the closure runs first.
 
     Args:
-        params, lr, momentum, weight_decay: as for `torch.optim.SGD`.
         eta: trust coefficient.
         clip_lr: limits the local rate to the global one (as LARC does), `min(local / lr, 1)`.
         exclude_bias_n_norm: one-dimensional parameters are stepped by SGD without weight decay.
@@ -104,11 +101,7 @@ def warmup_cosine(
     warmup_start_lr: float,
     min_lr: float,
 ) -> LambdaLR:
-    """Linear warm-up from `warmup_start_lr` to each group's rate, then a cosine to `min_lr`.
-
-    A LambdaLR, so its state is a step count and base rates, nothing that a safe checkpoint load
-    refuses.
-    """
+    """Linear warm-up from `warmup_start_lr` to each group's rate, then a cosine to `min_lr`."""
 
     def factor(base: float) -> Callable[[int], float]:
         def at(step: int) -> float:
@@ -126,51 +119,39 @@ def warmup_cosine(
     return _WarmupCosine(optimizer, [factor(group["lr"]) for group in optimizer.param_groups])
 
 
-def schedule(
-    optimizer: torch.optim.Optimizer, cfg: DictConfig, model: Any, scale: float = 1
-) -> dict[str, Any] | None:
-    """What `cfg.scheduler` asks for, over `cfg.max_epochs`, as lightning takes it; None of `none`.
-
-    The trainer of the LightningModule `model` is asked for the number of steps; `scale` is that of
-    the rates that the schedule itself has.
-    """
-    settings = cfg.scheduler
-    if settings.name == "none":
-        return None
-    if settings.name == "step":
-        steps_down = MultiStepLR(optimizer, list(settings.lr_decay_steps))
-        return {"scheduler": steps_down, "interval": "epoch", "frequency": 1}
-    per_step = settings.interval == "step"
-    steps = model.trainer.estimated_stepping_batches if per_step else cfg.max_epochs
-    scheduler = warmup_cosine(
-        optimizer,
-        warmup_steps=settings.warmup_epochs * steps / cfg.max_epochs,
-        max_steps=steps,
-        warmup_start_lr=settings.warmup_start_lr * scale,
-        min_lr=settings.min_lr * scale,
-    )
-    return {"scheduler": scheduler, "interval": settings.interval, "frequency": 1}
-
-
 def optimisation(
     groups: list[dict[str, Any]], cfg: DictConfig, model: Any, scale: float = 1
 ) -> Any:
     """Optimiser and schedule as `cfg.optimizer` and `cfg.scheduler` say, for lightning.
 
-    Groups with `static_lr` keep their rate; `scale` multiplies every rate but a group's own.
+    The trainer of the LightningModule `model` is asked for the number of steps. Groups with
+    `static_lr` keep their rate; `scale` multiplies every rate but a group's own.
     """
-    settings = cfg.optimizer
+    settings, of_rates = cfg.optimizer, cfg.scheduler
     if settings.exclude_bias_n_norm_wd:
         groups = without_decay_on_bias_and_norm(groups)
     static = {i for i, group in enumerate(groups) if group.pop("static_lr", False)}
     lr, decay = settings.lr * scale, settings.weight_decay
     kwargs: Any = OmegaConf.to_container(settings.kwargs)
     optimizer = OPTIMIZERS[settings.name](groups, lr=lr, weight_decay=decay, **kwargs)
-    entry = schedule(optimizer, cfg, model, scale)
-    if entry is None:
+    if of_rates.name == "none":
         return optimizer
+    interval = "epoch" if of_rates.name == "step" else of_rates.interval
+    if of_rates.name == "step":
+        scheduler: LRScheduler = MultiStepLR(optimizer, list(of_rates.lr_decay_steps))
+    else:
+        per_step = interval == "step"
+        steps = model.trainer.estimated_stepping_batches if per_step else cfg.max_epochs
+        scheduler = warmup_cosine(
+            optimizer,
+            warmup_steps=of_rates.warmup_epochs * steps / cfg.max_epochs,
+            max_steps=steps,
+            warmup_start_lr=of_rates.warmup_start_lr * scale,
+            min_lr=of_rates.min_lr * scale,
+        )
     if static:
-        hold_rates(entry["scheduler"], dict.fromkeys(static, lr))
+        hold_rates(scheduler, dict.fromkeys(static, lr))
+    entry = {"scheduler": scheduler, "interval": interval, "frequency": 1}
     return {"optimizer": optimizer, "lr_scheduler": entry}
 
 

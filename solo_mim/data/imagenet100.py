@@ -2,7 +2,7 @@
 
 Each split comes from an extracted tree (``train/<wnid>/``, ``val/<wnid>/``), whose class folders
 are linked or copied, or from the official archive. A file gets its name once it is whole, and what
-lies there in its full size is passed over: after a kill the same call goes on.
+lies there in full is passed over: after a kill the same call goes on.
 """
 
 import json

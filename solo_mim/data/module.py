@@ -18,6 +18,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from solo_mim.data.batches import (
     BatchedImages,
+    EpochSampler,
     OnCorrupt,
     PlainBatch,
     PlainImages,
@@ -25,12 +26,12 @@ from solo_mim.data.batches import (
     Views,
     ViewsBatch,
     as_it_is,
+    spread_over_classes,
     usable_cores,
 )
 from solo_mim.data.datasets import SPLIT_SEED, load_splits
 from solo_mim.data.errors import DataError, refuse_unknown_value
 from solo_mim.data.images import ImageSet
-from solo_mim.data.sampler import EpochSampler, spread_over_classes
 from solo_mim.data.transforms import Augmentation, parse_augmentations
 from solo_mim.errors import install_extra
 
@@ -109,16 +110,11 @@ class SSLDataModule(LightningDataModule):
         repeats epoch 0.
         """
         trainer = self.trainer
-        sampler = EpochSampler(
-            self.splits.train,
-            seed=self.seed,
-            shuffle=True,
-            num_replicas=trainer.world_size if trainer else 1,
-            rank=trainer.global_rank if trainer else 0,
-        )
-        # Lightning calls set_epoch too, but only after it has created the first iterator, whose
-        # workers prefetch at once.
-        if trainer:  # whose `current_epoch` lags by one while resuming
+        world, rank = (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
+        sampler = EpochSampler(self.splits.train, seed=self.seed, num_replicas=world, rank=rank)
+        if trainer:
+            # Lightning calls set_epoch too, but only after it has created the first iterator, whose
+            # workers prefetch at once; `current_epoch` lags by one while resuming.
             current: Any = trainer.fit_loop.epoch_progress.current
             sampler.set_epoch(current.processed)
         if self.batch_size > len(sampler):
@@ -176,7 +172,7 @@ class SSLDataModule(LightningDataModule):
         large = [a for a in self.augmentations if a.crop_size == self.crop_size]
         augmentations = tuple(islice(cycle(_one_per_view(large)), num_views))
         views = Views(images, augmentations, on_corrupt=self._in_evaluation)
-        drawn = EpochSampler(images, seed=SPLIT_SEED, shuffle=True, num_replicas=1, rank=0)
+        drawn = EpochSampler(images, seed=SPLIT_SEED)
         return self._loader(views, sampler=sorted(islice(drawn, max_images)))
 
     def state_dict(self) -> dict[str, Any]:

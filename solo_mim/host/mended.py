@@ -19,9 +19,8 @@ from solo_mim.losses.statistics import sum_over_processes
 class DINO:
     """Mixed in before the host's DINO: clips the gradients that the optimiser is given.
 
-    The host clips in `on_after_backward`, where mixed precision still has them scaled (by 65536 at
-    first, so that nearly everything is clipped) and accumulation has not finished. In 1.0.2 its
-    helper is also called `clip_gradients` and shadows lightning's hook of that name.
+    The host clips in `on_after_backward`, where mixed precision still has them scaled and
+    accumulation has not finished. In 1.0.2 its helper shadows lightning's hook `clip_gradients`.
     """
 
     clip_grad: float
@@ -51,8 +50,6 @@ class DeepClusterV2:
     trainer: Trainer
 
     def on_train_start(self) -> None:
-        """Raises ConfigError where a clustering has more prototypes than there are images, or an
-        epoch leaves parts of its memory unwritten."""
         super().on_train_start()  # type: ignore[misc]
         loader: Any = self.trainer.train_dataloader
         if self.trainer.num_training_batches < len(loader):
@@ -132,11 +129,8 @@ def host_loss(module: str, name: str) -> Callable[..., Tensor]:
 def whiten(self: Any, x: Tensor) -> Tensor:
     """W-MSE's whitening of N x D features by the Cholesky factor of their covariance, N > D.
 
-    Stands in for `Whitening2d.forward`, which calls two functions that torch has deprecated and
-    solves in the precision that autocast has chosen for them.
-
-    Raises:
-        ConfigError: the covariance is singular; says what to change.
+    Stands in for `Whitening2d.forward`, which calls two deprecated functions and solves in the
+    precision that autocast has chosen. Raises ConfigError where the covariance is singular.
     """
     with torch.autocast(x.device.type, enabled=False):
         x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
