@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image
@@ -24,7 +24,6 @@ STL10_CLASSES = (
 STL10_STATISTICS: tuple[RGB, RGB] = (0.4914, 0.4823, 0.4466), (0.247, 0.243, 0.261)
 
 Archive = type[CIFAR10] | type[FashionMNIST] | type[STL10]
-Read = TypeVar("Read")
 
 
 def _stl10(data: Mapping[str, Any]) -> DataSplits:
@@ -36,10 +35,8 @@ def _stl10(data: Mapping[str, Any]) -> DataSplits:
     images = MappedPixels(folder / train, folder / unlabelled)
     labels = np.full(len(images), UNLABELLED, np.int64)
     labels[: len(labelled)] = labelled.labels
-    held_out = ImageSet(
-        MappedPixels(folder / test),
-        np.fromfile(folder / test_labels, np.uint8).astype(np.int64) - 1,  # counted from 1 there
-    )
+    from_one = np.fromfile(folder / test_labels, np.uint8).astype(np.int64)
+    held_out = ImageSet(MappedPixels(folder / test), from_one - 1)
     train_set = ImageSet(images, labels)
     return DataSplits(train_set, held_out, held_out, STL10_CLASSES, *STL10_STATISTICS)
 
@@ -90,7 +87,7 @@ def _two_splits(
     return DataSplits(train, test, test, tuple(parts[0].classes), *statistics)
 
 
-def _present(data: Mapping[str, Any], archive: Archive, read: Callable[[Path, bool], Read]) -> Read:
+def _present(data: Mapping[str, Any], archive: Archive, read: Callable[[Path, bool], Any]) -> Any:
     """What ``read`` makes of ``train_path`` and whether to download: if allowed, and if needed."""
     root = Path(data.get("train_path") or "datasets").expanduser()
     try:

@@ -108,15 +108,11 @@ def verify(target: Path, manifest: Manifest, tick: Tick) -> Findings:
         f"{at}/{file}": size for at, files in folders.items() for file, size in files.items()
     }
     findings = Findings([], [], [], [], [])
-
-    def judged(path: str) -> str | None:
-        verdict = _judged(target / path, expected[path])
-        tick()
-        return verdict
-
     with ThreadPoolExecutor(usable_cores()) as threads:  # Pillow decodes without Python's lock
         try:
-            for path, verdict in zip(expected, threads.map(judged, expected), strict=True):
+            verdicts = threads.map(_judged, map(target.joinpath, expected), expected.values())
+            for path, verdict in zip(expected, verdicts, strict=True):
+                tick()
                 if verdict:
                     getattr(findings, verdict).append(path)
         except BaseException:

@@ -43,14 +43,9 @@ def bound(
 
 def _options(base: type | None = ProjectorOptions, /, **declared: tuple[Any, Any] | Any) -> type:
     """A dataclass of options: name=type of what is required, name=(type, default) of others."""
-    columns: list[Any] = []
-    for name, one in declared.items():
-        if isinstance(one, tuple):
-            kind, default = one
-            of = field(default_factory=default) if callable(default) else field(default=default)
-            columns.append((name, kind, of))
-        else:
-            columns.append((name, one))
+    columns: Any = [
+        (name, *one) if isinstance(one, tuple) else (name, one) for name, one in declared.items()
+    ]
     bases = (base,) if base else ()
     return make_dataclass("Options", columns, bases=bases, frozen=True, kw_only=True)
 
@@ -65,7 +60,7 @@ OPTIONS: dict[str, type] = {
     "byol": _options(pred_hidden_dim=Size),
     "deepclusterv2": _options(
         temperature=(Positive, 0.1),
-        num_prototypes=(list[Size], lambda: [3000, 3000, 3000]),
+        num_prototypes=(list[Size], field(default_factory=lambda: [3000, 3000, 3000])),
         kmeans_iters=(Size, 10),
     ),
     "dino": _options(

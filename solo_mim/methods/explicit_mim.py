@@ -45,7 +45,10 @@ class ExplicitMIM(Projecting, BaseMethod):
         """Adds in place the number of dimensions where none is given."""
         cfg = super().add_and_assert_specific_cfg(cfg)
         if cfg.method_kwargs.get("proj_output_dim") is None:
-            global_batch = cfg.optimizer.batch_size * _processes(cfg)
+            devices = cfg.get("devices", 1)  # of a completed recipe: a number or a list
+            per_node = devices if isinstance(devices, int) else len(devices)
+            processes = max(1, per_node) * cfg.get("num_nodes", 1)
+            global_batch = cfg.optimizer.batch_size * processes
             cfg.method_kwargs.proj_output_dim = min(128, max(1, global_batch // 2))
         return cfg
 
@@ -90,10 +93,3 @@ class ExplicitMIM(Projecting, BaseMethod):
         """`explicit_mim_terms`."""
         seed = self.trainer.global_step
         return explicit_mim_terms(out["z"], seed=seed, **self.loss_kwargs)._asdict()
-
-
-def _processes(cfg: DictConfig) -> int:
-    """Among which a batch is shared, of a completed configuration: a number or a list."""
-    devices = cfg.get("devices", 1)
-    count = devices if isinstance(devices, int) else len(devices)
-    return max(1, count) * cfg.get("num_nodes", 1)
