@@ -44,9 +44,10 @@ class BatchedImages(Dataset[Any]):
 
     corrupt_images: list[str]
 
-    def __init__(self, images: ImageSet, on_corrupt: OnCorrupt) -> None:
-        self.images = images
-        self.on_corrupt = on_corrupt
+    def __init__(
+        self, images: ImageSet, augmentations: Sequence[Augmentation], on_corrupt: OnCorrupt
+    ) -> None:
+        self.images, self.augmentations, self.on_corrupt = images, augmentations, on_corrupt
 
     def __len__(self) -> int:
         return len(self.images)
@@ -135,12 +136,6 @@ class Views(BatchedImages):
     then is its own seed.
     """
 
-    def __init__(
-        self, images: ImageSet, augmentations: tuple[Augmentation, ...], on_corrupt: OnCorrupt
-    ) -> None:
-        super().__init__(images, on_corrupt)
-        self.augmentations = augmentations
-
     def made(self, image: Any, seed: int) -> Any:
         rng = random.Random(seed)
         return [augment(image, rng) for augment in self.augmentations]
@@ -151,17 +146,14 @@ class Views(BatchedImages):
 
 
 class PlainImages(BatchedImages):
-    """Images under the evaluation transform, with the crop size and constants of ``like``."""
-
-    def __init__(self, images: ImageSet, like: Augmentation, on_corrupt: OnCorrupt) -> None:
-        super().__init__(images, on_corrupt)
-        self.like = like
+    """Images under the evaluation transform, with crop size and constants of the large crops."""
 
     def made(self, image: Any, seed: int) -> Any:
-        return evaluation_transform(image, self.like.crop_size)
+        return evaluation_transform(image, self.augmentations[0].crop_size)
 
     def batch(self, indexes: Tensor, made: list[Any], targets: Tensor) -> PlainBatch:
-        return [normalise(made, self.like.mean, self.like.std), targets]
+        large = self.augmentations[0]
+        return [normalise(made, large.mean, large.std), targets]
 
 
 def as_it_is(batch: Any) -> Any:

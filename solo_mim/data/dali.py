@@ -249,8 +249,7 @@ class EncodedViews(BatchedImages):
                 remedy="Set it to 0, or data.format: image_folder",
             )
         files: Any = EncodedFiles(images.source.paths)
-        super().__init__(replace(images, source=files), on_corrupt)
-        self.augmentations = augmentations
+        super().__init__(replace(images, source=files), augmentations, on_corrupt)
 
     def made(self, image: Encoded, seed: int) -> Any:
         rng = random.Random(seed)
@@ -273,23 +272,16 @@ class DaliLoader:
     From a loader of ``EncodedViews``, computed by so many threads of DALI, or on a GPU.
     """
 
-    def __init__(
-        self,
-        batches: Any,
-        augmentations: Sequence[Augmentation],
-        batch_size: int,
-        threads: int,
-        device: torch.device,
-    ) -> None:
+    def __init__(self, batches: Any, threads: int, device: torch.device) -> None:
         self.batches = batches
         self.sampler = batches.sampler  # Lightning calls its set_epoch
         self.dataset = batches.dataset  # of which methods take the length
         self.device = device
         on_gpu = device.type == "cuda"
         self._options = {
-            "augmentations": augmentations,
+            "augmentations": batches.dataset.augmentations,
             "on_gpu": on_gpu,
-            "batch_size": batch_size,
+            "batch_size": batches.batch_size,
             "num_threads": threads,
             "device_id": (device.index or 0) if on_gpu else None,
             "prefetch_queue_depth": AHEAD,

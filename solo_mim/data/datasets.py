@@ -1,8 +1,6 @@
 """From the configuration section ``data`` to the images: training, validation and test set.
 
-Nothing here augments or batches. Every data set hands out Pillow images, the representation in
-which augmenting is fastest; how it holds them is in ``images``, what it is in ``archives``,
-``folders`` and ``h5``.
+Every data set hands out Pillow images, the representation in which augmenting is fastest.
 """
 
 import math

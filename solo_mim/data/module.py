@@ -198,7 +198,7 @@ class SSLDataModule(LightningDataModule):
     def _plain_images(self, split: str) -> PlainImages:
         images = self._images(split)
         evaluable = images if images.labelled else images.subset(images.evaluable)
-        return PlainImages(evaluable, self.augmentations[0], self._in_evaluation)
+        return PlainImages(evaluable, self.augmentations, self._in_evaluation)
 
     def _dali_loader(self, sampler: EpochSampler) -> Any:
         try:
@@ -221,8 +221,7 @@ class SSLDataModule(LightningDataModule):
             )
         if device.type != "cuda" or self.dali_device == "cpu":
             device = torch.device("cpu")
-        threads = max(1, self.num_workers)
-        return DaliLoader(batches, augmentations, self.batch_size, threads, device)
+        return DaliLoader(batches, max(1, self.num_workers), device)
 
     def _loader(
         self, dataset: BatchedImages, *, persistent: bool = False, **options: Any

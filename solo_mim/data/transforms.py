@@ -2,8 +2,7 @@
 
 The configuration section ``augmentations`` is a list of pipelines. Each turns one image into
 ``num_crops`` views; pipelines whose ``crop_size`` is not that of the first make *small* crops.
-Keys, value ranges and order of the steps are solo-learn's (main): crop or resize, colour jitter,
-grey, blur, solarise, equalise, flip, normalise.
+Keys, value ranges and order of the steps are those of solo-learn main.
 
 The kernels are Pillow's, with torchvision's results. The parameters are drawn here: on 32-pixel
 images the machinery of transform classes takes most of the time, and a view that is a function of

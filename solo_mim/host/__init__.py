@@ -50,12 +50,8 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 def build_backbone(cfg: DictConfig, method: str | None) -> nn.Module:
     """The backbone as a method would have it, in its first state; fills `cfg.backbone.kwargs` in.
 
-    Args:
-        cfg: read are `backbone`, `augmentations` and `data`.
-        method: MAE and MoCo v3 of main have vision transformers of their own.
-
-    Raises:
-        ConfigError: unknown backbone, stem, or argument of it.
+    MAE and MoCo v3 of main have vision transformers of their own. Raises ConfigError as
+    `backbone_factory`.
     """
     of_host = (method,) if GENERATION == "current" else ()
     return backbone_factory(cfg, HOST_BACKBONES)(*of_host, **cfg.backbone.kwargs)

@@ -29,7 +29,6 @@ _OF_PROCESSES = "solo_mim_late_buffers"  # in a checkpoint: name -> processes x 
 class Lifecycle(SeededEpochs):
     """Mixed in before a host's LightningModule: mended kNN, and resuming to equal weights."""
 
-    device: torch.device
     knn_eval: bool
     knn: OnlineKNN
     momentum_updater: Any  # of methods with a momentum network

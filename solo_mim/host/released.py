@@ -75,8 +75,7 @@ def _backbone_in_slot(cfg: DictConfig) -> Iterator[None]:
     """While in here the host's `vit_tiny` is the configured backbone, whatever that is.
 
     1.0.2 maps names to factories in a literal inside __init__, but imports this one there by name.
-    What stands in its place needs `num_features` only: the stem surgery that the host does on names
-    containing "resnet" is not reached, for the online or the momentum backbone.
+    Its stem surgery, on names containing "resnet", is not reached.
     """
     host_backbones.vit_tiny = backbone_factory(cfg, HOST_BACKBONES)
     try:
@@ -88,7 +87,6 @@ def _backbone_in_slot(cfg: DictConfig) -> Iterator[None]:
 class Adapter(Lifecycle):
     """Mixed in before a 1.0.2 class: main's constructor, names, optimisation, validation hooks."""
 
-    learnable_params: list[dict[str, Any]]
     trainer: lightning.pytorch.Trainer
     backbone: nn.Module
     momentum_backbone: nn.Module
@@ -155,7 +153,7 @@ class Adapter(Lifecycle):
 
         1.0.2 steps its schedule once an epoch from .003: a run of ten epochs never leaves warm-up.
         """
-        groups = self.learnable_params
+        groups = self.learnable_params  # type: ignore[attr-defined]
         for group in groups:
             if group.get("name") in _MAIN_NAMES:
                 group["name"] = _MAIN_NAMES[group["name"]]

@@ -1,8 +1,8 @@
 """Losses that explicit MIM is compared with and solo-learn lacks, from their papers.
 
 CorInfoMax, MEC and FroSSL are of log-determinants and entropies; LeJEPA and VISReg bring the
-embeddings to a standard Gaussian along random directions. Each is computed in float32 or better and
-outside autocast, as log-determinants need it; with several processes, from the samples of all.
+embeddings to a standard Gaussian along random directions. Each is computed in float32 or better,
+outside autocast; with several processes, from the samples of all.
 """
 
 import math
@@ -29,8 +29,8 @@ from solo_mim.losses.statistics import (
 )
 
 
-class CorInfoMaxTerms(NamedTuple):
-    """The loss and its two terms: `loss = alpha * invariance - entropy`."""
+class EntropyTerms(NamedTuple):
+    """The loss and its two terms: `loss = weight * invariance - entropy`."""
 
     loss: Tensor
     invariance: Tensor
@@ -75,7 +75,7 @@ class CorInfoMaxLoss(nn.Module):
         self.register_buffer("mean", torch.zeros(2, dim, dtype=torch.float64))
         self.register_buffer("covariance", torch.eye(dim, dtype=torch.float64).repeat(2, 1, 1))
 
-    def forward(self, z1: Tensor, z2: Tensor) -> CorInfoMaxTerms:
+    def forward(self, z1: Tensor, z2: Tensor) -> EntropyTerms:
         """N x D embeddings of two views; in training mode the moments move on.
 
         Raises:
@@ -102,7 +102,7 @@ class CorInfoMaxLoss(nn.Module):
             if self.training:
                 self.mean, self.covariance = torch.stack(means), torch.stack(covariances)
             invariance = (views[0] - views[1]).square().mean()
-            return CorInfoMaxTerms(self.alpha * invariance - entropy, invariance, entropy)
+            return EntropyTerms(self.alpha * invariance - entropy, invariance, entropy)
 
 
 def mec_loss_func(
@@ -142,15 +142,7 @@ def mec_loss_func(
         return finite(-inverse_lambda * series / (2 * len(p1)))
 
 
-class FroSSLTerms(NamedTuple):
-    """The loss and its two terms: `loss = invariance_weight * invariance - entropy`."""
-
-    loss: Tensor
-    invariance: Tensor
-    entropy: Tensor
-
-
-def frossl_loss_func(views: Sequence[Tensor], invariance_weight: float = 1.0) -> FroSSLTerms:
+def frossl_loss_func(views: Sequence[Tensor], invariance_weight: float = 1.0) -> EntropyTerms:
     """FroSSL (Skean et al. 2023, https://arxiv.org/abs/2310.02903) of V views, N x D each.
 
     The entropy is Renyi's of order 2 of each view's covariance K with unit trace, `-log ||K||_F^2`,
@@ -174,7 +166,7 @@ def frossl_loss_func(views: Sequence[Tensor], invariance_weight: float = 1.0) ->
         spread = (unit - unit.mean(0)).square().sum()
         invariance = len(views) * spread / samples
         loss = finite(invariance_weight * invariance - entropy)
-        return FroSSLTerms(loss, invariance, entropy)
+        return EntropyTerms(loss, invariance, entropy)
 
 
 class LeJEPATerms(NamedTuple):

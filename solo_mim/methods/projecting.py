@@ -54,10 +54,8 @@ class Projecting:
     @property
     def learnable_params(self) -> list[dict[str, Any]]:
         """The parent's parameter groups and the projector's."""
-        return [
-            *super().learnable_params,  # type: ignore[misc]
-            {"name": "projector", "params": self.projector.parameters()},
-        ]
+        projector = {"name": "projector", "params": self.projector.parameters()}
+        return [*super().learnable_params, projector]  # type: ignore[misc]
 
     def forward(self, X: Tensor) -> dict[str, Any]:
         """The parent's outputs and the projected features `z`, N x proj_output_dim."""

@@ -111,10 +111,8 @@ class MEC(Projecting, BaseMomentumMethod):
     @property
     def learnable_params(self) -> list[dict[str, Any]]:
         """The parent's parameter groups, the projector's and the predictor's."""
-        return [
-            *super().learnable_params,
-            {"name": "predictor", "params": self.predictor.parameters()},
-        ]
+        predictor = {"name": "predictor", "params": self.predictor.parameters()}
+        return [*super().learnable_params, predictor]
 
     @property
     def momentum_pairs(self) -> list[tuple[Any, Any]]:
