@@ -1,17 +1,17 @@
 """Backbones built the same way for both generations of the host.
 
-The host decides by the *name* of the data set whether a ResNet gets the stem for small images, and
-its transformers are for 224 pixels unless told otherwise; here `backbone.stem` and the crop size
-decide, for the online and the momentum backbone alike.
+The host's stems go by the *name* of the data set, and its transformers are for 224 pixels unless
+told otherwise; here `backbone.stem` and the crop size decide.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
@@ -24,17 +24,15 @@ from solo_mim.errors import ConfigError, nearest
 _Backbone = TypeVar("_Backbone")
 
 STEMS = ("auto", "small", "imagenet")
-# Up to this crop size (pixels) an ImageNet stem, which divides the resolution by four before the
-# first block, leaves too little to work on. The host's CIFAR stem is for 32, its STL-10 (96) uses
-# ImageNet's.
+# Up to this crop size (pixels) an ImageNet stem, which divides the resolution by four, leaves too
+# little to work on. The host's CIFAR stem is for 32, its STL-10 (96) uses ImageNet's.
 SMALL_STEM_CROP_SIZE = 64
 
 
 class SmallCNN(nn.Sequential):
     """Four 3 x 3 convolutions with batch norm and ReLU, global average pooling: 1.6 M parameters.
 
-    For comparisons that a CPU can run: each layer halves the resolution and doubles the width. Maps
-    N x 3 x H x W to N x 512, the last of `widths`.
+    For comparisons that a CPU can run. Maps N x 3 x H x W to N x 512, the last of `widths`.
     """
 
     def __init__(self, widths: tuple[int, ...] = (64, 128, 256, 512)):
@@ -69,26 +67,18 @@ def _is_vit(name: str) -> bool:
     return name.startswith("vit_")
 
 
-def refuse_unknown_backbone(name: str, known: Collection[str]) -> None:
-    """Raises ConfigError of a name that is not among those known."""
-    if name not in known:
-        raise ConfigError(f"backbone.name: unknown backbone '{name}'{nearest(name, known)}")
-
-
 def fitted_to_weights(backbone: _Backbone, weights: Mapping[str, torch.Tensor]) -> _Backbone:
-    """The recipe of a backbone with the stem of a ResNet, or the patches of a vision transformer,
-    that weights are of; what it says explicitly stays.
+    """A backbone's recipe with the stem that a state dict is of; what it says explicitly stays.
 
-    Args:
-        backbone: a dataclass with `name`, `stem` and `kwargs`.
-        weights: a backbone's state dict.
+    The recipe is a dataclass with `name`, `stem` and `kwargs`.
     """
     given: Any = backbone
-    automatic = given.stem == "auto"
-    if given.name in _RESNETS and automatic and "conv1.weight" in weights:
+    if given.stem != "auto":
+        return backbone
+    if given.name in _RESNETS and "conv1.weight" in weights:
         stem = "small" if weights["conv1.weight"].shape[-1] == 3 else "imagenet"
         return replace(given, stem=stem)
-    if _is_vit(given.name) and automatic and "patch_embed.proj.weight" in weights:
+    if _is_vit(given.name) and "patch_embed.proj.weight" in weights:
         patch_size = weights["patch_embed.proj.weight"].shape[-1]
         return replace(given, kwargs={"patch_size": patch_size, **given.kwargs})
     return backbone
@@ -98,10 +88,7 @@ def resolved_stem(cfg: DictConfig) -> str:
     """`small` or `imagenet` from `backbone.stem` and the size of the large crops.
 
     A ResNet's stem is its first convolution and pooling, a vision transformer's its patches: 4 or
-    16 pixels wide.
-
-    Raises:
-        ConfigError: unknown stem, or a stem asked of a backbone that has none to choose.
+    16 pixels wide. Raises ConfigError of a stem that is unknown, or that the backbone lacks.
     """
     stem = cfg.backbone.get("stem") or "auto"
     if stem not in STEMS:
@@ -120,10 +107,7 @@ def resolved_stem(cfg: DictConfig) -> str:
 def fill_backbone_kwargs(cfg: DictConfig) -> None:
     """Sets in place what a transformer must know of the images: their size, patches, windows.
 
-    The host's defaults are for 224 pixels and refuse others; what `backbone.kwargs` gives stays.
-
-    Raises:
-        ConfigError: see `resolved_stem`.
+    What `backbone.kwargs` gives stays. Raises ConfigError as `resolved_stem`.
     """
     if cfg.backbone.get("kwargs") is None:
         cfg.backbone.kwargs = {}
@@ -140,26 +124,28 @@ def fill_backbone_kwargs(cfg: DictConfig) -> None:
 
 
 def backbone_factory(
-    cfg: DictConfig, host_factory: Callable[..., Any] | None
+    cfg: DictConfig, of_host: Mapping[str, Callable[..., Any]] = MappingProxyType({})
 ) -> Callable[..., nn.Module]:
     """A factory `(*host's arguments, **backbone.kwargs) -> module with num_features`.
 
-    Ours for ResNets and the small CNN, `host_factory` for all else.
+    Ours for ResNets and the small CNN, the host's for all else. Fills `cfg.backbone.kwargs` in.
 
     Raises:
-        ConfigError: unknown stem or, when called, an unknown or impossible `backbone.kwargs`.
+        ConfigError: unknown backbone or stem or, when called, an unknown or impossible
+            `backbone.kwargs`.
     """
     name = cfg.backbone.name
+    known = {*of_host, *_RESNETS, *OUR_BACKBONES}
+    if name not in known:
+        raise ConfigError(f"backbone.name: unknown backbone '{name}'{nearest(name, known)}")
+    fill_backbone_kwargs(cfg)
     stem = resolved_stem(cfg)
 
     def build(*args: Any, **kwargs: Any) -> nn.Module:
         if name in _RESNETS:
             factory: Callable[..., Any] = partial(_resnet, _RESNETS[name], stem)
-        elif name in OUR_BACKBONES:
-            factory = OUR_BACKBONES[name]
         else:
-            assert host_factory is not None
-            factory = partial(host_factory, *args)
+            factory = OUR_BACKBONES.get(name) or partial(of_host[name], *args)
         if kwargs:
             with torch.device("meta"):  # costs no memory
                 known = _arguments(factory())

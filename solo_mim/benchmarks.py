@@ -207,7 +207,7 @@ def network_of(backbone: str, crop_size: int, dim: int, device: torch.device) ->
         {"backbone": {"name": backbone}, "augmentations": [{"crop_size": crop_size}], "data": {}}
     )
     torch.manual_seed(0)
-    features: Any = backbone_factory(cfg, None)()
+    features: Any = backbone_factory(cfg)()
     projector = nn.Sequential(
         *(nn.Linear(features.num_features, 512), nn.BatchNorm1d(512), nn.ReLU()),
         *(nn.Linear(512, 512), nn.BatchNorm1d(512), nn.ReLU(), nn.Linear(512, dim)),

@@ -1,9 +1,8 @@
 """Mutual information and spectrum of embeddings, in nats and in float64: what to log and to report.
 
-The training loss holds floors that shape its gradient; its value is no measurement. The functions
-here use one equal floor for every term, or none, so that their values are informations in nats, and
-say how far the sampling of covariances alone would lift them. Each works on the samples given, in
-this process: gather first where several processes share a data set.
+The training loss holds floors that shape its gradient; its value is no measurement. Here every term
+has one equal floor, or none, so that values are informations in nats. Each function works on the
+samples of this process: gather first where several share a data set.
 """
 
 import math
@@ -30,16 +29,15 @@ IMAGES_PER_DIMENSION = 4
 def mutual_information_from_covariances(c1: Tensor, c2: Tensor, c12: Tensor) -> Tensor:
     """I(Y; Y') of jointly Gaussian variables, in nats: 1/2 log [det C1 det C2 / det C_joint].
 
-    Theorem 1 of arXiv 2409.04747 for the covariances of the Gaussianised pair. The ratio is
-    invariant to invertible linear maps of each variable, not to other homeomorphisms.
+    Theorem 1 of arXiv 2409.04747 for the covariances of the Gaussianised pair; invariant to
+    invertible linear maps of each variable, not to other homeomorphisms.
 
     Args:
         c1, c2: covariances, D1 x D1 and D2 x D2.
         c12: cross-covariance, D1 x D2.
 
     Raises:
-        NotPositiveDefiniteError: one of them or the joint is singular: the information is infinite
-            or undefined.
+        NotPositiveDefiniteError: one of them or the joint is singular.
     """
     c1, c2, c12 = c1.double(), c2.double(), c12.double()
     joint = torch.cat((torch.cat((c1, c12), 1), torch.cat((c12.mT, c2), 1)))
@@ -48,15 +46,12 @@ def mutual_information_from_covariances(c1: Tensor, c2: Tensor, c12: Tensor) -> 
 
 
 def mutual_information(z1: Tensor, z2: Tensor, noise: float = 0.0) -> Tensor:
-    """Plug-in Gaussian information of paired samples, in nats, each variable with its own mean.
+    """Plug-in Gaussian information of paired samples, N x D1 and N x D2, in nats.
 
-    Args:
-        z1, z2: N x D1 and N x D2.
-        noise: power of an independent Gaussian noise added to each coordinate, in its own units.
+    `noise` is the power of an independent Gaussian noise added to each coordinate, in its units.
 
     Raises:
-        ValueError: unequal N; a noise that is no power; none, and no more samples than D1 + D2, so
-            that the joint covariance is singular.
+        ValueError: unequal N; a noise that is no power; none, and no more samples than D1 + D2.
         NonFiniteEmbeddingError, NotPositiveDefiniteError: a covariance is not finite, or singular.
     """
     _check_noise(noise)
@@ -129,7 +124,6 @@ def shuffled_information(
     """`view_information` in nats with every pair broken up: what these samples show by chance.
 
     The cross-check of `small_sample_bias` where embeddings are not Gaussian or noise is not small.
-    No two views of an image stay together. One draw: call again for its spread.
 
     Raises:
         ValueError: fewer samples than views, and as `view_information`.
@@ -151,11 +145,8 @@ def small_sample_bias(
 
     N B, N (V-1) W and N V A are then Wishart matrices of one S, with N - 1 (the mean takes one),
     N (V-1) and N V - 1 degrees of freedom, and E log det Wishart_nu(S) = log det S + D log 2
-    + sum_{i<D} digamma((nu - i) / 2). S and a standardisation cancel. Dependence of the views
-    leaves B and W as they are and takes degrees from A, down to N - 1; a noise lowers the bias.
-
-    Returns:
-        The bias; inf where a covariance is singular: D > N (V-1) (infomax) or D > N - 1 (two_view).
+    + sum_{i<D} digamma((nu - i) / 2); S cancels. Dependence of the views and a noise only lower it.
+    inf where a covariance is singular: D > N (V-1) (infomax) or D > N - 1 (two_view).
     """
     check_choice("reading", reading, READINGS)
     if num_samples < 2 or dim < 1 or num_views < 2:
@@ -184,9 +175,8 @@ def generalised_gaussian_offset(beta: float, dim: int) -> float:
 
     The difference 2 phi(dim) - phi(2 dim) of entropies at unit covariance, with both variables and
     their joint taken as generalised Gaussians of one shape (density exp(-u^beta / 2), u the squared
-    Mahalanobis distance). No covariance enters, so the gradient is the Gaussian one. 0 at beta = 1,
-    the Gaussian; else negative, as the marginals of such a joint are not of that family: it is the
-    offset under the theorem's assumption and no mutual information by itself.
+    Mahalanobis distance). No covariance enters. 0 at beta = 1, the Gaussian; else negative, as the
+    marginals of such a joint are not of that family: no mutual information by itself.
 
     Raises:
         ValueError: beta not positive or dim below 1.
@@ -203,9 +193,8 @@ def generalised_gaussian_offset(beta: float, dim: int) -> float:
 def gaussian_copula(z: Tensor) -> Tensor:
     """N x D samples with each coordinate mapped to normal scores of its ranks; ties share a rank.
 
-    A diagnostic of how far marginals are from Gaussian: compare an information before and after.
-    Gaussian marginals do not make a joint Gaussian: for D > 1 the result is no bound on the
-    information and no case of Theorem 1.
+    A diagnostic of the marginals: compare an information before and after. Gaussian marginals do
+    not make a joint Gaussian: for D > 1 the result is no case of Theorem 1.
 
     Raises:
         NonFiniteEmbeddingError: NaN or inf in z.
@@ -267,19 +256,16 @@ class HeldOutInformation:
 
     Attributes:
         infomax: plug-in estimate of the lower bound of I(z; image) through the reference channel.
-        infomax_bias: closed-form expectation of its excess at this sample size for independent
-            views without a channel; both dependence and the channel only lower it. `inf` where
+        infomax_bias: `small_sample_bias`, which dependence and the channel only lower; `inf` where
             images are too few.
-        infomax_shuffled: the same estimate with the pairs broken up: what it says of no
-            information.
+        infomax_shuffled: the same estimate with the pairs broken up.
         two_view, two_view_bias, two_view_shuffled: likewise for I(z; z').
         effective_rank: exponential entropy of the spectrum of z, at most its dimension.
-        eigenvalue_max, eigenvalue_min: of the covariance of z over all views, each coordinate of
-            unit variance: both 1 at best, one is the dimension and the other 0 in full collapse.
+        eigenvalue_max, eigenvalue_min: of `total_spectrum`: both 1 at best, the dimension and 0
+            in full collapse.
         images: held-out images used, two views each.
         dimensions: of z.
-        non_gaussianity: distance of one view's z from a Gaussian of its mean and covariance, which
-            the bounds take for granted: `solo_mim.losses.non_gaussianity`.
+        non_gaussianity: `solo_mim.losses.non_gaussianity` of one view's z.
         radial_distance: Wasserstein-1 distance of the norms of one view's whitened z from those of
             a Gaussian, chi of `dimensions` degrees (arXiv 2602.14272); None of fewer than four
             images a dimension.
@@ -302,10 +288,9 @@ class HeldOutInformation:
     def bound(self, reading: str) -> float | None:
         """Nats of `infomax` or `two_view` less what chance gives; None where that tells nothing.
 
-        Chance is the larger of bias and shuffled pairs: what sampling adds on average where views
-        share nothing, and the most that it adds. The rest must be as much again, as neither is
-        exact where z is not Gaussian, and three times sqrt(D / N), which to first order no standard
-        error of the estimate exceeds.
+        Chance is the larger of bias and shuffled pairs. The rest must be as much again, as neither
+        is exact where z is not Gaussian, and three times sqrt(D / N), which to first order no
+        standard error of the estimate exceeds.
         """
         value = getattr(self, reading)
         chance = max(getattr(self, f"{reading}_{kind}") for kind in ("bias", "shuffled"))
@@ -313,19 +298,15 @@ class HeldOutInformation:
         return value - chance if value - chance >= clear else None
 
     def lines(self, of: str = "z") -> list[str]:
-        """What is said of both readings: the bound, or that there is none, and what it would take.
-
-        Args:
-            of: what the information is of.
-        """
+        """What is said of both readings of `of`: the bound, or that none is, and what it takes."""
         said = []
         for reading, what in (("infomax", f"I({of}; image)"), ("two_view", f"I({of}; {of}')")):
             bound = self.bound(reading)
             found = "not told from chance" if bound is None else f">= {bound:.2f} nats"
+            value, bias, shuffled = (getattr(self, reading + s) for s in ("", "_bias", "_shuffled"))
             line = (
-                f"{what} {found} on two views of {self.images:,} images (measured "
-                f"{getattr(self, reading):.2f}, bias {getattr(self, reading + '_bias'):.2f}, "
-                f"shuffled pairs {getattr(self, reading + '_shuffled'):.2f})"
+                f"{what} {found} on two views of {self.images:,} images (measured {value:.2f}, "
+                f"bias {bias:.2f}, shuffled pairs {shuffled:.2f})"
             )
             enough = IMAGES_PER_DIMENSION * self.dimensions
             if bound is None and self.images < enough:
@@ -338,7 +319,7 @@ class HeldOutInformation:
 
 
 def _degrees_of_freedom(num_samples: int, num_views: int, reading: str) -> int:
-    """Highest possible rank of the covariance that runs out of samples first."""
+    """Highest rank of the covariance that runs out of samples first."""
     within = num_samples * (num_views - 1)
     return within if reading == "infomax" else min(within, num_samples - 1)
 

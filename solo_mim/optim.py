@@ -1,5 +1,4 @@
-"""Optimisers and schedules with the semantics of solo-learn main: for the released generation, and
-for classifiers on either."""
+"""Optimisers and schedules of solo-learn main, for the released generation and for classifiers."""
 
 from __future__ import annotations
 
@@ -8,21 +7,18 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, MultiStepLR
 
 
 class LARS(torch.optim.SGD):
-    """Layer-wise adaptive rate scaling (You, Gitman, Ginsburg 2017, arXiv 1708.03888) on torch's
-    SGD.
+    """Layer-wise adaptive rate scaling (You et al. 2017, arXiv 1708.03888) on torch's SGD.
 
     Each weight's gradient g becomes `eta |w| / (|g| + weight_decay |w| + eps) * (g + weight_decay
-    w)` before the momentum step. solo-learn 1.0.2 wraps an SGD instead, and under lightning 2 the
-    wrapper scales the gradients of the step before and only then runs the closure: plain SGD
-    without weight decay, and no error. Here the closure runs first.
+    w)` before the momentum step. solo-learn 1.0.2 wraps an SGD, and under lightning 2 scales the
+    gradients of the step before and only then runs the closure. Here the closure runs first.
 
     Args:
-        params, lr, momentum, weight_decay: as for `torch.optim.SGD`.
         eta: trust coefficient.
         clip_lr: limits the local rate to the global one (as LARC does), `min(local / lr, 1)`.
         exclude_bias_n_norm: one-dimensional parameters are stepped by SGD without weight decay.
@@ -44,12 +40,8 @@ class LARS(torch.optim.SGD):
             raise ValueError(f"LARS needs eta > 0, not {eta}")
         super().__init__(params, lr=lr, momentum=momentum, weight_decay=weight_decay)
         # In the groups, as main has them: there its LARS finds them in a checkpoint of ours.
-        own = {
-            "eta": eta,
-            "clip_lr": clip_lr,
-            "exclude_bias_n_norm": exclude_bias_n_norm,
-            "eps": eps,
-        }
+        own: dict[str, Any] = {"eta": eta, "clip_lr": clip_lr, "eps": eps}
+        own["exclude_bias_n_norm"] = exclude_bias_n_norm
         self.defaults.update(own)
         for group in self.param_groups:
             group.update(own)
@@ -109,73 +101,66 @@ def warmup_cosine(
     warmup_start_lr: float,
     min_lr: float,
 ) -> LambdaLR:
-    """Linear warm-up from `warmup_start_lr` to each group's rate, then a cosine to `min_lr`.
+    """Linear warm-up from `warmup_start_lr` to each group's rate, then a cosine to `min_lr`."""
 
-    A LambdaLR, so its state is a step count and base rates, nothing that a safe checkpoint load
-    refuses.
-    """
-
-    def factor(base_lr: float) -> Callable[[int], float]:
+    def factor(base: float) -> Callable[[int], float]:
         def at(step: int) -> float:
+            if base == 0:
+                return 1.0
             if step < warmup_steps:
-                lr = warmup_start_lr + step * (base_lr - warmup_start_lr) / max(
-                    1.0, warmup_steps - 1
-                )
+                lr = warmup_start_lr + step * (base - warmup_start_lr) / max(1.0, warmup_steps - 1)
             else:
                 progress = (step - warmup_steps) / max(1.0, max_steps - warmup_steps)
-                lr = min_lr + (base_lr - min_lr) * (1 + math.cos(math.pi * min(1.0, progress))) / 2
-            return lr / base_lr
+                lr = min_lr + (base - min_lr) * (1 + math.cos(math.pi * min(1.0, progress))) / 2
+            return lr / base
 
         return at
 
-    return _WarmupCosine(
-        optimizer,
-        [
-            (lambda step: 1.0) if group["lr"] == 0 else factor(group["lr"])
-            for group in optimizer.param_groups
-        ],
-    )
+    return _WarmupCosine(optimizer, [factor(group["lr"]) for group in optimizer.param_groups])
 
 
-def schedule(
-    optimizer: torch.optim.Optimizer, cfg: DictConfig, model: Any, scale: float = 1
-) -> dict[str, Any] | None:
-    """What `cfg.scheduler` asks for as lightning takes it; None of `none`.
+def optimisation(
+    groups: list[dict[str, Any]], cfg: DictConfig, model: Any, scale: float = 1
+) -> Any:
+    """Optimiser and schedule as `cfg.optimizer` and `cfg.scheduler` say, for lightning.
 
-    Args:
-        optimizer: with each group's own rate.
-        cfg: read are `scheduler` and `max_epochs`.
-        model: a LightningModule, whose trainer is asked for the number of steps.
-        scale: of the rates that the schedule itself has.
+    The trainer of the LightningModule `model` is asked for the number of steps. Groups with
+    `static_lr` keep their rate; `scale` multiplies every rate but a group's own.
     """
-    settings = cfg.scheduler
-    if settings.name == "none":
-        return None
-    if settings.name == "step":
-        scheduler: LRScheduler = MultiStepLR(optimizer, list(settings.lr_decay_steps))
-        return {"scheduler": scheduler, "interval": "epoch", "frequency": 1}
-    per_step = settings.interval == "step"
-    steps = model.trainer.estimated_stepping_batches if per_step else cfg.max_epochs
-    scheduler = warmup_cosine(
-        optimizer,
-        warmup_steps=settings.warmup_epochs * steps / cfg.max_epochs,
-        max_steps=steps,
-        warmup_start_lr=settings.warmup_start_lr * scale,
-        min_lr=settings.min_lr * scale,
-    )
-    return {"scheduler": scheduler, "interval": settings.interval, "frequency": 1}
+    settings, of_rates = cfg.optimizer, cfg.scheduler
+    if settings.exclude_bias_n_norm_wd:
+        groups = without_decay_on_bias_and_norm(groups)
+    static = {i for i, group in enumerate(groups) if group.pop("static_lr", False)}
+    lr, decay = settings.lr * scale, settings.weight_decay
+    kwargs: Any = OmegaConf.to_container(settings.kwargs)
+    optimizer = OPTIMIZERS[settings.name](groups, lr=lr, weight_decay=decay, **kwargs)
+    if of_rates.name == "none":
+        return optimizer
+    interval = "epoch" if of_rates.name == "step" else of_rates.interval
+    if of_rates.name == "step":
+        scheduler: LRScheduler = MultiStepLR(optimizer, list(of_rates.lr_decay_steps))
+    else:
+        per_step = interval == "step"
+        steps = model.trainer.estimated_stepping_batches if per_step else cfg.max_epochs
+        scheduler = warmup_cosine(
+            optimizer,
+            warmup_steps=of_rates.warmup_epochs * steps / cfg.max_epochs,
+            max_steps=steps,
+            warmup_start_lr=of_rates.warmup_start_lr * scale,
+            min_lr=of_rates.min_lr * scale,
+        )
+    if static:
+        hold_rates(scheduler, dict.fromkeys(static, lr))
+    entry = {"scheduler": scheduler, "interval": interval, "frequency": 1}
+    return {"optimizer": optimizer, "lr_scheduler": entry}
 
 
 def hold_rates(scheduler: LRScheduler, rates: dict[int, float]) -> None:
-    """Keeps parameter groups at their rate (SimSiam's predictor), from the first step on.
+    """Keeps parameter groups, by index, at their rate (SimSiam's predictor) from the first step on.
 
     Main binds a partial of the schedule's own method to it. That lands in the state of the
     schedule, which then neither resumes (it recurses) nor loads with weights_only=True, and the
     first step is taken before it holds.
-
-    Args:
-        scheduler: of any kind.
-        rates: index of a parameter group -> its learning rate.
     """
     scheduled = type(scheduler)
 
@@ -194,12 +179,9 @@ def without_decay_on_bias_and_norm(groups: list[dict[str, Any]]) -> list[dict[st
     split = []
     for group in groups:
         params = list(group["params"])
-        decayed = [p for p in params if p.ndim > 1]
-        undecayed = [p for p in params if p.ndim <= 1]
-        if decayed:
-            split.append({**group, "params": decayed})
-        if undecayed:
-            name = f"{group['name']}_no_decay" if "name" in group else None
-            named = {"name": name} if name else {}
-            split.append({**group, **named, "params": undecayed, "weight_decay": 0.0})
-    return split
+        named = {"name": f"{group['name']}_no_decay"} if "name" in group else {}
+        split += [
+            {**group, "params": [p for p in params if p.ndim > 1]},
+            {**group, **named, "params": [p for p in params if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+    return [group for group in split if group["params"]]

@@ -1,15 +1,16 @@
 """Data sets that torchvision downloads and checks: CIFAR, Fashion-MNIST, STL-10."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image
 from torchvision.datasets import CIFAR10, CIFAR100, STL10, FashionMNIST
 
 from solo_mim.data.errors import DataError
-from solo_mim.data.images import UNLABELLED, DataSplits, ImageSet, Pixels
+from solo_mim.data.images import UNLABELLED, DataSplits, ImageSet, Pixels, Source
 from solo_mim.data.transforms import RGB
 
 CIFAR10_STATISTICS: tuple[RGB, RGB] = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
@@ -23,43 +24,24 @@ STL10_CLASSES = (
 STL10_STATISTICS: tuple[RGB, RGB] = (0.4914, 0.4823, 0.4466), (0.247, 0.243, 0.261)
 
 Archive = type[CIFAR10] | type[FashionMNIST] | type[STL10]
-Read = TypeVar("Read")
 
 
-def cifar10(data: Mapping[str, Any]) -> DataSplits:
-    return _two_splits(data, CIFAR10, *CIFAR10_STATISTICS)
-
-
-def cifar100(data: Mapping[str, Any]) -> DataSplits:
-    return _two_splits(data, CIFAR100, *CIFAR100_STATISTICS)
-
-
-def fashion_mnist(data: Mapping[str, Any]) -> DataSplits:
-    return _two_splits(data, FashionMNIST, *FASHION_MNIST_STATISTICS)
-
-
-def stl10(data: Mapping[str, Any]) -> DataSplits:
+def _stl10(data: Mapping[str, Any]) -> DataSplits:
     """Trains on the 5,000 labelled images and, behind them, the 100,000 without label."""
-
-    def checked(root: Path, download: bool) -> STL10:
-        return STL10(root, "train", download=download)
-
-    labelled = _present(data, STL10, checked)
+    labelled = _present(data, STL10, lambda root, fetch: STL10(root, "train", download=fetch))
     folder = Path(labelled.root) / STL10.base_folder
     (train, _), _, (unlabelled, _) = STL10.train_list
     (test, _), (test_labels, _) = STL10.test_list
     images = MappedPixels(folder / train, folder / unlabelled)
     labels = np.full(len(images), UNLABELLED, np.int64)
     labels[: len(labelled)] = labelled.labels
-    held_out = ImageSet(
-        MappedPixels(folder / test),
-        np.fromfile(folder / test_labels, np.uint8).astype(np.int64) - 1,  # counted from 1 there
-    )
+    from_one = np.fromfile(folder / test_labels, np.uint8).astype(np.int64)
+    held_out = ImageSet(MappedPixels(folder / test), from_one - 1)
     train_set = ImageSet(images, labels)
     return DataSplits(train_set, held_out, held_out, STL10_CLASSES, *STL10_STATISTICS)
 
 
-class MappedPixels:
+class MappedPixels(Source):
     """The images of STL-10's files, one file behind the other, left on disk: of 2.9 GB, memory
     holds what the system caches, once for all processes."""
 
@@ -83,37 +65,30 @@ class MappedPixels:
             index -= len(array)
         raise IndexError(f"beyond the last of {len(self)} images")
 
-    def entries(self) -> Iterable[tuple[bytes, int]]:
-        return ()
-
     def __reduce__(self) -> tuple[Any, ...]:
         # Spawned workers map the files anew; pickled, a mapped array would be read and sent.
         return type(self), self.files
 
 
 def _two_splits(
-    data: Mapping[str, Any], archive: type[CIFAR10] | type[FashionMNIST], mean: RGB, std: RGB
+    archive: type[CIFAR10] | type[FashionMNIST],
+    statistics: tuple[RGB, RGB],
+    data: Mapping[str, Any],
 ) -> DataSplits:
-    def both(root: Path, download: bool) -> tuple[Any, Any]:
-        return archive(root, train=True, download=download), archive(root, train=False)
+    def both(root: Path, fetch: bool) -> tuple[Any, Any]:
+        return archive(root, train=True, download=fetch), archive(root, train=False)
 
-    parts = _present(data, archive, both)
-    train, test = (
-        ImageSet(Pixels(_in_colour(np.asarray(part.data))), np.asarray(part.targets, np.int64))
-        for part in parts
-    )
-    return DataSplits(train, test, test, tuple(parts[0].classes), mean, std)
-
-
-def _in_colour(pixels: np.ndarray) -> np.ndarray:
-    return pixels if pixels.ndim == 4 else np.repeat(pixels[..., None], 3, axis=-1)
+    sets, parts = [], _present(data, archive, both)
+    for part in parts:
+        pixels = np.asarray(part.data)
+        pixels = pixels if pixels.ndim == 4 else np.repeat(pixels[..., None], 3, axis=-1)
+        sets.append(ImageSet(Pixels(pixels), np.asarray(part.targets, np.int64)))
+    train, test = sets
+    return DataSplits(train, test, test, tuple(parts[0].classes), *statistics)
 
 
-def _present(data: Mapping[str, Any], archive: Archive, read: Callable[[Path, bool], Read]) -> Read:
-    """What ``read`` makes of (root, whether to download), the latter if allowed and only if needed.
-
-    The root is ``train_path``; one archive holds all parts, so ``val_path`` is not read.
-    """
+def _present(data: Mapping[str, Any], archive: Archive, read: Callable[[Path, bool], Any]) -> Any:
+    """What ``read`` makes of ``train_path`` and whether to download: if allowed, and if needed."""
     root = Path(data.get("train_path") or "datasets").expanduser()
     try:
         return read(root, False)
@@ -141,3 +116,11 @@ def _no_archive(root: Path, archive: Archive, error: Exception) -> DataError:
         remedy=f"{unpack}, or name the folder that holds {path.relative_to(root)}; "
         "data.download: true fetches it where there is a network",
     )
+
+
+ARCHIVES: dict[str, Callable[[Mapping[str, Any]], DataSplits]] = {
+    "cifar10": partial(_two_splits, CIFAR10, CIFAR10_STATISTICS),
+    "cifar100": partial(_two_splits, CIFAR100, CIFAR100_STATISTICS),
+    "fashion_mnist": partial(_two_splits, FashionMNIST, FASHION_MNIST_STATISTICS),
+    "stl10": _stl10,
+}

@@ -1,15 +1,20 @@
-"""Images read a batch at a time, and what is done about those that cannot be read."""
+"""Images read a batch at a time, in an order that is a function of (seed, epoch), and what is done
+about those that cannot be read."""
 
 import os
 import random
 import warnings
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.distributed import DistributedSampler
 
+from solo_mim.data.datasets import SPLIT_SEED
 from solo_mim.data.errors import DataError
 from solo_mim.data.images import ImageSet
 from solo_mim.data.transforms import Augmentation, evaluation_transform, normalise
@@ -20,7 +25,6 @@ PlainBatch = list[Tensor]  # [X float32 B x 3 x H x W, targets int64 B]
 # What is done about a file that is no readable image: DataError; the next that is readable in its
 # place, so that batches keep their size; or a smaller batch, so that no image counts twice.
 OnCorrupt = Literal["fail", "replace", "leave out"]
-Read = tuple[int, int, Any]  # index, augmentation seed, what the image set's source gives
 
 
 class Fetched(NamedTuple):
@@ -40,42 +44,50 @@ class BatchedImages(Dataset[Any]):
 
     corrupt_images: list[str]
 
-    def __init__(self, images: ImageSet, on_corrupt: OnCorrupt) -> None:
-        self.images = images
-        self.on_corrupt = on_corrupt
+    def __init__(
+        self, images: ImageSet, augmentations: Sequence[Augmentation], on_corrupt: OnCorrupt
+    ) -> None:
+        self.images, self.augmentations, self.on_corrupt = images, augmentations, on_corrupt
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitems__(self, keys: Sequence[tuple[int, int] | int]) -> Fetched:
         unreadable: list[str] = []
+        indexes, made = [], []
         try:
-            return Fetched(self.batch(self._read(keys, unreadable)), unreadable)
+            for key in keys:
+                index, seed = key if isinstance(key, tuple) else (key, key)
+                if found := self._readable(index, unreadable):
+                    indexes.append(found[0])
+                    made.append(self.made(found[1], seed))
         except DataError as error:
             return Fetched(None, unreadable, error)
+        if not indexes:
+            return Fetched(None, unreadable)
+        targets = torch.from_numpy(self.images.labels[indexes])
+        return Fetched(self.batch(torch.tensor(indexes), made, targets), unreadable)
 
-    def batch(self, images: Iterator[Read]) -> Any:
-        """The batch of what was read, one image in memory at a time; None of nothing."""
+    def made(self, image: Any, seed: int) -> Any:
+        """What a batch holds of one image, which is what the image set's source gives."""
         raise NotImplementedError
 
-    def _read(self, keys: Sequence[tuple[int, int] | int], unreadable: list[str]) -> Iterator[Read]:
-        for key in keys:
-            index, seed = key if isinstance(key, tuple) else (key, key)
-            for step in range(len(self.images)):
-                candidate = (index + step) % len(self.images)
-                try:
-                    image = self.images[candidate]
-                except DataError as error:
-                    if self.on_corrupt == "fail":
-                        raise
-                    unreadable.append(str(error.path))
-                    if self.on_corrupt == "leave out":
-                        break
-                else:
-                    yield candidate, seed, image
-                    break
-            else:
-                raise _nothing_readable(len(self.images))
+    def batch(self, indexes: Tensor, made: list[Any], targets: Tensor) -> Any:
+        """The batch of what was made of its images."""
+        raise NotImplementedError
+
+    def _readable(self, index: int, unreadable: list[str]) -> tuple[int, Any] | None:
+        """Index and image: those asked for, or what stands in for them."""
+        for candidate in chain(range(index, len(self.images)), range(index)):
+            try:
+                return candidate, self.images[candidate]
+            except DataError as error:
+                if self.on_corrupt == "fail":
+                    raise
+                unreadable.append(str(error.path))
+                if self.on_corrupt == "leave out":
+                    return None
+        raise _nothing_readable(len(self.images))
 
 
 def _nothing_readable(images: int) -> DataError:
@@ -120,52 +132,28 @@ class ReadableLoader(DataLoader[Any]):
 class Views(BatchedImages):
     """Random views of images, one augmentation per view, a batch at a time.
 
-    A key is ``(index, seed)``, or an index alone (from a foreign sampler, such as that of
-    Lightning's ``overfit_batches``), which then is its own seed.
+    A key is ``(index, seed)``, or an index alone, as under Lightning's ``overfit_batches``, which
+    then is its own seed.
     """
 
-    def __init__(
-        self, images: ImageSet, augmentations: tuple[Augmentation, ...], on_corrupt: OnCorrupt
-    ) -> None:
-        super().__init__(images, on_corrupt)
-        self.augmentations = augmentations
+    def made(self, image: Any, seed: int) -> Any:
+        rng = random.Random(seed)
+        return [augment(image, rng) for augment in self.augmentations]
 
-    def batch(self, images: Iterator[Read]) -> ViewsBatch | None:
-        """``[indexes, [X_1 .. X_V], targets]``."""
-        indexes: list[int] = []
-        views: list[list[Any]] = [[] for _ in self.augmentations]
-        for index, seed, image in images:
-            indexes.append(index)
-            rng = random.Random(seed)
-            for view, augment in zip(views, self.augmentations, strict=True):
-                view.append(augment(image, rng))
-        if not indexes:
-            return None
-        batches = [
-            normalise(view, augment.mean, augment.std)
-            for view, augment in zip(views, self.augmentations, strict=True)
-        ]
-        return [torch.tensor(indexes), batches, torch.from_numpy(self.images.labels[indexes])]
+    def batch(self, indexes: Tensor, made: list[Any], targets: Tensor) -> ViewsBatch:
+        views = zip(zip(*made, strict=True), self.augmentations, strict=True)
+        return [indexes, [normalise(view, one.mean, one.std) for view, one in views], targets]
 
 
 class PlainImages(BatchedImages):
-    """Images under the evaluation transform, with the crop size and constants of ``like``."""
+    """Images under the evaluation transform, with crop size and constants of the large crops."""
 
-    def __init__(self, images: ImageSet, like: Augmentation, on_corrupt: OnCorrupt) -> None:
-        super().__init__(images, on_corrupt)
-        self.like = like
+    def made(self, image: Any, seed: int) -> Any:
+        return evaluation_transform(image, self.augmentations[0].crop_size)
 
-    def batch(self, images: Iterator[Read]) -> PlainBatch | None:
-        """``[X, targets]``."""
-        indexes: list[int] = []
-        views: list[Any] = []
-        for index, _, image in images:
-            indexes.append(index)
-            views.append(evaluation_transform(image, self.like.crop_size))
-        if not indexes:
-            return None
-        targets = torch.from_numpy(self.images.labels[indexes])
-        return [normalise(views, self.like.mean, self.like.std), targets]
+    def batch(self, indexes: Tensor, made: list[Any], targets: Tensor) -> PlainBatch:
+        large = self.augmentations[0]
+        return [normalise(made, large.mean, large.std), targets]
 
 
 def as_it_is(batch: Any) -> Any:
@@ -175,6 +163,36 @@ def as_it_is(batch: Any) -> Any:
 
 def usable_cores() -> int:
     """Cores that this process may use, which in a container or a batch job is not all of them."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class EpochSampler(DistributedSampler[Any]):
+    """Yields ``(index, augmentation seed)``; both are functions of (seed, epoch) and the index.
+
+    A DistributedSampler, for Lightning wraps any other kind and no longer calls its ``set_epoch``.
+    Images that do not divide among the processes are dropped.
+    """
+
+    dataset: Any  # of which it only takes the length
+
+    def __init__(self, images: Any, *, seed: int, num_replicas: int = 1, rank: int = 0) -> None:
+        super().__init__(images, num_replicas, rank, seed=seed, drop_last=True)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        # numpy keeps what SeedSequence generates the same over versions and machines (NEP 19).
+        sequence = np.random.SeedSequence((self.seed, self.epoch))
+        seeds, keys = np.split(sequence.generate_state(2 * len(self.dataset)), 2)
+        order = np.argsort(keys, kind="stable")
+        mine = order[: self.total_size][self.rank :: self.num_replicas]
+        return zip(mine.tolist(), seeds[mine].tolist(), strict=True)
+
+
+def spread_over_classes(labels: np.ndarray) -> np.ndarray:
+    """An order of images, the same in every run, in which any first n have all classes in the
+    proportion of the whole, to an image or so."""
+    draw = np.random.RandomState(SPLIT_SEED)
+    drawn = draw.permutation(len(labels))
+    by_class = drawn[np.argsort(labels[drawn], kind="stable")]
+    counts = np.unique(labels, return_counts=True)[1]
+    places = [(np.arange(count) + draw.random_sample()) / count for count in counts]
+    return by_class[np.argsort(np.concatenate(places), kind="stable")]

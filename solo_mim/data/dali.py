@@ -2,9 +2,8 @@
 
 Not solo-learn's DALI pipelines, which make other views than its torchvision ones: their hue turns
 in YIQ and not in HSV, their contrast is about 128 and not the image's mean, their jitter keeps one
-order. Here the images of a batch, their order and all random numbers are those of the Pillow path,
-drawn from (seed, epoch); only the pixels are computed elsewhere. So indexes are the images' own,
-epoch length, shards and resuming are those of ``module``, and DALI has no random state.
+order. Here the images of a batch, their order and all random numbers are those of the Pillow path;
+DALI has no random state.
 """
 
 import io
@@ -20,18 +19,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from nvidia.dali import fn, math, pipeline_def, types
-from PIL import Image
+from PIL import ExifTags, Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
-from solo_mim.data.batches import OnCorrupt, Read
+from solo_mim.data.batches import OnCorrupt
 from solo_mim.data.errors import DataError
 from solo_mim.data.images import Files, ImageSet, naming_unreadable, rgb
 from solo_mim.data.rows import ROW, DrawnRows
 from solo_mim.data.transforms import Augmentation
 
 AHEAD = 2  # batches that DALI works on while the network trains
-ORIENTATION = 0x0112  # EXIF
 END_OF_IMAGE = b"\xff\xd9"
 # What may follow 0xFF between a baseline JPEG's header and its end: a stuffed zero, a restart.
 WITHIN_SCAN = np.isin(np.arange(256), [0x00, *range(0xD0, 0xD8)])
@@ -41,9 +39,6 @@ WITHIN_SCAN = np.isin(np.arange(256), [0x00, *range(0xD0, 0xD8)])
 _PIPELINES: weakref.WeakSet[Any] = weakref.WeakSet()
 _OF_THE_PARENT: list[Any] = []
 os.register_at_fork(after_in_child=lambda: _OF_THE_PARENT.extend(_PIPELINES))
-
-
-# From file to what DALI decodes
 
 
 class Encoded(NamedTuple):
@@ -57,7 +52,6 @@ class EncodedFiles(Files):
     """The same files; ``source[i]`` is ``Encoded``, for DALI to decode as ``images.rgb`` would."""
 
     def __getitem__(self, index: int) -> Encoded:  # type: ignore[override]
-        """Raises DataError with the path of a file that is no readable image."""
         path = os.fsdecode(self.paths[index])
         with naming_unreadable(path), open(path, "rb") as file:
             return encoded(file.read())
@@ -82,7 +76,7 @@ def encoded(content: bytes) -> Encoded:
 
 def _is_upright(image: Image.Image) -> bool:
     with suppress(Exception):  # a broken EXIF block is no broken image
-        return bool(image.getexif().get(ORIENTATION, 1) == 1)
+        return bool(image.getexif().get(ExifTags.Base.Orientation, 1) == 1)
     return True
 
 
@@ -93,15 +87,11 @@ def _is_whole(content: bytes, start: int) -> bool:
     return content.endswith(END_OF_IMAGE) and bool(WITHIN_SCAN[markers[:-1]].all())
 
 
-# From rows of numbers to views
-
-
 @pipeline_def(enable_conditionals=True)
 def _views(
     source: Callable[[], list[Any]], augmentations: Sequence[Augmentation], on_gpu: bool
 ) -> tuple[Any, ...]:
-    """DALI's graph: files and one row per view, of which ``source`` gives batches, to float32
-    views, normalised."""
+    """DALI's graph: batches of files and one row per view to float32 views, normalised."""
     files, *rows = fn.external_source(
         source=source,
         num_outputs=1 + len(augmentations),
@@ -195,17 +185,10 @@ def _hue_shifted(images: Any, turns: Any) -> Any:
     return fn.cast(fn.cat(*channels, axis=2), dtype=types.UINT8)
 
 
-# From batches of files to batches of views
-
-
 class EncodedViews(DrawnRows):
-    """Files, and a row of numbers for each of their views, a batch at a time.
+    """Files, and a row of numbers for each of their views, a batch at a time; keys as of Views.
 
     Raises DataError where there is equalisation.
-
-    Args:
-        images: whose source is ``Files``.
-        augmentations, on_corrupt: as of DrawnRows.
     """
 
     def __init__(
@@ -221,41 +204,31 @@ class EncodedViews(DrawnRows):
         files: Any = EncodedFiles(images.source.paths)
         super().__init__(replace(images, source=files), augmentations, on_corrupt)
 
-    def batch(self, images: Iterator[Read]) -> Any:
-        """``files, indexes, rows, targets``; None of nothing. Files are arrays of bytes."""
-        read = list(images)
-        files = [np.frombuffer(encoded.content, np.uint8) for _, _, encoded in read]
-        return (files, *super().batch(iter(read))) if read else None
+    def made(self, image: Encoded, seed: int) -> Any:
+        return np.frombuffer(image.content, np.uint8), super().made(image, seed)
+
+    def batch(self, indexes: Tensor, made: Sequence[Any], targets: Tensor) -> Any:
+        """``indexes, files, rows, targets``; files are arrays of bytes."""
+        files, rows = zip(*made, strict=True)
+        return indexes, list(files), *super().batch(indexes, rows, targets)[1:]
 
 
 class DaliLoader:
     """Yields ``[indexes, [X_1 .. X_V], targets]`` like the loader of Pillow views.
 
-    Args:
-        batches: a loader of ``EncodedViews``.
-        augmentations: one per view.
-        batch_size: the largest batch.
-        threads: of DALI.
-        device: of the views, and where they are computed.
+    From a loader of ``EncodedViews``, computed by so many threads of DALI, or on a GPU.
     """
 
-    def __init__(
-        self,
-        batches: Any,
-        augmentations: Sequence[Augmentation],
-        batch_size: int,
-        threads: int,
-        device: torch.device,
-    ) -> None:
+    def __init__(self, batches: Any, threads: int, device: torch.device) -> None:
         self.batches = batches
         self.sampler = batches.sampler  # Lightning calls its set_epoch
         self.dataset = batches.dataset  # of which methods take the length
         self.device = device
         on_gpu = device.type == "cuda"
         self._options = {
-            "augmentations": augmentations,
+            "augmentations": batches.dataset.augmentations,
             "on_gpu": on_gpu,
-            "batch_size": batch_size,
+            "batch_size": batches.batch_size,
             "num_threads": threads,
             "device_id": (device.index or 0) if on_gpu else None,
             "prefetch_queue_depth": AHEAD,
@@ -272,7 +245,11 @@ class DaliLoader:
         self._fetched = iter(self.batches)
         self._under_way.clear()
         # Kept for the next epoch only where this one came to its end: nothing is left in it then.
-        pipeline, self._pipeline = self._pipeline or self._built(), None
+        pipeline, self._pipeline = self._pipeline, None
+        if pipeline is None:
+            pipeline = _views(self._fetch, **self._options)
+            pipeline.build()
+            _PIPELINES.add(pipeline)
         stream = torch.cuda.current_stream(self.device) if self._options["on_gpu"] else None
         while True:
             try:
@@ -286,15 +263,9 @@ class DaliLoader:
         pipeline.reset()
         self._pipeline = pipeline
 
-    def _built(self) -> Any:
-        pipeline = _views(self._fetch, **self._options)
-        pipeline.build()
-        _PIPELINES.add(pipeline)
-        return pipeline
-
     def _fetch(self) -> list[Any]:
         """DALI's next batch; it asks for it while others are under way."""
-        files, indexes, rows, targets = next(self._fetched)
+        indexes, files, rows, targets = next(self._fetched)
         self._under_way.append((indexes, targets))
         return [files, *rows]
 

@@ -1,8 +1,6 @@
 """From the configuration section ``data`` to the images: training, validation and test set.
 
-Nothing here augments or batches. Every data set hands out Pillow images, the representation in
-which augmenting is fastest; how it holds them is in ``images``, what it is in ``archives``,
-``folders`` and ``h5``.
+Every data set hands out Pillow images, the representation in which augmenting is fastest.
 """
 
 import math
@@ -13,11 +11,10 @@ from typing import Any
 import numpy as np
 
 from solo_mim.data import photo_patches as patches
-from solo_mim.data.archives import cifar10, cifar100, fashion_mnist, stl10
-from solo_mim.data.errors import DataError
+from solo_mim.data.archives import ARCHIVES
+from solo_mim.data.errors import DataError, impossible, refuse_unknown_value
 from solo_mim.data.folders import class_tree
 from solo_mim.data.images import DataSplits, ImageSet, Pixels, fingerprint_of
-from solo_mim.errors import nearest
 
 # solo-learn's, and not the run's seed: runs of every seed train and validate on the same images.
 SPLIT_SEED = 42
@@ -32,13 +29,20 @@ def load_splits(data: Mapping[str, Any]) -> DataSplits:
     takes labelled images alone, its share being that of them. Raises DataError, naming key, file
     and remedy, for whatever cannot be used.
     """
-    name = data.get("dataset")
-    if name not in DATA_SETS:
+    name: Any = data.get("dataset")
+    refuse_unknown_value(name, DATA_SETS, "data.dataset", "data set")
+    of_files = DATA_SETS[name] is class_tree
+    given = data.get("format") or "image_folder"
+    formats = ["image_folder", "tensor", *(("dali", "h5") if of_files else ())]
+    if given not in formats:
         raise DataError(
-            f"unknown data set {name!r}{nearest(str(name), DATA_SETS)}", key="data.dataset"
+            "DALI reads folders of image files, which this data set is not"
+            if given == "dali"
+            else f"the format {given!r} is not read here",
+            key="data.format",
+            remedy=f"Set data.format: {', '.join(formats[:-1])} or {formats[-1]}",
         )
-    _refuse_unread_format(data.get("format") or "image_folder", DATA_SETS[name])
-    if data.get("no_labels") and DATA_SETS[name] is not class_tree:
+    if data.get("no_labels") and not of_files:
         raise DataError(
             f"{name} has labels, and they are not left out",
             key="data.no_labels",
@@ -46,79 +50,44 @@ def load_splits(data: Mapping[str, Any]) -> DataSplits:
         )
     splits = DATA_SETS[name](data)
     splits = replace(splits, fingerprint=fingerprint_of(splits))
-    splits = _fraction(splits, data.get("fraction"))
-    return _with_validation(splits, data.get("validation_split"))
-
-
-def _refuse_unread_format(given: str, read: Callable[..., DataSplits]) -> None:
-    formats = ["image_folder", "tensor", *(("dali", "h5") if read is class_tree else ())]
-    if given == "dali" and read is not class_tree:
-        raise DataError(
-            "DALI reads folders of image files, which this data set is not",
-            key="data.format",
-            remedy="Set data.format: tensor, or image_folder",
-        )
-    if given not in formats:
-        raise DataError(
-            f"the format {given!r} is not read here",
-            key="data.format",
-            remedy=f"Set data.format: {', '.join(formats[:-1])} or {formats[-1]}",
-        )
+    if (fraction := share_of(data.get("fraction"))) < 1:
+        kept = _drawn(splits.train.labels, "data.fraction", train_size=fraction)
+        splits = replace(splits, train=splits.train.subset(kept))
+    train, evaluable = splits.train, splits.train.evaluable
+    if held_out := held_out_of(data.get("validation_split"), len(evaluable)):
+        kept = _drawn(train.labels[evaluable], "data.validation_split", test_size=held_out)
+        val = np.delete(evaluable, kept)
+        rest = np.delete(np.arange(len(train)), val)
+        splits = replace(splits, train=train.subset(rest), val=train.subset(val))
+    return splits
 
 
 def share_of(fraction: Any) -> float:
-    """`data.fraction` as a share of the training images.
-
-    Raises:
-        DataError: it is none.
-    """
+    """`data.fraction` as a share of the training images; raises DataError where it is none."""
     if fraction in (None, -1):
         return 1.0
     if not _is_share(fraction) and fraction != 1:
-        raise DataError(
-            f"the value cannot be {fraction!r}",
-            key="data.fraction",
-            remedy="Set a share of the training set above 0 and up to 1, or -1 for all of it",
-        )
+        remedy = "Set a share of the training set above 0 and up to 1, or -1 for all of it"
+        raise impossible(fraction, "data.fraction", remedy)
     return float(fraction)
 
 
-def _fraction(splits: DataSplits, given: Any) -> DataSplits:
-    fraction = share_of(given)
-    if fraction == 1:
-        return splits
-    kept = _drawn(splits.train.labels, "data.fraction", train_size=fraction)
-    return replace(splits, train=splits.train.subset(kept))
-
-
 def held_out_of(held_out: Any, evaluable: int) -> int:
-    """`data.validation_split` as a number of so many images that can be held out.
+    """`data.validation_split` as a number of images, of so many that can be held out.
 
-    Raises:
-        DataError: it is no share and no number of them.
+    Raises DataError where it is no share and no number of them.
     """
     if held_out is None:
         return 0
     is_count = isinstance(held_out, int) and not isinstance(held_out, bool)
     if not _is_share(held_out) and not (is_count and 0 < held_out < evaluable):
-        raise DataError(
-            f"the value cannot be {held_out!r}",
-            key="data.validation_split",
-            remedy="Set a share of the training set between 0 and 1, a number of images below "
+        raise impossible(
+            held_out,
+            "data.validation_split",
+            "Set a share of the training set between 0 and 1, a number of images below "
             f"{evaluable}, or null to validate on the test set",
         )
     return held_out if is_count else math.ceil(evaluable * held_out)
-
-
-def _with_validation(splits: DataSplits, given: Any) -> DataSplits:
-    train, evaluable = splits.train, splits.train.evaluable
-    held_out = held_out_of(given, len(evaluable))
-    if not held_out:
-        return splits
-    remaining = _drawn(train.labels[evaluable], "data.validation_split", test_size=held_out)
-    val = np.delete(evaluable, remaining)
-    rest = np.delete(np.arange(len(train)), val)
-    return replace(splits, train=train.subset(rest), val=train.subset(val))
 
 
 def _is_share(value: Any) -> bool:
@@ -150,10 +119,7 @@ def _photo_patches(_data: Mapping[str, Any]) -> DataSplits:
 
 DATA_SETS: dict[str, Callable[[Mapping[str, Any]], DataSplits]] = {
     "photo_patches": _photo_patches,
-    "cifar10": cifar10,
-    "cifar100": cifar100,
-    "fashion_mnist": fashion_mnist,
-    "stl10": stl10,
+    **ARCHIVES,
     "imagenet": class_tree,
     "imagenet100": class_tree,
     "custom": class_tree,

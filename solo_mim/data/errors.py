@@ -26,6 +26,18 @@ class DataError(ConfigError):
         super().__init__(f"{what}{where}. {remedy}" if remedy else what + where)
 
 
+def impossible(value: object, key: str, remedy: str) -> DataError:
+    """Of a key that is missing (None) or has a value that it cannot have."""
+    what = "is missing" if value is None else f"cannot be {value!r}"
+    return DataError(f"the value {what}", key=key, remedy=remedy)
+
+
+def refuse_unknown_value(value: object, known: Collection[str], key: str, what: str) -> None:
+    """Raises DataError, naming the nearest, of a value that is none of those known."""
+    if value not in known:
+        raise DataError(f"unknown {what} {value!r}{nearest(str(value), known)}", key=key)
+
+
 def refuse_unknown_keys(given: Iterable[str], known: Collection[str], where: str) -> None:
     """Raises DataError for the first key of the section ``where`` that nothing would read."""
     for key in given:

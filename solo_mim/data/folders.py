@@ -1,40 +1,53 @@
-"""Images that lie in classes: folders, or HDF5 files of the same layout."""
+"""Images that lie in classes: folders, or HDF5 files of solo-learn's layout, a group for each class
+and in it, for each image, a data set with the bytes of its encoded file."""
 
+from __future__ import annotations
+
+import io
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
+from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from solo_mim.data.errors import DataError
-from solo_mim.data.h5 import H5Tree
-from solo_mim.data.images import UNLABELLED, DataSplits, Files, ImageSet, Source
+from solo_mim.data.images import (
+    UNLABELLED,
+    DataSplits,
+    Files,
+    ImageSet,
+    Source,
+    naming_unreadable,
+    rgb,
+)
 from solo_mim.data.transforms import RGB
-from solo_mim.errors import nearest
+from solo_mim.errors import install_extra, nearest
 
 IMAGENET_STATISTICS: tuple[RGB, RGB] = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 IMAGENET100 = tuple(files("solo_mim.data").joinpath("imagenet100_classes.txt").read_text().split())
 
 
-class ClassTree(Protocol):
+class _Tree:
     """Where images lie in classes. Entries, in sorted order, are what ``source`` reads by; what is
     hidden, by a leading dot, is none. Each method raises DataError where it finds nothing."""
 
-    key: str  # of the configuration
-    root: Path
+    def __init__(self, path: str | None, key: str) -> None:
+        self.given, self.key = path, key
+        self.root = Path(path or "").expanduser()
 
-    def class_names(self) -> tuple[str, ...]: ...
+    def absent(self, kind: str, remedy: str) -> DataError:
+        what = f"there is no such {kind}" if self.given else f"no {kind} is given"
+        return DataError(what, key=self.key, path=self.given or None, remedy=remedy)
 
-    def images_of(self, class_name: str) -> list[bytes]: ...
-
-    def all_images(self) -> list[bytes]: ...
-
-    def source(self, entries: list[bytes]) -> Source: ...
+    def refused(self, problem: str, remedy: str, name: str = "") -> DataError:
+        return DataError(problem, key=self.key, path=self.root / name, remedy=remedy)
 
 
 def class_tree(data: Mapping[str, Any]) -> DataSplits:
@@ -43,7 +56,6 @@ def class_tree(data: Mapping[str, Any]) -> DataSplits:
     ``imagenet100`` takes the 100 classes of solo-learn's list where it finds them among others.
     ``no_labels`` takes no notice of the classes.
     """
-    open_tree: Callable[[str | None, str], ClassTree]
     open_tree = H5Tree if data.get("format") == "h5" else FolderTree
     train = open_tree(data.get("train_path"), "data.train_path")
     val_path = data.get("val_path")
@@ -55,24 +67,22 @@ def class_tree(data: Mapping[str, Any]) -> DataSplits:
             stacklevel=2,
         )
     listed = IMAGENET100 if data["dataset"] == "imagenet100" else ()
-    if data.get("no_labels", False):
-        class_names: tuple[str, ...] = ()
-        read = partial(_unlabelled_images, listed=listed)
-    else:
+    class_names: tuple[str, ...] = ()
+    if not data.get("no_labels", False):
         class_names = _classes(train, listed)
         _warn_of_odd_classes(class_names, train)
-        read = partial(_labelled_images, listed=listed, class_names=class_names)
+    read = partial(_images, listed=listed, class_names=class_names)
     images, held_out = read(train), None if val is None else read(val)
     return DataSplits(images, held_out, held_out, class_names, *IMAGENET_STATISTICS)
 
 
-def _classes(tree: ClassTree, listed: tuple[str, ...]) -> tuple[str, ...]:
+def _classes(tree: FolderTree | H5Tree, listed: tuple[str, ...]) -> tuple[str, ...]:
     """All classes, or those listed where the tree has them and others besides."""
     names = tree.class_names()
     return listed if listed and set(listed) <= set(names) else names
 
 
-def _warn_of_odd_classes(class_names: tuple[str, ...], tree: ClassTree) -> None:
+def _warn_of_odd_classes(class_names: tuple[str, ...], tree: FolderTree | H5Tree) -> None:
     if len(class_names) == 1:
         warnings.warn(
             f"{tree.root} holds one class, {class_names[0]!r}: accuracies will say nothing. "
@@ -89,23 +99,31 @@ def _warn_of_odd_classes(class_names: tuple[str, ...], tree: ClassTree) -> None:
             )
 
 
-def _labelled_images(
-    tree: ClassTree, listed: tuple[str, ...], class_names: tuple[str, ...]
+def _images(
+    tree: FolderTree | H5Tree, listed: tuple[str, ...], class_names: tuple[str, ...]
 ) -> ImageSet:
     """The images of the tree's classes, labelled by their position in ``class_names``.
 
     The names are the training set's for the validation set too: a class that is missing there
-    must not shift the labels of the classes after it.
+    must not shift the labels of the classes after it. Without names there are no labels.
     """
     entries: list[bytes] = []
     labels: list[int] = []
+    if not class_names:
+        names: tuple[str, ...] = ()
+        with suppress(DataError):  # there are no classes
+            names = _classes(tree, listed) if listed else ()
+        if names and names == listed:
+            entries = [entry for name in names for entry in tree.images_of(name)]
+        else:
+            entries = tree.all_images()
+        return ImageSet(tree.source(entries), np.full(len(entries), UNLABELLED, np.int64))
     for name in _classes(tree, listed):
         if name not in class_names:
-            raise DataError(
+            raise tree.refused(
                 f"{name!r} is no class of the training set{nearest(name, class_names)}",
-                key=tree.key,
-                path=tree.root / name,
-                remedy="Validate on classes that data.train_path has a folder for",
+                "Validate on classes that data.train_path has a folder for",
+                name,
             )
         found = tree.images_of(name)
         entries += found
@@ -113,20 +131,8 @@ def _labelled_images(
     return ImageSet(tree.source(entries), np.array(labels, np.int64))
 
 
-def _unlabelled_images(tree: ClassTree, listed: tuple[str, ...]) -> ImageSet:
-    try:
-        names = _classes(tree, listed) if listed else ()
-    except DataError:  # there are no classes
-        names = ()
-    if listed and names == listed:
-        entries = [entry for name in names for entry in tree.images_of(name)]
-    else:
-        entries = tree.all_images()
-    return ImageSet(tree.source(entries), np.full(len(entries), UNLABELLED, np.int64))
-
-
-class FolderTree:
-    """A folder as a ``ClassTree``: a subfolder for each class, images below it at any depth.
+class FolderTree(_Tree):
+    """A folder: a subfolder for each class, images below it at any depth.
 
     Images are files with one of torchvision's suffixes, as for solo-learn (no .gif), in either
     case. Links are followed; a folder that they lead to a second time, up a loop or in another
@@ -134,13 +140,11 @@ class FolderTree:
     """
 
     def __init__(self, path: str | None, key: str) -> None:
-        self.key, self.root = key, Path(path or "").expanduser()
+        super().__init__(path, key)
         if not path or not self.root.is_dir():
-            raise DataError(
-                "there is no such folder" if path else "no folder is given",
-                key=key,
-                path=path or None,
-                remedy="Set data.format: h5"
+            raise self.absent(
+                "folder",
+                "Set data.format: h5"
                 if self.root.suffix in (".h5", ".hdf5") and self.root.is_file()
                 else "Name a folder of images, relative to the working directory or absolute",
             )
@@ -150,54 +154,132 @@ class FolderTree:
         entries = os.scandir(self.root)
         names = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
         if not names:
-            raise DataError(
+            raise self.refused(
                 "the folder holds no class folders",
-                key=self.key,
-                path=self.root,
-                remedy="Put the images of each class in a subfolder, or set data.no_labels: true",
+                "Put the images of each class in a subfolder, or set data.no_labels: true",
             )
         return tuple(names)
 
     def images_of(self, class_name: str) -> list[bytes]:
-        found = self._images_below(class_name)
-        if not found:
-            raise DataError(
-                f"the class folder {class_name!r} holds no image",
-                key=self.key,
-                path=self.root / class_name,
-                remedy=f"Fill or remove it; read are {', '.join(IMG_EXTENSIONS)}",
-            )
-        return found
+        what = f"the class folder {class_name!r}"
+        return self._images_below(class_name, what, "Fill or remove it")
 
     def all_images(self) -> list[bytes]:
-        found = self._images_below("")
-        if not found:
-            raise DataError(
-                "the folder holds no image",
-                key=self.key,
-                path=self.root,
-                remedy=f"Fill it; read are {', '.join(IMG_EXTENSIONS)}",
-            )
-        return found
+        return self._images_below("", "the folder", "Fill it")
 
     def source(self, entries: list[bytes]) -> Files:
         return Files(np.array(entries), os.fsencode(self.root))
 
-    def _images_below(self, folder: str) -> list[bytes]:
+    def _images_below(self, folder: str, what: str, remedy: str) -> list[bytes]:
         found = []
         for path, folders, names in os.walk(self.root / folder, followlinks=True):
-            self._refuse_second_way_to(path)
+            other = self._met.setdefault(os.path.realpath(path), path)
+            if other != path:
+                raise DataError(
+                    f"the folder and {other} are one, whose images would count twice",
+                    key=self.key,
+                    path=path,
+                    remedy="Remove whichever of them is, or lies below, a link",
+                )
             folders[:] = [name for name in folders if not name.startswith(".")]
-            images = (n for n in names if n.lower().endswith(IMG_EXTENSIONS) and n[0] != ".")
-            found.append((path, sorted(images)))
-        return [os.fsencode(os.path.join(path, n)) for path, names in sorted(found) for n in names]
+            here = (n for n in names if n.lower().endswith(IMG_EXTENSIONS) and n[0] != ".")
+            found.append((path, sorted(here)))
+        images = [os.path.join(path, name) for path, names in sorted(found) for name in names]
+        if not images:
+            read = ", ".join(IMG_EXTENSIONS)
+            raise self.refused(f"{what} holds no image", f"{remedy}; read are {read}", folder)
+        return [os.fsencode(image) for image in images]
 
-    def _refuse_second_way_to(self, path: str) -> None:
-        other = self._met.setdefault(os.path.realpath(path), path)
-        if other != path:
-            raise DataError(
-                f"the folder and {other} are one, whose images would count twice",
-                key=self.key,
-                path=path,
-                remedy="Remove whichever of them is, or lies below, a link",
+
+class H5Tree(_Tree):
+    """An HDF5 file; entries are names ``class/image`` inside it."""
+
+    def __init__(self, path: str | None, key: str) -> None:
+        super().__init__(path, key)
+        if not path or not self.root.is_file():
+            raise self.absent("file", "Name an HDF5 file, or set data.format: image_folder")
+        try:
+            with _opened(self.root):
+                pass
+        except OSError as error:
+            raise self.refused(
+                f"the file is no readable HDF5 ({error})",
+                "Make it anew, or set data.format: image_folder",
+            ) from error
+
+    def class_names(self) -> tuple[str, ...]:
+        with _opened(self.root) as file:
+            groups = [name for name, item in file.items() if hasattr(item, "keys")]
+        names = tuple(sorted(name for name in groups if not name.startswith(".")))
+        if not names:
+            raise self.refused(
+                "the file holds no group",
+                "Give each class a group, and in it each image a data set of its bytes",
             )
+        return names
+
+    def images_of(self, class_name: str) -> list[bytes]:
+        with _opened(self.root) as file:
+            names = sorted(name for name in file[class_name] if not name.startswith("."))
+        if not names:
+            what = f"the group {class_name!r} holds no image"
+            raise self.refused(what, "Fill or remove it", class_name)
+        return [os.fsencode(f"{class_name}/{name}") for name in names]
+
+    def all_images(self) -> list[bytes]:
+        return [image for name in self.class_names() for image in self.images_of(name)]
+
+    def source(self, entries: list[bytes]) -> H5Images:
+        return H5Images(self.root, np.array(entries))
+
+
+class H5Images(Source):
+    """The images ``names`` (bytes, ``class/image``) of an HDF5 file, read by ``rgb``.
+
+    The file is opened at the first image that a process reads: a handle neither crosses a fork nor
+    is pickled.
+    """
+
+    def __init__(self, path: Path, names: np.ndarray) -> None:
+        self.path, self.names = path, names
+        self._file: Any = None
+        self._process: int | None = None
+
+    def __getitem__(self, index: int) -> Image.Image:
+        name = os.fsdecode(self.names[index])
+        with naming_unreadable(self.path / name):
+            try:
+                entry = self._of_this_process()[name]
+            except KeyError as error:  # h5py's also of a header that is broken
+                raise ValueError(str(error)) from error
+            if not hasattr(entry, "shape"):
+                raise ValueError("a group stands where an image should")
+            return rgb(io.BytesIO(np.asarray(entry).tobytes()))
+
+    def entries(self) -> Iterable[tuple[bytes, int]]:
+        """Each with the bytes of the whole file, for to ask for those of one is to open it."""
+        size = self.path.stat().st_size
+        return ((name, size) for name in self.names.tolist())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.path, self.names)
+
+    def _of_this_process(self) -> Any:
+        if self._process != os.getpid():
+            if self._file is not None:
+                # The parent's. Left open here, HDF5 would give it out again for the same path.
+                self._file.close()
+            self._file, self._process = _opened(self.path), os.getpid()
+        return self._file
+
+
+def _opened(path: Path) -> Any:
+    try:
+        import h5py
+    except ModuleNotFoundError as error:
+        raise DataError(
+            "h5 needs h5py",
+            key="data.format",
+            remedy=f"{install_extra('h5')}, or set data.format: image_folder",
+        ) from error
+    return h5py.File(path, "r")

@@ -2,7 +2,7 @@
 
 Each split comes from an extracted tree (``train/<wnid>/``, ``val/<wnid>/``), whose class folders
 are linked or copied, or from the official archive. A file gets its name once it is whole, and what
-lies there in its full size is passed over: after a kill the same call goes on.
+lies there in full is passed over: after a kill the same call goes on.
 """
 
 import json
@@ -53,12 +53,8 @@ class Findings(NamedTuple):
 def prepare(source: Path, target: Path, copy: bool, tick: Tick) -> Manifest:
     """Fills ``target/train`` and ``target/val`` and gives the manifest, also written there.
 
-    Args:
-        source: the folder with archives or trees.
-        copy: class folders of a tree, rather than to link them.
-
-    Raises:
-        DataError: something is not there, broken, or in the way.
+    Class folders of a tree are linked unless ``copy`` is given. Raises DataError where something is
+    not there, broken, or in the way.
     """
     if not source.is_dir():
         raise DataError("there is no such folder", key="--from", path=source)
@@ -103,32 +99,28 @@ def read_manifest(target: Path) -> Manifest:
 
 def verify(target: Path, manifest: Manifest, tick: Tick) -> Findings:
     """Decodes every image of the manifest."""
-    expected = {
-        f"{split}/{name}/{file}": size
+    folders = {
+        f"{split}/{name}": files
         for split, classes in manifest["images"].items()
         for name, files in classes.items()
-        for file, size in files.items()
+    }
+    expected = {
+        f"{at}/{file}": size for at, files in folders.items() for file, size in files.items()
     }
     findings = Findings([], [], [], [], [])
-
-    def judged(path: str) -> str | None:
-        verdict = _judged(target / path, expected[path])
-        tick()
-        return verdict
-
     with ThreadPoolExecutor(usable_cores()) as threads:  # Pillow decodes without Python's lock
         try:
-            for path, verdict in zip(expected, threads.map(judged, expected), strict=True):
+            verdicts = threads.map(_judged, map(target.joinpath, expected), expected.values())
+            for path, verdict in zip(expected, verdicts, strict=True):
+                tick()
                 if verdict:
                     getattr(findings, verdict).append(path)
         except BaseException:
             threads.shutdown(cancel_futures=True)
             raise
-    for split, classes in manifest["images"].items():
-        for name in classes:
-            here = _images_in(target / split / name) if (target / split / name).is_dir() else []
-            paths = (f"{split}/{name}/{file.name}" for file in here)
-            findings.foreign.extend(path for path in paths if path not in expected)
+    for at in folders:
+        here = (f"{at}/{file.name}" for file in _images_in(target / at))
+        findings.foreign.extend(path for path in here if path not in expected)
     return findings
 
 
@@ -152,8 +144,7 @@ def _prepare_split(
     split: str, source: Path, target: Path, copy: bool, tick: Tick
 ) -> tuple[str, dict[str, dict[str, int]]]:
     """How a split was made and, for each class, its files with their sizes in bytes."""
-    tree = source / split
-    archive = source / {"train": TRAIN_ARCHIVE, "val": VAL_ARCHIVE}[split]
+    tree, archive = source / split, source / (TRAIN_ARCHIVE if split == "train" else VAL_ARCHIVE)
     in_tree = tree.is_dir() and any((tree / name).is_dir() for name in IMAGENET100)
     if in_tree and not copy:
         found = _counted(_in_tree(tree), tick)
@@ -167,11 +158,12 @@ def _prepare_split(
             path=source,
             remedy="Name the folder that holds one of them",
         )
-    try:
-        if in_tree:
-            return "copied", _written(_in_tree(tree), target, tick)
+    if in_tree:
+        members = _in_tree(tree)
+    else:
         members = _in_train(archive) if split == "train" else _in_val(archive)
-        return "extracted", _written(members, target, tick)
+    try:
+        return "copied" if in_tree else "extracted", _counted(members, tick, target)
     except (tarfile.TarError, EOFError) as error:
         raise DataError(
             f"the {'folder' if in_tree else 'archive'} is broken ({error})",
@@ -182,7 +174,7 @@ def _prepare_split(
 
 def _in_tree(tree: Path) -> Iterator[_Member]:
     for name in IMAGENET100:
-        for file in _images_in(tree / name) if (tree / name).is_dir() else ():
+        for file in _images_in(tree / name):
             yield _Member(name, file.name, file.stat().st_size, partial(file.open, "rb"))
 
 
@@ -242,26 +234,22 @@ def _validation_classes(devkit: Path) -> list[str]:
 def _images_in(folder: Path) -> list[Path]:
     return sorted(
         file
-        for file in folder.iterdir()
+        for file in (folder.iterdir() if folder.is_dir() else ())
         if file.suffix.lower() in IMG_EXTENSIONS and not file.name.startswith(".")
     )
 
 
-def _counted(members: Iterator[_Member], tick: Tick) -> dict[str, dict[str, int]]:
+def _counted(
+    members: Iterator[_Member], tick: Tick, target: Path | None = None
+) -> dict[str, dict[str, int]]:
+    """Class -> file -> bytes of members, which are written below a target if one is given."""
     found: dict[str, dict[str, int]] = {}
     for member in members:
+        if target is not None:
+            _write(member, target / member.class_name)
         found.setdefault(member.class_name, {})[member.file] = member.size
         tick()
     return found
-
-
-def _written(members: Iterator[_Member], target: Path, tick: Tick) -> dict[str, dict[str, int]]:
-    def written() -> Iterator[_Member]:
-        for member in members:
-            _write(member, target / member.class_name)
-            yield member
-
-    return _counted(written(), tick)
 
 
 def _write(member: _Member, folder: Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, ClassVar, Protocol
+from typing import BinaryIO, ClassVar
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -25,23 +25,25 @@ UNREADABLE = (
 )
 
 
-class Source(Protocol):
-    """``source[i]`` is a Pillow RGB image. Handed to every worker process, so small once pickled
-    where the images are many."""
+class Source:
+    """``source[i]`` is a Pillow RGB image, or a DataError with the path of a file that is none.
+
+    Handed to every worker process, so small once pickled where the images are many.
+    """
 
     # Whether an image costs no decoding, so that handing it between processes would cost more.
-    decoded: ClassVar[bool]
+    decoded: ClassVar[bool] = False
 
-    def __getitem__(self, index: int) -> Image.Image: ...
+    def __getitem__(self, index: int) -> Image.Image:
+        raise NotImplementedError
 
     def entries(self) -> Iterable[tuple[bytes, int]]:
-        """Name, wherever the images lie, and bytes of each file; of none where they are no
-        files."""
-        ...
+        """Name, wherever the images lie, and bytes of each file, where they are files."""
+        return ()
 
 
 @dataclass(frozen=True)
-class Pixels:
+class Pixels(Source):
     """Images in memory, uint8 N x H x W x 3."""
 
     decoded: ClassVar[bool] = True
@@ -50,24 +52,19 @@ class Pixels:
     def __getitem__(self, index: int) -> Image.Image:
         return Image.fromarray(self.pixels[index])
 
-    def entries(self) -> Iterable[tuple[bytes, int]]:
-        return ()
-
 
 @dataclass(frozen=True)
-class Files:
+class Files(Source):
     """Image files below ``root``, read by ``rgb``.
 
     ``paths`` is an array of bytes, since worker processes would copy a list of a million strings by
     counting references.
     """
 
-    decoded: ClassVar[bool] = False
     paths: np.ndarray
     root: bytes = b""
 
     def __getitem__(self, index: int) -> Image.Image:
-        """Raises DataError with the path of a file that is no readable image."""
         path = os.fsdecode(self.paths[index])
         with naming_unreadable(path):
             return rgb(path)
@@ -87,8 +84,7 @@ class ImageSet:
     """Images with labels: ``image_set[i]`` is a Pillow RGB image.
 
     ``labels`` is int64 N, -1 where there is none; ``rows``, int64 N, says which images of
-    ``source`` these are, None that they are its first N. Subsets share the source: of a large data
-    set nothing is held twice.
+    ``source`` these are, None that they are its first N. Subsets share the source.
     """
 
     source: Source
@@ -99,12 +95,7 @@ class ImageSet:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> Image.Image:
-        """Raises DataError with the path of a file that is no readable image."""
         return self.source[index if self.rows is None else self.rows[index]]
-
-    @property
-    def decoded(self) -> bool:
-        return self.source.decoded
 
     @property
     def labelled(self) -> bool:
@@ -126,10 +117,9 @@ class ImageSet:
 class DataSplits:
     """What one data set offers.
 
-    ``val`` is what training validates on: the share that ``data.validation_split`` took from the
-    training set or, without it, the test set. ``test`` is always the untouched official test set
-    (what ``data.val_path`` names, for folders and HDF5). ``mean`` and ``std`` are per channel, in
-    [0, 1]. ``fingerprint`` tells whole data sets apart, wherever they lie.
+    ``val`` is what training validates on: what ``data.validation_split`` took from the training set
+    or, without it, the test set. ``test`` is always the untouched official test set (what
+    ``data.val_path`` names, for folders and HDF5). ``mean`` and ``std`` are per channel, in [0, 1].
     """
 
     train: ImageSet
@@ -163,10 +153,9 @@ def fingerprint_of(splits: DataSplits) -> str:
 def rgb(file: str | BinaryIO) -> Image.Image:
     """RGB, 8 bits a channel, of any image file that Pillow reads.
 
-    As solo-learn reads it (first frame of several, transparency dropped) but for two things: the
-    image is turned upright where its EXIF orientation says so, and of 16-bit grey the high byte is
-    kept, which Pillow would clip to white. Raises one of UNREADABLE, also for 32-bit numbers, whose
-    range no file states.
+    As solo-learn reads it (first frame of several, transparency dropped), but turned upright where
+    EXIF says so, and with the high byte of 16-bit grey, which Pillow would clip to white. Raises
+    one of UNREADABLE, also for 32-bit numbers, whose range no file states.
     """
     with Image.open(file) as image:
         image.load()

@@ -1,9 +1,8 @@
 """``SSLDataModule``: the loaders of one run, reproducible from (seed, epoch) alone.
 
-A batch of epoch e depends on ``cfg.seed`` and e only: not on the number of workers, not on what
-came before, so that a run resumed at epoch e sees the batches it would have seen. The sampler
-draws both the order and one augmentation seed per image from (seed, epoch) and hands out
-(index, seed) pairs. So the data sets need no state that persistent workers would not notice.
+A batch of epoch e depends on ``cfg.seed`` and e only, not on the number of workers, so that a run
+resumed at epoch e sees the batches it would have seen. The sampler draws both the order and one
+augmentation seed per image: the data sets need no state that persistent workers would not notice.
 """
 
 import warnings
@@ -12,13 +11,14 @@ from itertools import cycle, islice
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch import LightningDataModule
 from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
 from solo_mim.data.batches import (
     BatchedImages,
+    EpochSampler,
     OnCorrupt,
     PlainBatch,
     PlainImages,
@@ -26,18 +26,16 @@ from solo_mim.data.batches import (
     Views,
     ViewsBatch,
     as_it_is,
+    spread_over_classes,
     usable_cores,
 )
 from solo_mim.data.datasets import SPLIT_SEED, load_splits
-from solo_mim.data.errors import DataError
+from solo_mim.data.errors import DataError, refuse_unknown_value
 from solo_mim.data.images import ImageSet
 from solo_mim.data.rows import DrawnRows
-from solo_mim.data.sampler import EpochSampler, spread_over_classes
 from solo_mim.data.tensor import TensorLoader, in_memory
 from solo_mim.data.transforms import Augmentation, parse_augmentations
-from solo_mim.errors import install_extra, nearest
-
-_CPU = torch.device("cpu")
+from solo_mim.errors import install_extra
 
 # Lightning would say so of the un-augmented loaders, which are fastest without any worker.
 warnings.filterwarnings("ignore", message=".*does not have many workers.*")
@@ -48,7 +46,7 @@ class SSLDataModule(LightningDataModule):
 
     Reads ``cfg.data``, ``cfg.augmentations``, ``cfg.optimizer.batch_size``, ``cfg.dali.device`` and
     ``cfg.seed`` (5 when absent, as solo-learn has it). The data set is loaded, or its folder
-    scanned, at once: counts and classes are there before any trainer is. Raises DataError.
+    scanned, at once. Raises DataError.
 
     Attributes:
         corrupt_images: paths of the unreadable images that ``data.on_corrupt: skip`` has passed
@@ -60,31 +58,22 @@ class SSLDataModule(LightningDataModule):
         cfg = cfg if isinstance(cfg, DictConfig) else OmegaConf.create(dict(cfg))
         data = _plain(cfg, "data")
         self.splits = load_splits(data)
-        self.augmentations = parse_augmentations(
-            _plain(cfg, "augmentations"), self.splits.mean, self.splits.std
-        )
+        pipelines = _plain(cfg, "augmentations")
+        self.augmentations = parse_augmentations(pipelines, self.splits.mean, self.splits.std)
         self.batch_size: int = cfg.optimizer.batch_size
         self.seed: int = OmegaConf.select(cfg, "seed", default=5)
         on_corrupt = data.get("on_corrupt", "fail")
-        if on_corrupt not in ("fail", "skip"):
-            raise DataError(
-                f"unknown value {on_corrupt!r}{nearest(str(on_corrupt), ('fail', 'skip'))}",
-                key="data.on_corrupt",
-            )
-        self.skips_corrupt: bool = on_corrupt == "skip"
+        refuse_unknown_value(on_corrupt, ("fail", "skip"), "data.on_corrupt", "value")
+        self._in_training: OnCorrupt = "replace" if on_corrupt == "skip" else "fail"
+        self._in_evaluation: OnCorrupt = "leave out" if on_corrupt == "skip" else "fail"
         self.corrupt_images: list[str] = []
-        self._in_memory: dict[str, ImageSet] = {}  # by split, of data.format: tensor
-        # On two cores two workers train a tiny network on 32-pixel images a third faster than none;
-        # where the network keeps both cores busy there is no difference.
         configured = data.get("num_workers")
         self.num_workers: int = min(usable_cores(), 8) if configured is None else configured
         self.format: str = data.get("format") or "image_folder"
+        self._in_memory: dict[str, ImageSet] = {}  # by split, of data.format: tensor
         self.dali_device: str | None = OmegaConf.select(cfg, "dali.device")
-        if self.dali_device not in (None, "cpu", "gpu"):
-            raise DataError(
-                f"unknown value {self.dali_device!r}{nearest(self.dali_device, ('cpu', 'gpu'))}",
-                key="dali.device",
-            )
+        if self.dali_device is not None:
+            refuse_unknown_value(self.dali_device, ("cpu", "gpu"), "dali.device", "value")
 
     @property
     def num_classes(self) -> int:
@@ -120,23 +109,17 @@ class SSLDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader[ViewsBatch]:
         """Yields ``[indexes, [X_1 .. X_V], targets]``, large crops first, shuffled, last dropped.
 
-        The views are computed by DALI, or by torch on the device that trains, where ``data.format``
-        says so.
-
         Outside a trainer call ``loader.sampler.set_epoch(epoch)`` before each pass, or every pass
         repeats epoch 0.
         """
         trainer = self.trainer
-        sampler = EpochSampler(
-            self.splits.train,
-            seed=self.seed,
-            shuffle=True,
-            num_replicas=trainer.world_size if trainer else 1,
-            rank=trainer.global_rank if trainer else 0,
-        )
-        # Lightning calls set_epoch too, but only after it has created the first iterator, whose
-        # workers prefetch at once.
-        sampler.set_epoch(_epoch_about_to_run(trainer))
+        world, rank = (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
+        sampler = EpochSampler(self.splits.train, seed=self.seed, num_replicas=world, rank=rank)
+        if trainer:
+            # Lightning calls set_epoch too, but only after it has created the first iterator, whose
+            # workers prefetch at once; `current_epoch` lags by one while resuming.
+            current: Any = trainer.fit_loop.epoch_progress.current
+            sampler.set_epoch(current.processed)
         if self.batch_size > len(sampler):
             raise DataError(
                 f"a batch of {self.batch_size} is larger than the training set of {len(sampler)} "
@@ -144,24 +127,19 @@ class SSLDataModule(LightningDataModule):
                 key="optimizer.batch_size",
                 remedy=f"Set it to {len(sampler)} or less",
             )
-        on_corrupt: OnCorrupt = "replace" if self.skips_corrupt else "fail"
         if self.format == "dali":
-            return self._dali_loader(sampler, on_corrupt)
-        augmentations = _one_per_view(self.augmentations)
-        if self.format == "tensor":
-            drawn = DrawnRows(self._images("train"), augmentations, on_corrupt)
-            batches = self._loader(drawn, sampler=sampler, drop_last=True, persistent=True)
-            return TensorLoader(batches, augmentations, self._device())  # type: ignore[return-value]
-        views = Views(self.splits.train, augmentations, on_corrupt)
-        return self._loader(views, sampler=sampler, drop_last=True, persistent=True)
+            return self._dali_loader(sampler)
+        kind = DrawnRows if self.format == "tensor" else Views
+        views = kind(self._images("train"), _one_per_view(self.augmentations), self._in_training)
+        loader = self._loader(views, sampler=sampler, drop_last=True, persistent=True)
+        return TensorLoader(loader, self._device()) if self.format == "tensor" else loader  # type: ignore[return-value]
 
     def val_dataloader(self, split: str = "val") -> DataLoader[PlainBatch] | list[Any]:
         """Yields ``[X, targets]``, un-augmented; an empty list without labelled validation data.
 
         In order, but where the trainer's `limit_val_batches` takes the first batches alone: then
         so that any first images are of all classes, in the proportion of the whole. Several
-        processes share the images, each in one part alone; those that do not divide, fewer than
-        there are processes, are left out.
+        processes share the images; those that do not divide among them are left out.
         """
         if split == "val" and self.num_val_images == 0:
             return []
@@ -191,34 +169,29 @@ class SSLDataModule(LightningDataModule):
     ) -> DataLoader[ViewsBatch]:
         """Yields ``[indexes, [X_1 .. X_num_views], targets]`` of a split, in order, none dropped.
 
-        The training augmentation of the large crops under a seed that is the same in every run and
-        at every call, so that a held-out quantity moves with the model and not with the draw. Of
-        more images than `max_images` so many are drawn, under that seed too.
+        The training augmentation of the large crops under one seed for all runs and calls, so that
+        a held-out quantity moves with the model and not with the draw. Of more images than
+        `max_images` so many are drawn, under that seed too.
         """
         images = self._images(split)
         large = [a for a in self.augmentations if a.crop_size == self.crop_size]
         augmentations = tuple(islice(cycle(_one_per_view(large)), num_views))
         views = Views(images, augmentations, on_corrupt=self._in_evaluation)
-        drawn = EpochSampler(images, seed=SPLIT_SEED, shuffle=True, num_replicas=1, rank=0)
+        drawn = EpochSampler(images, seed=SPLIT_SEED)
         return self._loader(views, sampler=sorted(islice(drawn, max_images)))
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run has to know: the unreadable images met so far."""
+        """The unreadable images met so far."""
         return {"corrupt_images": list(self.corrupt_images)} if self.corrupt_images else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes the list up again; paths in it are not warned of a second time."""
+        """Takes the list up again: of those met before nobody is warned a second time."""
         self.corrupt_images[:] = state_dict["corrupt_images"]
 
-    @property
-    def _in_evaluation(self) -> OnCorrupt:
-        return "leave out" if self.skips_corrupt else "fail"
-
     def _images(self, split: str) -> ImageSet:
-        images = {"train": self.splits.train, "val": self.splits.val, "test": self.splits.test}
-        if split not in images:
+        if split not in ("train", "val", "test"):
             raise ValueError(f"there is no split {split!r}, but train, val and test")
-        chosen = images[split]
+        chosen: ImageSet | None = getattr(self.splits, split)
         if chosen is None:
             raise DataError(
                 f"the data set has no {split} images",
@@ -228,15 +201,21 @@ class SSLDataModule(LightningDataModule):
         if self.format != "tensor":
             return chosen
         if split not in self._in_memory:
-            self._in_memory[split] = in_memory(chosen, self.skips_corrupt)
+            self._in_memory[split] = in_memory(chosen, self._in_evaluation)
         return self._in_memory[split]
+
+    def _device(self) -> torch.device:
+        """Where training is: the trainer's, or a GPU where there is one."""
+        if self.trainer:
+            return self.trainer.strategy.root_device
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     def _plain_images(self, split: str) -> PlainImages:
         images = self._images(split)
         evaluable = images if images.labelled else images.subset(images.evaluable)
-        return PlainImages(evaluable, self.augmentations[0], self._in_evaluation)
+        return PlainImages(evaluable, self.augmentations, self._in_evaluation)
 
-    def _dali_loader(self, sampler: EpochSampler, on_corrupt: OnCorrupt) -> Any:
+    def _dali_loader(self, sampler: EpochSampler) -> Any:
         try:
             from solo_mim.data.dali import DaliLoader, EncodedViews
         except ModuleNotFoundError as error:
@@ -246,36 +225,22 @@ class SSLDataModule(LightningDataModule):
                 remedy=f"{install_extra('dali')} (Linux), or set data.format: image_folder",
             ) from error
         augmentations = _one_per_view(self.augmentations)
-        batches = self._loader(
-            EncodedViews(self.splits.train, augmentations, on_corrupt),
-            sampler=sampler,
-            drop_last=True,
-            persistent=True,
-        )
-        threads = max(1, self.num_workers)
-        device = self._device_of_dali()
-        return DaliLoader(batches, augmentations, self.batch_size, threads, device)
-
-    def _device(self) -> torch.device:
-        """The trainer's."""
-        here = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        device: torch.device = self.trainer.strategy.root_device if self.trainer else here
-        return device
-
-    def _device_of_dali(self) -> torch.device:
-        """The trainer's GPU where it has one and ``dali.device`` does not ask for the CPU."""
+        views = EncodedViews(self.splits.train, augmentations, self._in_training)
+        batches = self._loader(views, sampler=sampler, drop_last=True, persistent=True)
         device = self._device()
         if self.dali_device == "gpu" and device.type != "cuda":
             raise DataError(
                 "training does not run on a GPU", key="dali.device", remedy="Leave it out, or cpu"
             )
-        return device if device.type == "cuda" and self.dali_device != "cpu" else _CPU
+        if device.type != "cuda" or self.dali_device == "cpu":
+            device = torch.device("cpu")
+        return DaliLoader(batches, max(1, self.num_workers), device)
 
     def _loader(
         self, dataset: BatchedImages, *, persistent: bool = False, **options: Any
     ) -> DataLoader[Any]:
         # Without augmentation a decoded image costs less than handing it between processes.
-        plain_decoded = isinstance(dataset, PlainImages) and dataset.images.decoded
+        plain_decoded = isinstance(dataset, PlainImages) and dataset.images.source.decoded
         workers = 0 if plain_decoded else self.num_workers
         # On the data set, for Lightning may make a loader anew from the arguments that it knows.
         dataset.corrupt_images = self.corrupt_images
@@ -288,14 +253,6 @@ class SSLDataModule(LightningDataModule):
             collate_fn=as_it_is,
             **options,
         )
-
-
-def _epoch_about_to_run(trainer: Trainer | None) -> int:
-    """What Lightning will call set_epoch with; ``current_epoch`` lags by one while resuming."""
-    if trainer is None:
-        return 0
-    processed: int = trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
-    return processed
 
 
 def _one_per_view(augmentations: Sequence[Augmentation]) -> tuple[Augmentation, ...]:

@@ -2,9 +2,8 @@
 
 Every class is one photograph that ships inside the wheels of scikit-image (8 in colour, 7 in grey,
 all handled as RGB) or scikit-learn (2 in colour); every image is a 32 x 32 patch of it. Training
-and test patches come from the two colours of a chequerboard of 64-pixel blocks: both sample all of
-the photograph and they never share a pixel. Inside a block a patch may lie anywhere, and patches of
-one split may overlap; a fixed grid would show the periodic textures (brick, grass) in one phase.
+and test patches come from the two colours of a chequerboard of 64-pixel blocks and never share a
+pixel. Inside a block a patch may lie anywhere, and patches of one split may overlap.
 
 5,100 training and 4,250 test patches, balanced. Nearest neighbours (k = 5) on raw pixels get 52.3 %
 of the test patches right, chance is 5.9 %.
@@ -72,8 +71,7 @@ class Patches(NamedTuple):
 def photo_patches() -> tuple[Patches, Patches]:
     """Training and test patches, the same arrays (read-only) at every call.
 
-    Takes about half a second at the first. Raises DataError naming the wheel when a photograph is
-    not installed.
+    Raises DataError naming the wheel when a photograph is not installed.
     """
     # numpy froze this stream for ever; those of its newer generators may change (NEP 19).
     rng = np.random.RandomState(SEED)

@@ -5,18 +5,17 @@ computed elsewhere.
 """
 
 import random
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-import torch
+from torch import Tensor
 
-from solo_mim.data.batches import BatchedImages, OnCorrupt, Read
-from solo_mim.data.images import ImageSet
+from solo_mim.data.batches import BatchedImages
 from solo_mim.data.transforms import Augmentation
 
 
-class Row(NamedTuple):
+class ROW:
     """Columns of a view's row of numbers.
 
     The first four are the crop or, without one, its corner in the resized image and the size of
@@ -25,24 +24,11 @@ class Row(NamedTuple):
     before the hue, which is in turns.
     """
 
-    top: int = 0
-    left: int = 1
-    height: int = 2
-    width: int = 3
-    jitter: int = 4
-    blends: int = 5
-    hue_at: int = 14
-    hue: int = 15
-    grayscale: int = 16
-    blur: int = 17
-    solarization: int = 18
-    equalization: int = 19
-    horizontal_flip: int = 20
+    top, left, height, width, jitter, blends = range(6)
+    hue_at, hue, grayscale, blur, solarization, equalization, horizontal_flip = range(14, 21)
 
 
-ROW = Row()
 BASES = {"brightness": (0.0, 0.0), "contrast": (1.0, 0.0), "saturation": (0.0, 1.0)}
-NO_HUE = -1.0
 
 
 def row_of(augment: Augmentation, size: tuple[int, int], rng: random.Random) -> list[float]:
@@ -54,7 +40,7 @@ def row_of(augment: Augmentation, size: tuple[int, int], rng: random.Random) -> 
     else:
         place = _centre(augment.crop_size, *size)
     blends: list[float] = []
-    hue_at, hue = NO_HUE, 0.0
+    hue_at, hue = -1.0, 0.0  # none
     for step, factor in drawn.color_jitter:
         if step == "hue":
             hue_at, hue = len(blends) / 3, int(255 * factor) / 255  # as Pillow's 8 bits have it
@@ -78,31 +64,14 @@ def _centre(side: int, width: int, height: int) -> list[float]:
 
 
 class DrawnRows(BatchedImages):
-    """A row of numbers for each view of the images, a batch at a time; keys as of Views.
+    """A row of numbers for each view of images that have a ``size`` (width, height), a batch at a
+    time; keys as of Views."""
 
-    Args:
-        images: whose items have a ``size`` (width, height).
-        augmentations: one per view.
-        on_corrupt: as of BatchedImages.
-    """
+    def made(self, image: Any, seed: int) -> Any:
+        rng = random.Random(seed)
+        return [row_of(augment, image.size, rng) for augment in self.augmentations]
 
-    def __init__(
-        self, images: ImageSet, augmentations: Sequence[Augmentation], on_corrupt: OnCorrupt
-    ) -> None:
-        super().__init__(images, on_corrupt)
-        self.augmentations = augmentations
-
-    def batch(self, images: Iterator[Read]) -> Any:
-        """``indexes, rows, targets``, rows a float32 array B x columns for each view; None of
-        nothing."""
-        indexes: list[int] = []
-        rows: list[list[list[float]]] = [[] for _ in self.augmentations]
-        for index, seed, image in images:
-            indexes.append(index)
-            rng = random.Random(seed)
-            for of_view, augment in zip(rows, self.augmentations, strict=True):
-                of_view.append(row_of(augment, image.size, rng))
-        if not indexes:
-            return None
-        targets = torch.from_numpy(self.images.labels[indexes])
-        return torch.tensor(indexes), [np.array(r, np.float32) for r in rows], targets
+    def batch(self, indexes: Tensor, made: Sequence[Any], targets: Tensor) -> Any:
+        """``indexes, rows, targets``, rows a float32 array B x columns for each view."""
+        rows = [np.array(of_view, np.float32) for of_view in zip(*made, strict=True)]
+        return indexes, rows, targets

@@ -8,7 +8,7 @@ hue in 8 bits. Indexes, order, epoch length, shards and resuming are those of ``
 
 import functools
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -20,6 +20,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
 
+from solo_mim.data.batches import OnCorrupt
 from solo_mim.data.errors import DataError
 from solo_mim.data.images import Files, ImageSet, Pixels, Source
 from solo_mim.data.rows import ROW
@@ -35,7 +36,7 @@ _BLUR_PASSES = 3  # of a box filter, Pillow's
 
 
 @dataclass(frozen=True)
-class Decoded:
+class Decoded(Source):
     """Image files decoded to uint8 N x H x W x 3; what of them cannot be read, with its error."""
 
     decoded: ClassVar[bool] = True
@@ -52,11 +53,11 @@ class Decoded:
         return self.files.entries()
 
 
-def in_memory(images: ImageSet, skips_corrupt: bool) -> ImageSet:
+def in_memory(images: ImageSet, on_corrupt: OnCorrupt) -> ImageSet:
     """The same images as one array.
 
     Raises:
-        DataError: they are not of one size, or one cannot be read and is not skipped.
+        DataError: they are not of one size, or one cannot be read and ``on_corrupt`` is fail.
     """
     source = images.source
     if isinstance(source, Pixels):
@@ -68,7 +69,7 @@ def in_memory(images: ImageSet, skips_corrupt: bool) -> ImageSet:
         try:
             pixels = np.asarray(images[index])
         except DataError as error:
-            if not skips_corrupt:
+            if on_corrupt == "fail":
                 raise
             unreadable[index] = error
             continue
@@ -95,21 +96,16 @@ def _path(images: ImageSet, files: Files, index: int) -> str:
 
 
 class TensorLoader:
-    """Yields ``[indexes, [X_1 .. X_V], targets]`` like the loader of Pillow views, X on ``device``.
+    """Yields ``[indexes, [X_1 .. X_V], targets]`` like the loader of Pillow views, X on ``device``,
+    which holds all images.
 
-    Args:
-        batches: a loader of ``DrawnRows`` of images of ``in_memory``.
-        augmentations: one per view.
-        device: that holds all images, and computes.
+    From a loader of ``DrawnRows`` of images of ``in_memory``.
     """
 
-    def __init__(
-        self, batches: Any, augmentations: Sequence[Augmentation], device: torch.device
-    ) -> None:
+    def __init__(self, batches: Any, device: torch.device) -> None:
         self.batches = batches
         self.sampler = batches.sampler  # Lightning calls its set_epoch
         self.dataset = batches.dataset  # of which methods take the length
-        self.augmentations = augmentations
         pixels = self.dataset.images.source.pixels
         # N x H x 3 x W: both directions of a resampling are then products without a copy.
         self.pixels = torch.from_numpy(np.ascontiguousarray(pixels.swapaxes(2, 3))).to(device)
@@ -120,7 +116,7 @@ class TensorLoader:
     def __iter__(self) -> Iterator[Any]:
         for indexes, rows, targets in self.batches:
             images = self.pixels[indexes.to(self.pixels.device, non_blocking=True)]
-            drawn = zip(rows, self.augmentations, strict=True)
+            drawn = zip(rows, self.dataset.augmentations, strict=True)
             X = [views(images, torch.from_numpy(row), augment) for row, augment in drawn]
             yield [indexes, X, targets]
 

@@ -2,13 +2,11 @@
 
 The configuration section ``augmentations`` is a list of pipelines. Each turns one image into
 ``num_crops`` views; pipelines whose ``crop_size`` is not that of the first make *small* crops.
-Keys, value ranges and order of the steps are solo-learn's (main): crop or resize, colour jitter,
-grey, blur, solarise, equalise, flip, normalise.
+Keys, value ranges and order of the steps are those of solo-learn main.
 
-The kernels are Pillow's, with torchvision's results; the parameters are drawn here, for two
-reasons. *Speed*: on 32-pixel images most of the time goes into the machinery of the transform
-classes. *Reproducibility*: a view is a pure function of (image, generator), so that loading data
-neither reads nor disturbs the global generators that the model's dropout and masks draw from.
+The kernels are Pillow's, with torchvision's results. The parameters are drawn here: on 32-pixel
+images the machinery of transform classes takes most of the time, and a view that is a function of
+(image, generator) neither reads nor disturbs the global generators of dropout and masks.
 """
 
 import math
@@ -24,7 +22,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from solo_mim.data.errors import DataError, refuse_unknown_keys
+from solo_mim.data.errors import DataError, impossible, refuse_unknown_keys
 
 BLUR_SIGMA = (0.1, 2.0)
 CROP_RATIO = (3 / 4, 4 / 3)
@@ -36,9 +34,7 @@ BLOCKS: dict[str, dict[str, tuple[float, float]]] = {
     "rrc": {"crop_min_scale": (0.0, 1.0), "crop_max_scale": (0.0, 1.0)},
     "color_jitter": {
         **PROBABILITY,
-        "brightness": (0.0, math.inf),
-        "contrast": (0.0, math.inf),
-        "saturation": (0.0, math.inf),
+        **dict.fromkeys(("brightness", "contrast", "saturation"), (0.0, math.inf)),
         "hue": (0.0, 0.5),
     },
     "grayscale": PROBABILITY,
@@ -66,8 +62,7 @@ class Draw(NamedTuple):
     """The random parameters of one view.
 
     ``box`` is the crop (left, top, right, bottom) in pixels; ``color_jitter`` the steps, in order,
-    each with its factor (hue: shift in turns); ``blur`` the sigma in
-    pixels, 0 for none.
+    each with its factor (hue: shift in turns); ``blur`` the sigma in pixels, 0 for none.
     """
 
     box: tuple[int, int, int, int] | None
@@ -84,8 +79,7 @@ class Augmentation:
     """One pipeline of the schema; calling it gives one random view, not yet normalised.
 
     The plain numbers are probabilities. ``crop_scale`` is the range of the crop's share of the
-    image area; None resizes the whole image instead. ``interpolation`` is solo-learn's of
-    pre-training; its classification has the bilinear one.
+    image area; None resizes the whole image. ``interpolation`` is solo-learn's of pre-training.
     """
 
     crop_size: int
@@ -107,13 +101,12 @@ class Augmentation:
 
     def draw(self, width: int, height: int, rng: random.Random) -> Draw:
         """For an image of that size in pixels."""
-        box, jitter = None, self.color_jitter
-        if self.crop_scale is not None:
-            box = _random_crop_box(width, height, self.crop_scale, rng)
-        jittered = jitter is not None and rng.random() < jitter.prob
+        scale, jitter = self.crop_scale, self.color_jitter
         return Draw(
-            box=box,
-            color_jitter=_jitter_steps(jitter, rng) if jitter is not None and jittered else (),
+            box=_random_crop_box(width, height, scale, rng) if scale else None,
+            color_jitter=_jitter_steps(jitter, rng)
+            if jitter and rng.random() < jitter.prob
+            else (),
             grayscale=rng.random() < self.grayscale,
             blur=rng.uniform(*BLUR_SIGMA) if rng.random() < self.gaussian_blur else 0.0,
             solarization=rng.random() < self.solarization,
@@ -146,9 +139,8 @@ class Augmentation:
 def evaluation_transform(image: Image.Image, crop_size: int) -> Image.Image:
     """The un-augmented view, ``crop_size`` x ``crop_size``, as solo-learn evaluates.
 
-    Up to 96 pixels (CIFAR, STL-10) the whole image: short side to ``crop_size``, which leaves
-    an image of that size as it is. Above, the ImageNet margin: short side to 256/224 of
-    ``crop_size``. Then the centre.
+    The centre of the image with its short side at ``crop_size`` up to 96 pixels (CIFAR, STL-10),
+    above at 256/224 of it (ImageNet).
     """
     short_side = crop_size if crop_size <= 96 else round(crop_size * 256 / 224)
     return _resize_and_centre(image, short_side, crop_size, InterpolationMode.BILINEAR)
@@ -175,11 +167,8 @@ def parse_augmentations(
     the first unknown, missing or impossible key.
     """
     if isinstance(pipelines, str | Mapping) or not pipelines:
-        raise DataError(
-            "a list of pipelines is needed",
-            key="augmentations",
-            remedy="Write one list entry (- rrc: ... crop_size: ... num_crops: ...) per pipeline",
-        )
+        remedy = "Write one list entry (- rrc: ... crop_size: ... num_crops: ...) per pipeline"
+        raise DataError("a list of pipelines is needed", key="augmentations", remedy=remedy)
     parsed = [
         _parse_pipeline(pipeline, f"augmentations[{position}]", mean, std)
         for position, pipeline in enumerate(pipelines)
@@ -219,9 +208,8 @@ def _parse_block(pipeline: Mapping[str, Any], name: str, where: str) -> dict[str
     if block is None:
         return {}
     if not isinstance(block, Mapping):
-        raise DataError(
-            f"{block!r} is no block", key=where, remedy=f"Give it {', '.join(BLOCKS[name])}"
-        )
+        remedy = f"Give it {', '.join(BLOCKS[name])}"
+        raise DataError(f"{block!r} is no block", key=where, remedy=remedy)
     refuse_unknown_keys(block, ("enabled", *BLOCKS[name]), where)
     if not block.get("enabled", True) or block.get("prob") == 0:
         return {}
@@ -233,17 +221,15 @@ def _parse_block(pipeline: Mapping[str, Any], name: str, where: str) -> dict[str
 
 def _number_between(value: Any, low: float, high: float, key: str) -> float:
     if not _is_number(value) or not low <= value <= high:
-        missing = "is missing" if value is None else f"cannot be {value!r}"
         bounds = f"of at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
-        raise DataError(f"the value {missing}", key=key, remedy=f"Set a number {bounds}")
+        raise impossible(value, key, f"Set a number {bounds}")
     return float(value)
 
 
 def _positive_integer(pipeline: Mapping[str, Any], name: str, where: str) -> int:
     value = pipeline.get(name)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        missing = "is missing" if value is None else f"cannot be {value!r}"
-        raise DataError(f"the value {missing}", key=f"{where}.{name}", remedy="Set 1, 2, 3 ...")
+        raise impossible(value, f"{where}.{name}", "Set 1, 2, 3 ...")
     return value
 
 
@@ -255,11 +241,7 @@ def _per_channel(given: Any, default: RGB, key: str, above: float = -math.inf) -
         or not all(_is_number(value) and above < value < math.inf for value in values)
     ):
         more = "" if above == -math.inf else f" above {above:g}"
-        raise DataError(
-            f"the value cannot be {values!r}",
-            key=key,
-            remedy=f"Set three numbers{more} (red, green, blue)",
-        )
+        raise impossible(values, key, f"Set three numbers{more} (red, green, blue)")
     red, green, blue = map(float, values)
     return red, green, blue
 
@@ -278,11 +260,8 @@ def _resize_and_centre(
 def _random_crop_box(
     width: int, height: int, scale: tuple[float, float], rng: random.Random
 ) -> tuple[int, int, int, int]:
-    """(left, top, right, bottom) drawn as torchvision's RandomResizedCrop does.
-
-    Ten tries for a share of the area and an aspect ratio that fit, else the largest centred box
-    whose ratio is in range.
-    """
+    """(left, top, right, bottom) as torchvision's RandomResizedCrop draws: ten tries for a share of
+    the area and a ratio that fit, else the largest centred box whose ratio is in range."""
     log_ratio = math.log(CROP_RATIO[0]), math.log(CROP_RATIO[1])
     for _ in range(10):
         area = width * height * rng.uniform(*scale)
@@ -299,14 +278,11 @@ def _random_crop_box(
 
 def _jitter_steps(jitter: ColorJitter, rng: random.Random) -> tuple[tuple[str, float], ...]:
     """Brightness, contrast, saturation and hue in random order; a strength of 0 is skipped."""
-    ranges = (
-        ("brightness", *_factors(jitter.brightness)),
-        ("contrast", *_factors(jitter.contrast)),
-        ("saturation", *_factors(jitter.saturation)),
-        ("hue", -jitter.hue, jitter.hue),
-    )
+    _, *strengths, hue = jitter
+    factors = [(max(0.0, 1.0 - strength), 1.0 + strength) for strength in strengths]
+    ranges = zip(_ADJUST, [*factors, (-hue, hue)], strict=True)
     # A hue shift of zero is not the identity: the way to HSV and back rounds.
-    steps = [(step, rng.uniform(low, high)) for step, low, high in ranges if low < high]
+    steps = [(step, rng.uniform(low, high)) for step, (low, high) in ranges if low < high]
     rng.shuffle(steps)
     return tuple(steps)
 
@@ -344,7 +320,3 @@ _ADJUST = {
 
 def _grey(image: Image.Image) -> Image.Image:
     return image.convert("L").convert("RGB")
-
-
-def _factors(strength: float) -> tuple[float, float]:
-    return max(0.0, 1.0 - strength), 1.0 + strength

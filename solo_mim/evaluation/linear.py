@@ -12,14 +12,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from timm.data.mixup import Mixup
 from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from solo_mim.optim import OPTIMIZERS, schedule, without_decay_on_bias_and_norm
+from solo_mim.optim import optimisation
 from solo_mim.seeding import SeededEpochs
 
 TOP = 5  # of so few classes or fewer, being among the top of them says nothing
@@ -101,15 +101,7 @@ class LinearModel(SeededEpochs, LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The optimiser of `cfg.optimizer` and the schedule of `cfg.scheduler`."""
-        settings = self.cfg.optimizer
-        groups = self._groups()
-        if settings.exclude_bias_n_norm_wd:
-            groups = without_decay_on_bias_and_norm(groups)
-        kwargs: Any = OmegaConf.to_container(settings.kwargs)
-        make: Any = OPTIMIZERS[settings.name]
-        optimizer = make(groups, lr=settings.lr, weight_decay=settings.weight_decay, **kwargs)
-        entry = schedule(optimizer, self.cfg, self)
-        return {"optimizer": optimizer, "lr_scheduler": entry} if entry else optimizer
+        return optimisation(self._groups(), self.cfg, self)
 
     def _groups(self) -> list[dict[str, Any]]:
         settings = self.cfg.optimizer

@@ -1,24 +1,51 @@
-"""The options of solo-learn's own methods: their names and defaults are those of its main branch,
+"""solo-learn's own methods and their options: names and defaults are those of its main branch,
 which 1.0.2 shares where it has the method."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import field, make_dataclass
+from functools import partial
 from typing import Any
+
+from omegaconf import DictConfig
 
 from solo_mim.options import Count, Positive, ProjectorOptions, Share, Size, Weight
 
 
+def bound(
+    classes: Mapping[str, type],
+    adapter: type,
+    mends: Mapping[str, type],
+    options: Mapping[str, type],
+    complete: Callable[..., DictConfig],
+) -> dict[str, type]:
+    """The host's methods behind an adapter, in whose module they lie so that they pickle.
+
+    `complete(cfg, method=, cls=)` becomes their `add_and_assert_specific_cfg`.
+    """
+    methods = {}
+    for method, cls in classes.items():
+        if method in ("base", "linear"):
+            continue
+        namespace = {
+            "__module__": adapter.__module__,
+            "__doc__": cls.__init__.__doc__,  # type: ignore[misc]
+            "Options": options.get(method),
+            "add_and_assert_specific_cfg": staticmethod(partial(complete, method=method, cls=cls)),
+        }
+        mend = [mends[method]] if method in mends else []
+        methods[method] = type(cls.__name__, (adapter, *mend, cls), namespace)
+        setattr(sys.modules[adapter.__module__], cls.__name__, methods[method])
+    return methods
+
+
 def _options(base: type | None = ProjectorOptions, /, **declared: tuple[Any, Any] | Any) -> type:
     """A dataclass of options: name=type of what is required, name=(type, default) of others."""
-    columns: list[Any] = []
-    for name, one in declared.items():
-        if isinstance(one, tuple):
-            kind, default = one
-            of = field(default_factory=default) if callable(default) else field(default=default)
-            columns.append((name, kind, of))
-        else:
-            columns.append((name, one))
+    columns: Any = [
+        (name, *one) if isinstance(one, tuple) else (name, one) for name, one in declared.items()
+    ]
     bases = (base,) if base else ()
     return make_dataclass("Options", columns, bases=bases, frozen=True, kw_only=True)
 
@@ -33,7 +60,7 @@ OPTIONS: dict[str, type] = {
     "byol": _options(pred_hidden_dim=Size),
     "deepclusterv2": _options(
         temperature=(Positive, 0.1),
-        num_prototypes=(list[Size], lambda: [3000, 3000, 3000]),
+        num_prototypes=(list[Size], field(default_factory=lambda: [3000, 3000, 3000])),
         kmeans_iters=(Size, 10),
     ),
     "dino": _options(

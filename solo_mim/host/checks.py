@@ -14,22 +14,17 @@ _QUEUES = ("all4one", "mocov2plus", "nnbyol", "nnclr", "nnsiam", "ressl")
 def refuse_impossible_views(
     cfg: DictConfig, method: str, any_number: Collection[str], multi_crop: Collection[str]
 ) -> None:
-    """Compares the views of a batch with those that a method of the host is written for.
+    """Raises ConfigError where a method is not written for the crops counted in `cfg.data`.
 
-    Args:
-        cfg: the completed configuration, with crop counts in `data`.
-        method: its name.
-        any_number: methods that take any number of large crops; the others unpack two.
-        multi_crop: methods that take small crops beside large ones.
-
-    Raises:
-        ConfigError: naming the method and what to change.
+    Methods in `any_number` take any number of large crops, the others two; those in `multi_crop`
+    take small ones beside them.
     """
     large, small = cfg.data.num_large_crops, cfg.data.num_small_crops
+    others = ", ".join(f"method={name}" for name in sorted(multi_crop))
     if small and method not in multi_crop:
         raise ConfigError(
             f"method={method} cannot take small crops; give every augmentation one crop_size"
-            + (f", or use {_listed(multi_crop)}" if multi_crop else "")
+            + (f", or use {others}" if others else "")
         )
     if large != 2 and method not in any_number:
         raise ConfigError(
@@ -41,27 +36,20 @@ def refuse_impossible_views(
 
 
 def refuse_impossible_batch(cfg: DictConfig, method: str, processes: int = 1) -> None:
-    """Compares batch size and schedule with queues, whitening and warm-up.
+    """Raises ConfigError of queues, whitening, prototypes and warm-up that do not fit the run.
 
-    Args:
-        cfg: the configuration with the method's defaults filled in.
-        method: its name.
-        processes: among which a batch is shared; queues take the batches of all.
-
-    Raises:
-        ConfigError: naming the key and what to change.
+    Queues take the batches of all processes.
     """
     kwargs, batch_size = cfg.method_kwargs, cfg.optimizer.batch_size
-    queue_size = kwargs.get("queue_size")
-    if method in _QUEUES and (queue_size < 1 or queue_size % (batch_size * processes)):
+    queue_size, global_batch = kwargs.get("queue_size"), batch_size * processes
+    if method in _QUEUES and (queue_size < 1 or queue_size % global_batch):
         raise ConfigError(
             f"method_kwargs.queue_size={queue_size} must be a multiple of the batch of "
-            f"{batch_size * processes} (optimizer.batch_size on {processes} process(es))"
+            f"{global_batch} (optimizer.batch_size on {processes} process(es))"
         )
-    if method == "swav" and 0 < queue_size < batch_size * processes:
+    if method == "swav" and 0 < queue_size < global_batch:
         raise ConfigError(
-            f"method_kwargs.queue_size={queue_size} must hold a batch of "
-            f"{batch_size * processes}, or be 0"
+            f"method_kwargs.queue_size={queue_size} must hold a batch of {global_batch}, or be 0"
         )
     if method == "wmse":
         size = kwargs.whitening_size
@@ -91,7 +79,3 @@ def refuse_impossible_batch(cfg: DictConfig, method: str, processes: int = 1) ->
             "method_kwargs.warmup_teacher_temperature_epochs="
             f"{kwargs.warmup_teacher_temperature_epochs} is more than max_epochs={cfg.max_epochs}"
         )
-
-
-def _listed(methods: Collection[str]) -> str:
-    return ", ".join(f"method={name}" for name in sorted(methods))

@@ -29,7 +29,6 @@ _OF_PROCESSES = "solo_mim_late_buffers"  # in a checkpoint: name -> processes x 
 class Lifecycle(SeededEpochs):
     """Mixed in before a host's LightningModule: mended kNN, and resuming to equal weights."""
 
-    device: torch.device
     knn_eval: bool
     knn: OnlineKNN
     momentum_updater: Any  # of methods with a momentum network
@@ -58,8 +57,7 @@ class Lifecycle(SeededEpochs):
             # would move the momentum network without an optimiser step.
             self.last_step = self.trainer.global_step
             if self.last_step > 0:
-                # Nor is tau in the checkpoint: a resumed run would restart at base_tau and drag the
-                # momentum network along.
+                # Nor is tau in the checkpoint: a resumed run would restart at base_tau.
                 self._update_tau()
 
     def _update_tau(self) -> None:
@@ -75,7 +73,7 @@ class Lifecycle(SeededEpochs):
             self.knn.reset()
 
     def _base_shared_step(self, X: torch.Tensor, targets: torch.Tensor) -> dict[str, Any]:
-        """The host's, with loss and accuracies of the labelled images alone, 0 where none is.
+        """With loss and accuracies of the labelled images alone, 0 where none is.
 
         The host's loss of a batch without a label is NaN, and it counts unlabelled images as wrong.
         """
@@ -127,10 +125,8 @@ def fill_options(cfg: DictConfig, declared: type) -> Any:
 class OwnOptions:
     """Mixed in before an adapter: a method's options are those that its class declares.
 
-    Attributes:
-        Options: a dataclass of them (`solo_mim.options`); None of a class that declares none, whose
-            `method_kwargs` nobody checks.
-        options: an instance, of what the configuration gives.
+    `Options` is a dataclass (`solo_mim.options`), `options` an instance of what the configuration
+    gives. Where a class declares none, nobody checks its `method_kwargs`.
     """
 
     Options: type | None = None

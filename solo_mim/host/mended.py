@@ -19,9 +19,8 @@ from solo_mim.losses.statistics import sum_over_processes
 class DINO:
     """Mixed in before the host's DINO: clips the gradients that the optimiser is given.
 
-    The host clips in `on_after_backward`, where mixed precision still has them scaled (by 65536 at
-    first, so that nearly everything is clipped) and accumulation has not finished. In 1.0.2 its
-    helper is also called `clip_gradients` and shadows lightning's hook of that name.
+    The host clips in `on_after_backward`, where mixed precision still has them scaled and
+    accumulation has not finished. In 1.0.2 its helper shadows lightning's hook `clip_gradients`.
     """
 
     clip_grad: float
@@ -48,12 +47,9 @@ class DeepClusterV2:
 
     local_memory_index: Tensor
     num_prototypes: list[int]
-
     trainer: Trainer
 
     def on_train_start(self) -> None:
-        """Raises ConfigError where a clustering has more prototypes than there are images, or an
-        epoch leaves parts of its memory unwritten."""
         super().on_train_start()  # type: ignore[misc]
         loader: Any = self.trainer.train_dataloader
         if self.trainer.num_training_batches < len(loader):
@@ -91,25 +87,19 @@ class SwAV:
         self.prototypes.weight_g.requires_grad = False
 
 
-def _differentiable_all_reduce(tensor: Tensor) -> None:
-    """In place as `dist.all_reduce`, but autograd sees it."""
-    world: Any = dist.group.WORLD
-    tensor.copy_(sum_over_processes(tensor, world))
-
-
 def mend_barlow_loss(losses: Any) -> None:
-    """Barlow Twins all-reduces its correlation matrix behind autograd's back: with several
-    processes the gradient is 1 / world_size of the true one.
+    """Barlow Twins (`solo.losses.barlow`) all-reduces its correlation matrix behind autograd's
+    back: with several processes the gradient is 1 / world_size of the true one."""
 
-    Args:
-        losses: the host's module `solo.losses.barlow`.
-    """
-    losses.dist = SimpleNamespace(
-        is_available=dist.is_available,
-        is_initialized=dist.is_initialized,
-        get_world_size=dist.get_world_size,
-        all_reduce=_differentiable_all_reduce,
-    )
+    def all_reduce(tensor: Tensor) -> None:
+        world: Any = dist.group.WORLD
+        tensor.copy_(sum_over_processes(tensor, world))
+
+    losses.dist = SimpleNamespace(**vars(dist) | {"all_reduce": all_reduce})
+
+
+# Mixed in before the classes of these methods.
+MENDS: dict[str, type] = {"deepclusterv2": DeepClusterV2, "dino": DINO}
 
 
 def accuracy_at_few_classes(accuracy_at_k: Callable[..., Any]) -> Callable[..., Any]:
@@ -139,11 +129,8 @@ def host_loss(module: str, name: str) -> Callable[..., Tensor]:
 def whiten(self: Any, x: Tensor) -> Tensor:
     """W-MSE's whitening of N x D features by the Cholesky factor of their covariance, N > D.
 
-    Stands in for `Whitening2d.forward`, which calls two functions that torch has deprecated and
-    solves in the precision that autocast has chosen for them.
-
-    Raises:
-        ConfigError: the covariance is singular; says what to change.
+    Stands in for `Whitening2d.forward`, which calls two deprecated functions and solves in the
+    precision that autocast has chosen. Raises ConfigError where the covariance is singular.
     """
     with torch.autocast(x.device.type, enabled=False):
         x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

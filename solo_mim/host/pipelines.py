@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from omegaconf import OmegaConf
-from PIL import Image
 from torch import Tensor
 
 from solo_mim.host import GENERATION
@@ -16,23 +15,18 @@ from solo_mim.host import GENERATION
 def host_transform(pipeline: Mapping[str, Any], dataset: str = "cifar10") -> Callable[..., Tensor]:
     """One random view of a Pillow image as the host makes it, 3 x crop_size x crop_size.
 
-    Args:
-        pipeline: an entry of the section `augmentations`, with all blocks.
-        dataset: whose normalisation the host takes: cifar10, stl10, imagenet, ...
-
-    Raises:
-        ValueError: the host lacks a step: equalisation in 1.0.2.
+    Of an entry of `augmentations` with all blocks, normalised as the host has it for `dataset`.
+    Raises ValueError where the host lacks a step: equalisation in 1.0.2.
     """
-    transform: Callable[[Image.Image], Tensor]
+    module: Any
     if GENERATION == "current":
         module = importlib.import_module("solo.data.pretrain_dataloader")
-        transform = module.build_transform_pipeline(dataset, OmegaConf.create(dict(pipeline)))
-        return transform
+        return module.build_transform_pipeline(dataset, OmegaConf.create(dict(pipeline)))
     if pipeline["equalization"]["prob"]:
         raise ValueError("solo-learn 1.0.2 has no equalisation")
     jitter, crop = pipeline["color_jitter"], pipeline["rrc"]
     module = importlib.import_module("solo.utils.pretrain_dataloader")
-    transform = module.prepare_transform(
+    return module.prepare_transform(
         dataset,
         **{key: jitter[key] for key in ("brightness", "contrast", "saturation", "hue")},
         color_jitter_prob=jitter["prob"],
@@ -44,4 +38,3 @@ def host_transform(pipeline: Mapping[str, Any], dataset: str = "cifar10") -> Cal
         max_scale=crop["crop_max_scale"],
         crop_size=pipeline["crop_size"],
     )
-    return transform

@@ -1,21 +1,18 @@
 """solo-learn 1.0.2 under today's torch and lightning, behind main's contract.
 
-Two adapters. `Baseline` goes before the host's own method classes and changes their life cycle
-only. `BaseMethod` and `BaseMomentumMethod` are what new methods inherit; their shared step calls
-`self(X)`, so that `training_step` yields what `forward` returns, as on main. A baseline must not
-get that second treatment: its projector would run twice.
+`Baseline` goes before the host's own method classes and changes their life cycle only. New methods
+inherit `BaseMethod` or `BaseMomentumMethod`, whose shared step calls `self(X)`, so that
+`training_step` yields what `forward` returns, as on main; a baseline's projector would run twice.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib
-import inspect
 import sys
 import types
 import warnings
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from typing import Any
 
 import lightning.pytorch
@@ -24,24 +21,18 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from solo_mim.backbones import (
-    OUR_BACKBONES,
-    backbone_factory,
-    fill_backbone_kwargs,
-    refuse_unknown_backbone,
-)
+from solo_mim.backbones import backbone_factory
 from solo_mim.evaluation.knn import OnlineKNN
 from solo_mim.host import mended
-from solo_mim.host.baselines import RELEASED_OPTIONS
+from solo_mim.host.baselines import RELEASED_OPTIONS, bound
 from solo_mim.host.checks import refuse_impossible_batch, refuse_impossible_views
 from solo_mim.host.lifecycle import Lifecycle, OwnOptions, fill_options
-from solo_mim.optim import OPTIMIZERS, hold_rates, schedule, without_decay_on_bias_and_norm
+from solo_mim.optim import optimisation
 
 
 @contextlib.contextmanager
 def _modules_that_solo_expects() -> Iterator[None]:
-    """`pytorch_lightning` is lightning 2 and the schedule of lightning-bolts a blank, while in
-    here.
+    """`pytorch_lightning` is lightning 2 and lightning-bolts' schedule a blank, while in here.
 
     The host must subclass the LightningModule that our Trainer knows. lightning-bolts does not
     import under lightning 2; only `configure_optimizers` uses its schedule, and the adapter
@@ -61,11 +52,9 @@ def _modules_that_solo_expects() -> Iterator[None]:
     try:
         yield
     finally:
-        for name, module in before.items():
-            if module is None:
-                sys.modules.pop(name, None)
-            else:
-                sys.modules[name] = module
+        for name in stand_ins:
+            del sys.modules[name]
+        sys.modules.update({name: module for name, module in before.items() if module})
 
 
 with _modules_that_solo_expects(), warnings.catch_warnings():
@@ -76,93 +65,38 @@ with _modules_that_solo_expects(), warnings.catch_warnings():
     mended.mend_modules()
 
 
-BASE_DEFAULTS: dict[str, Any] = {
-    "backbone": {"kwargs": {}},
-    "optimizer": {"exclude_bias_n_norm_wd": False, "kwargs": {}},
-    "accumulate_grad_batches": 1,
-    "scheduler": {
-        "lr_decay_steps": None,
-        "min_lr": 0.0,
-        "warmup_start_lr": 3e-5,
-        "warmup_epochs": 10,
-        "interval": "step",
-    },
-    "knn_eval": {"enabled": False, "k": 20, "distance_func": "euclidean"},
-    "performance": {"disable_channel_last": False},
-    "method_kwargs": {},
+HOST_BACKBONES: dict[str, Any] = {
+    name: getattr(host_backbones, name, None) for name in host_base.BaseMethod._SUPPORTED_ENCODERS
 }
-MOMENTUM_DEFAULTS = {"momentum": {"base_tau": 0.99, "final_tau": 1.0, "classifier": False}}
-
-
-def _fill(cfg: DictConfig, defaults: dict[str, Any], prefix: str = "") -> None:
-    """Sets what is absent or None in `cfg` to its default, in place."""
-    for key, value in defaults.items():
-        if isinstance(value, dict) and value:
-            _fill(cfg, value, f"{prefix}{key}.")
-        elif OmegaConf.select(cfg, prefix + key) is None:
-            OmegaConf.update(cfg, prefix + key, value, merge=True, force_add=True)
-
-
-# 1.0.2 maps names to factories in a literal inside __init__, but imports this factory there by
-# name.
-_SLOT = "vit_tiny"
 
 
 @contextlib.contextmanager
 def _backbone_in_slot(cfg: DictConfig) -> Iterator[None]:
     """While in here the host's `vit_tiny` is the configured backbone, whatever that is.
 
-    Whatever stands in the slot needs `num_features` only: the stem surgery that the host does on
-    names containing "resnet" is not reached, for the online or the momentum backbone.
+    1.0.2 maps names to factories in a literal inside __init__, but imports this one there by name.
+    Its stem surgery, on names containing "resnet", is not reached.
     """
-    original = getattr(host_backbones, _SLOT)
-    host_factory = getattr(host_backbones, cfg.backbone.name, None)
-    setattr(host_backbones, _SLOT, backbone_factory(cfg, host_factory))
+    host_backbones.vit_tiny = backbone_factory(cfg, HOST_BACKBONES)
     try:
         yield
     finally:
-        setattr(host_backbones, _SLOT, original)
-
-
-def build_backbone(cfg: DictConfig, method: str | None) -> nn.Module:
-    """The backbone as a method would have it, in its first state; fills `cfg.backbone.kwargs` in.
-
-    Args:
-        cfg: read are `backbone`, `augmentations` and `data`.
-        method: ignored: here all have the same.
-
-    Raises:
-        ConfigError: unknown backbone, stem, or argument of it.
-    """
-    refuse_unknown_backbone(cfg.backbone.name, BACKBONES)
-    fill_backbone_kwargs(cfg)
-    host_factory = getattr(host_backbones, cfg.backbone.name, None)
-    return backbone_factory(cfg, host_factory)(**cfg.backbone.kwargs)
+        host_backbones.vit_tiny = HOST_BACKBONES["vit_tiny"]
 
 
 class Adapter(Lifecycle):
-    """Mixed in before a 1.0.2 class: main's constructor, names, optimisation and validation
-    hooks."""
+    """Mixed in before a 1.0.2 class: main's constructor, names, optimisation, validation hooks."""
 
-    # Of the host's classes that this is mixed in before.
-    learnable_params: list[dict[str, Any]]
     trainer: lightning.pytorch.Trainer
     backbone: nn.Module
     momentum_backbone: nn.Module
-    lr: float
-    weight_decay: float
-    extra_optimizer_args: dict[str, Any]
 
     def __init__(self, cfg: DictConfig):
         cfg = self.add_and_assert_specific_cfg(cfg)
-        name = cfg.backbone.name
-        refuse_unknown_backbone(name, BACKBONES)
-        fill_backbone_kwargs(cfg)
         with _backbone_in_slot(cfg):
             super().__init__(**self._constructor_arguments(cfg))
         self.cfg = cfg
-        self.backbone_name: str = name
-        self.exclude_bias_n_norm_wd: bool = cfg.optimizer.exclude_bias_n_norm_wd
+        self.backbone_name: str = cfg.backbone.name
         self.no_channel_last: bool = cfg.performance.disable_channel_last
         self.validation_step_outputs: list[Any] = []
         self.knn_eval = cfg.knn_eval.enabled
@@ -172,38 +106,27 @@ class Adapter(Lifecycle):
 
     @staticmethod
     def add_and_assert_specific_cfg(cfg: DictConfig) -> DictConfig:
-        """Fills main's defaults of the base keys in place; methods add theirs.
-
-        Args:
-            cfg: the run's configuration, main's schema.
-        """
-        OmegaConf.set_struct(cfg, False)
-        _fill(cfg, BASE_DEFAULTS)
+        """Main's hook, in which methods add their defaults to a completed recipe in place."""
         return cfg
 
     def _constructor_arguments(self, cfg: DictConfig) -> dict[str, Any]:
         """Keyword arguments of 1.0.2's constructors from main's configuration."""
+        rates = ("batch_size", "lr", "weight_decay", "classifier_lr")
+        schedule = ("min_lr", "warmup_start_lr", "warmup_epochs", "lr_decay_steps")
+        counts = ("num_classes", "num_large_crops", "num_small_crops")
         arguments: dict[str, Any] = {
-            "encoder": _SLOT,
-            "num_classes": cfg.data.num_classes,
+            "encoder": "vit_tiny",  # see _backbone_in_slot
             "backbone_args": OmegaConf.to_container(cfg.backbone.kwargs),
             "max_epochs": cfg.max_epochs,
-            "batch_size": cfg.optimizer.batch_size,
             "optimizer": cfg.optimizer.name,
             "lars": cfg.optimizer.name == "lars",
-            "lr": cfg.optimizer.lr,
-            "weight_decay": cfg.optimizer.weight_decay,
-            "classifier_lr": cfg.optimizer.classifier_lr,
+            **{name: cfg.optimizer[name] for name in rates},
             "exclude_bias_n_norm": False,  # read from optimizer.kwargs by configure_optimizers
-            "accumulate_grad_batches": cfg.accumulate_grad_batches or 1,
+            "accumulate_grad_batches": cfg.accumulate_grad_batches,
             "extra_optimizer_args": OmegaConf.to_container(cfg.optimizer.kwargs),
             "scheduler": cfg.scheduler.name,
-            "min_lr": cfg.scheduler.min_lr,
-            "warmup_start_lr": cfg.scheduler.warmup_start_lr,
-            "warmup_epochs": cfg.scheduler.warmup_epochs,
-            "num_large_crops": cfg.data.num_large_crops,
-            "num_small_crops": cfg.data.num_small_crops,
-            "lr_decay_steps": cfg.scheduler.lr_decay_steps,
+            **{name: cfg.scheduler[name] for name in schedule},
+            **{name: cfg.data[name] for name in counts},
             "knn_eval": False,  # its kNN breaks on construction; __init__ sets ours afterwards
         }
         if isinstance(self, host_base.BaseMomentumMethod):
@@ -222,41 +145,23 @@ class Adapter(Lifecycle):
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(_MAIN_NAMES.get(name, name), value)
 
-    @property
-    def encoder(self) -> nn.Module:
-        """1.0.2's name of `backbone`."""
-        return self.backbone
-
-    @property
-    def momentum_encoder(self) -> nn.Module:
-        """1.0.2's name of `momentum_backbone`."""
-        return self.momentum_backbone
+    encoder = property(lambda self: self.backbone)
+    momentum_encoder = property(lambda self: self.momentum_backbone)
 
     def configure_optimizers(self) -> Any:
         """Main's: groups, optimiser by name, warm-up and cosine per step from 3e-5.
 
         1.0.2 steps its schedule once an epoch from .003: a run of ten epochs never leaves warm-up.
         """
-        groups = self.learnable_params
+        groups = self.learnable_params  # type: ignore[attr-defined]
         for group in groups:
             if group.get("name") in _MAIN_NAMES:
                 group["name"] = _MAIN_NAMES[group["name"]]
-        if self.exclude_bias_n_norm_wd:
-            groups = without_decay_on_bias_and_norm(groups)
-        static_groups = {i for i, group in enumerate(groups) if group.pop("static_lr", False)}
-        optimizer = OPTIMIZERS[self.cfg.optimizer.name](
-            groups, lr=self.lr, weight_decay=self.weight_decay, **self.extra_optimizer_args
-        )
         # main, as 1.0.2, multiplies every rate by the batches that are accumulated.
-        entry = schedule(optimizer, self.cfg, self, self.cfg.accumulate_grad_batches or 1)
-        if entry is None:
-            return optimizer
-        if static_groups:
-            hold_rates(entry["scheduler"], dict.fromkeys(static_groups, self.lr))
-        return {"optimizer": optimizer, "lr_scheduler": entry}
+        return optimisation(groups, self.cfg, self, self.cfg.accumulate_grad_batches)
 
-    # lightning 2 refuses `validation_epoch_end`: subclasses shadow it with None, and it runs from
-    # here.
+    # lightning 2 refuses this hook of the host, which on_validation_epoch_end runs.
+    validation_epoch_end = None
 
     def validation_step(self, batch: Any, batch_idx: int) -> Any:
         """The host's, its output kept for the end of the epoch."""
@@ -265,8 +170,7 @@ class Adapter(Lifecycle):
         return None
 
     def on_validation_epoch_end(self) -> None:
-        """The host's `validation_epoch_end`: probe accuracies weighted by batch size, online
-        kNN."""
+        """The host's `validation_epoch_end`: accuracies weighted by batch size, online kNN."""
         super().validation_epoch_end(self.validation_step_outputs)  # type: ignore[misc]
         self.validation_step_outputs.clear()
 
@@ -274,11 +178,11 @@ class Adapter(Lifecycle):
         """lightning 2 calls this hook without `dataloader_idx`, which 1.0.2's momentum classes
         expect; tau follows main's count of steps, which limited and accumulated batches change."""
         hook = super().on_train_batch_end  # type: ignore[misc]
-        if "dataloader_idx" not in inspect.signature(hook).parameters:
+        if isinstance(self, host_base.BaseMomentumMethod):
+            hook(outputs, batch, batch_idx, 0)
+            self._update_tau()
+        else:
             hook(outputs, batch, batch_idx)
-            return
-        hook(outputs, batch, batch_idx, 0)
-        self._update_tau()
 
 
 _MAIN_NAMES = {"encoder": "backbone", "momentum_encoder": "momentum_backbone"}
@@ -292,11 +196,11 @@ class Baseline(Adapter):
         return super()._constructor_arguments(cfg) | dict(method_kwargs)  # type: ignore[arg-type]
 
     def base_forward(self, X: Tensor) -> dict[str, Tensor]:
-        """The host's, in the memory layout that main gives its images."""
+        """In the memory layout that main gives its images."""
         return super().base_forward(self._laid_out(X))  # type: ignore[misc]
 
     def base_momentum_forward(self, X: Tensor) -> dict[str, Tensor]:
-        """The host's, in the memory layout that main gives its images."""
+        """As `base_forward`."""
         return super().base_momentum_forward(self._laid_out(X))  # type: ignore[misc]
 
     def forward(self, X: Tensor) -> dict[str, Tensor]:
@@ -309,11 +213,8 @@ class Baseline(Adapter):
 class BaseMethod(OwnOptions, Adapter, host_base.BaseMethod):
     """Base class for methods of ours and of third parties, with the contract of main's."""
 
-    validation_epoch_end = None
-
     def forward(self, X: Tensor) -> dict[str, Tensor]:
-        """Maps N x C x H x W images to `feats` (N x features_dim) and probe `logits` (N x
-        classes)."""
+        """Maps images N x C x H x W to `feats`, N x features_dim, and `logits`, N x classes."""
         feats = self.backbone(self._laid_out(X))
         return {"logits": self.classifier(feats.detach()), "feats": feats}
 
@@ -325,13 +226,6 @@ class BaseMethod(OwnOptions, Adapter, host_base.BaseMethod):
 class BaseMomentumMethod(BaseMethod, host_base.BaseMomentumMethod):
     """Base class for methods with a momentum network, with the contract of main's."""
 
-    @staticmethod
-    def add_and_assert_specific_cfg(cfg: DictConfig) -> DictConfig:
-        """Fills main's defaults of the base and momentum keys in place."""
-        cfg = BaseMethod.add_and_assert_specific_cfg(cfg)
-        _fill(cfg, MOMENTUM_DEFAULTS)
-        return cfg
-
     @torch.no_grad()
     def momentum_forward(self, X: Tensor) -> dict[str, Tensor]:
         """Maps images to `feats` of the momentum backbone; subclasses add their projections."""
@@ -342,53 +236,13 @@ class BaseMomentumMethod(BaseMethod, host_base.BaseMomentumMethod):
         return self.momentum_forward(X)
 
 
-# Written for any number of large crops, and for small crops beside them.
-_ANY_NUMBER_OF_VIEWS = {"wmse"}
-_MULTI_CROP = {"simclr"}
-
-
-def _complete_baseline(cfg: DictConfig, *, method: str, cls: type) -> DictConfig:
-    cfg = Adapter.add_and_assert_specific_cfg(cfg)
-    refuse_impossible_views(cfg, method, _ANY_NUMBER_OF_VIEWS, _MULTI_CROP)
-    if issubclass(cls, host_base.BaseMomentumMethod):
-        _fill(cfg, MOMENTUM_DEFAULTS)
+def _complete(cfg: DictConfig, *, method: str, cls: type) -> DictConfig:
+    refuse_impossible_views(cfg, method, any_number={"wmse"}, multi_crop={"simclr"})
     if declared := RELEASED_OPTIONS.get(method):
         fill_options(cfg, declared)
     refuse_impossible_batch(cfg, method)
     return cfg
 
 
-def _bind(method: str, cls: type) -> type:
-    """`cls` behind the adapter, bound in this module's globals so that the class pickles."""
-    namespace = {
-        "__module__": __name__,
-        "__doc__": cls.__init__.__doc__,  # type: ignore[misc]
-        "validation_epoch_end": None,
-        "Options": RELEASED_OPTIONS.get(method),
-        "add_and_assert_specific_cfg": staticmethod(
-            partial(_complete_baseline, method=method, cls=cls)
-        ),
-    }
-    mends = {
-        "deepclusterv2": (mended.DeepClusterV2,),
-        "dino": (mended.DINO,),
-        "swav": (mended.SwAV,),
-    }.get(method, ())
-    bound = type(cls.__name__, (Baseline, *mends, cls), namespace)
-    globals()[cls.__name__] = bound
-    return bound
-
-
-# Of two views, N x D each, with the host's own defaults.
-LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "barlow_twins": mended.host_loss("barlow", "barlow_loss_func"),
-    "simclr": mended.host_loss("simclr", "simclr_loss_func"),
-    "vicreg": mended.host_loss("vicreg", "vicreg_loss_func"),
-}
-
-BACKBONES = sorted({*host_base.BaseMethod._SUPPORTED_ENCODERS, *OUR_BACKBONES})
-METHODS = {
-    name: _bind(name, cls)
-    for name, cls in host_methods.METHODS.items()
-    if name not in ("base", "linear")
-}
+_MENDS = mended.MENDS | {"swav": mended.SwAV}
+METHODS = bound(host_methods.METHODS, Baseline, _MENDS, RELEASED_OPTIONS, _complete)

@@ -1,11 +1,4 @@
-"""The explicit mutual information loss, and rivals of it. Imports torch alone.
-
-statistics.py    covariances of V views, between, within and total, over all processes
-logdet.py        log-determinants by one Cholesky factor each, and their typed errors
-explicit_mim.py  the loss as a function that returns its terms, and as a module
-gaussianity.py   Epps-Pulley statistics along random directions, for losses and for measuring
-rivals.py        CorInfoMax, MEC, FroSSL, LeJEPA and VISReg, which solo-learn lacks
-"""
+"""The explicit mutual information loss, and rivals of it. Imports torch alone."""
 
 from solo_mim.losses.explicit_mim import (
     ExplicitMIMLoss,

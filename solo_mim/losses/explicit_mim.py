@@ -11,7 +11,7 @@ import inspect
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from numbers import Real
 from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
@@ -106,7 +106,7 @@ class ExplicitMIMOptions:
 
     @staticmethod
     def renamed(options: Mapping[str, Any]) -> dict[str, Any]:
-        """Options by the names and values of today, those of version 0.1.0 with a FutureWarning."""
+        """Options by today's names and values; those of 0.1.0 give a FutureWarning."""
         found = dict(options)
         if found.get("reading") == "first_order":
             found |= {"reading": "infomax", "within": "linear"}
@@ -118,16 +118,6 @@ class ExplicitMIMOptions:
                 stacklevel=3,
             )
         return found
-
-    @classmethod
-    def named(cls, options: Mapping[str, Any]) -> "ExplicitMIMOptions":
-        """Options by name, old names included.
-
-        Raises:
-            TypeError: an option that does not exist.
-            ValueError: of the options themselves.
-        """
-        return cls(**cls.renamed(options))
 
 
 class ExplicitMIMTerms(NamedTuple):
@@ -147,7 +137,7 @@ class ExplicitMIMTerms(NamedTuple):
 
 
 def _showing_options(function: _Function) -> _Function:
-    """The function, whose `**options` help() and documentation show by name and default."""
+    """Shows the `**options` of a function in help() and documentation, by name and default."""
     signature = inspect.signature(function)
     *parameters, _ = signature.parameters.values()
     options = inspect.signature(ExplicitMIMOptions).parameters.values()
@@ -203,26 +193,17 @@ def explicit_mim_terms(
     **options: Any,
 ) -> ExplicitMIMTerms:
     """`explicit_mim_loss_func` and the entropies that it is made of; arguments and errors as it."""
-    return _terms(views, ExplicitMIMOptions.named(options), process_group, seed)
-
-
-def _terms(
-    views: Sequence[Any],
-    chosen: ExplicitMIMOptions,
-    process_group: dist.ProcessGroup | None,
-    seed: int,
-) -> ExplicitMIMTerms:
-    given = checked_views(views[0] if len(views) == 1 else views)
-    in_double = any(view.dtype == torch.float64 for view in given)
-    checked = [view.to(torch.float64 if in_double else torch.float32) for view in given]
+    chosen = ExplicitMIMOptions(**ExplicitMIMOptions.renamed(options))
+    given = checked_views(views[0] if len(views) == 1 else views)  # type: ignore[arg-type]
+    checked = in_one_precision(given)
     group = several_processes(process_group)
-    between_noise = chosen.between_noise or chosen.within_noise
+    floor = chosen.between_noise or chosen.within_noise
     statuses: dict[str, Tensor] = {}
     total, within, between = view_entropies(
         checked,
         chosen.total_noise,
         chosen.within_noise,
-        between_noise if chosen.reading == "two_view" else None,
+        floor if chosen.reading == "two_view" else None,
         chosen.normalisation,
         group,
         statuses,
@@ -248,16 +229,17 @@ class ExplicitMIMLoss(nn.Module):
     @_showing_options
     def __init__(self, *, process_group: dist.ProcessGroup | None = None, **options: Any) -> None:
         super().__init__()
-        self.options = ExplicitMIMOptions.named(options)
+        self.options = ExplicitMIMOptions(**ExplicitMIMOptions.renamed(options))
         self.process_group = process_group
         self.calls = 0
 
     def forward(self, *views: Tensor | Sequence[Tensor]) -> Tensor:
         self.calls += self.training
-        return _terms(views, self.options, self.process_group, self.calls).loss
+        group, options = self.process_group, vars(self.options)
+        return explicit_mim_loss_func(*views, process_group=group, seed=self.calls, **options)
 
     def extra_repr(self) -> str:
-        return ", ".join(f"{name}={value!r}" for name, value in asdict(self.options).items())
+        return ", ".join(f"{name}={value!r}" for name, value in vars(self.options).items())
 
 
 def rewards_collapse(
@@ -288,9 +270,8 @@ def view_entropies(
     """1/2 log det(C + noise I) / D of the total, within and between covariance of V views.
 
     In nats per dimension, of N x D views in float32 or float64. Without a `group` this process is
-    alone, even where `torch.distributed` is initialised. `between_noise` None leaves that term out;
-    `deferred` is that of `logdet`. `within` is that of `ExplicitMIMOptions`: all but "full" put an
-    upper bound for the within term, made of the diagonal of W.
+    alone. `between_noise` None leaves that term out; `deferred` is that of `logdet`, `within` that
+    of `ExplicitMIMOptions`: all but "full" bound the within term by the diagonal of W.
     """
     dim = views[0].shape[1]
     # Inside autocast a cast to float32 is not enough: the next matrix product casts it down again.
@@ -305,23 +286,19 @@ def view_entropies(
                 value = value + missing * math.log(noise)
             return value / (2 * dim)
 
-        def bounded(powers: Tensor, noise: float) -> Tensor:
-            if within == "diagonal":
-                return (powers + noise).log().mean() / 2
-            power = powers.mean()
-            if within == "isotropic":
-                return (power + noise).log() / 2
-            return (math.log(noise) + power / noise) / 2
-
-        return (
-            entropy(covariances.total, total_noise, "total"),
-            entropy(covariances.within, within_noise, "within")
-            if within == "full"
-            else bounded(covariances.within_powers, within_noise),
-            None
-            if between_noise is None
-            else entropy(covariances.between, between_noise, "between"),
-        )
+        total = entropy(covariances.total, total_noise, "total")
+        powers = covariances.within_powers
+        if within == "full":
+            of_within = entropy(covariances.within, within_noise, "within")
+        elif within == "diagonal":
+            of_within = (powers + within_noise).log().mean() / 2
+        elif within == "isotropic":
+            of_within = (powers.mean() + within_noise).log() / 2
+        else:
+            of_within = (math.log(within_noise) + powers.mean() / within_noise) / 2
+        if between_noise is None:
+            return total, of_within, None
+        return total, of_within, entropy(covariances.between, between_noise, "between")
 
 
 def checked_views(views: Sequence[Tensor] | Tensor) -> Sequence[Tensor]:
@@ -349,7 +326,13 @@ def checked_views(views: Sequence[Tensor] | Tensor) -> Sequence[Tensor]:
     return views
 
 
+def in_one_precision(views: Sequence[Tensor]) -> list[Tensor]:
+    """Views in float32, or float64 if one of them is."""
+    in_double = any(view.dtype == torch.float64 for view in views)
+    return [view.to(torch.float64 if in_double else torch.float32) for view in views]
+
+
 def check_choice(argument: str, value: str, choices: Sequence[str]) -> None:
-    """Raise a ValueError unless `value` is one of `choices`."""
+    """Raises a ValueError unless `value` is one of `choices`."""
     if value not in choices:
         raise ValueError(f"{argument} must be one of {', '.join(choices)}, got {value!r}")

@@ -16,8 +16,7 @@ from solo_mim.losses.statistics import MEAN_SQUARE_FLOOR, sum_over_processes
 def random_directions(dim: int, number: int, seed: int, like: Tensor) -> Tensor:
     """Unit vectors, number x dim, uniform on the sphere, of the device and dtype of `like`.
 
-    A function of the arguments and the kind of device alone: processes that agree on a seed draw
-    the same, and no other random state is touched. Drawn in float32 whatever the dtype.
+    Processes that agree on a seed draw the same, and no other random state is touched.
     """
     generator = torch.Generator(like.device).manual_seed(seed)
     drawn = torch.randn(number, dim, generator=generator, device=like.device)
@@ -31,8 +30,7 @@ def epps_pulley(
 
     `N * integral |phi(t) - exp(-t^2 / 2)|^2 exp(-t^2 / 2) dt`, phi the mean of `exp(i t x)` over
     the N samples, by the trapezoidal rule with `n_points` from -t_max to t_max. Of N(0, 1) its mean
-    is sqrt(2 pi) (1 - 1 / sqrt 3) = 1.06 for every N; of anything else it grows as N. The rule
-    takes samples that are 2 pi / step apart, 10 by default, for equal ones.
+    is sqrt(2 pi) (1 - 1 / sqrt 3) = 1.06 for every N; of anything else it grows as N.
 
     Args:
         x: of float32 or float64.

@@ -59,12 +59,9 @@ def logdet(
 
 
 def finite(loss: Tensor) -> Tensor:
-    """The scalar loss itself, of one that takes no log-determinant.
+    """The scalar loss itself; raises NonFiniteEmbeddingError where it is NaN or inf.
 
-    On CUDA it is returned as it is: to read it would stall the step, and NaN needs no interpreter.
-
-    Raises:
-        NonFiniteEmbeddingError: it is NaN or inf.
+    On CUDA it is returned as it is: to read it would stall the step.
     """
     if not loss.is_cuda and not math.isfinite(loss.item()):
         _raise_if_failed(_NON_FINITE, "the loss")
@@ -139,8 +136,8 @@ _checks: defaultdict[torch.device, _DeferredCheck] = defaultdict(_DeferredCheck)
 def check_deferred(statuses: dict[str, Tensor]) -> None:
     """Raise for the previous call's statuses on this CUDA device; send these on their way.
 
-    `statuses` is what `logdet` left in `deferred`; empty (any other device) there is nothing to do.
-    The error names the call that failed, counted per device from 1.
+    `statuses` is what `logdet` left in `deferred`. The error names the call that failed, counted
+    per device from 1.
     """
     if statuses:
         device = next(iter(statuses.values())).device
@@ -148,10 +145,7 @@ def check_deferred(statuses: dict[str, Tensor]) -> None:
 
 
 def settle_deferred() -> None:
-    """Raise for statuses that no further call has read; afterwards calls are counted anew.
-
-    For the end of a training run: its last step must not fail in the next run of the process.
-    """
+    """Raise for statuses that no further call has read; afterwards calls are counted anew."""
     checks = list(_checks.values())
     _checks.clear()
     for check in checks:

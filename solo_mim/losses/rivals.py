@@ -1,8 +1,8 @@
 """Losses that explicit MIM is compared with and solo-learn lacks, from their papers.
 
 CorInfoMax, MEC and FroSSL are of log-determinants and entropies; LeJEPA and VISReg bring the
-embeddings to a standard Gaussian along random directions. Each is computed in float32 or better and
-outside autocast, as log-determinants need it; with several processes, from the samples of all.
+embeddings to a standard Gaussian along random directions. Each is computed in float32 or better,
+outside autocast; with several processes, from the samples of all.
 """
 
 import math
@@ -12,7 +12,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from solo_mim.losses.explicit_mim import NORMALISATIONS, check_choice, checked_views
+from solo_mim.losses.explicit_mim import (
+    NORMALISATIONS,
+    check_choice,
+    checked_views,
+    in_one_precision,
+)
 from solo_mim.losses.gaussianity import random_directions, sliced_epps_pulley
 from solo_mim.losses.logdet import finite, logdet
 from solo_mim.losses.statistics import (
@@ -24,8 +29,8 @@ from solo_mim.losses.statistics import (
 )
 
 
-class CorInfoMaxTerms(NamedTuple):
-    """The loss and its two terms: `loss = alpha * invariance - entropy`."""
+class EntropyTerms(NamedTuple):
+    """The loss and its two terms: `loss = weight * invariance - entropy`."""
 
     loss: Tensor
     invariance: Tensor
@@ -70,7 +75,7 @@ class CorInfoMaxLoss(nn.Module):
         self.register_buffer("mean", torch.zeros(2, dim, dtype=torch.float64))
         self.register_buffer("covariance", torch.eye(dim, dtype=torch.float64).repeat(2, 1, 1))
 
-    def forward(self, z1: Tensor, z2: Tensor) -> CorInfoMaxTerms:
+    def forward(self, z1: Tensor, z2: Tensor) -> EntropyTerms:
         """N x D embeddings of two views; in training mode the moments move on.
 
         Raises:
@@ -97,7 +102,7 @@ class CorInfoMaxLoss(nn.Module):
             if self.training:
                 self.mean, self.covariance = torch.stack(means), torch.stack(covariances)
             invariance = (views[0] - views[1]).square().mean()
-            return CorInfoMaxTerms(self.alpha * invariance - entropy, invariance, entropy)
+            return EntropyTerms(self.alpha * invariance - entropy, invariance, entropy)
 
 
 def mec_loss_func(
@@ -117,9 +122,8 @@ def mec_loss_func(
         order: of the series.
 
     Raises:
-        TypeError, ValueError: as `frossl_loss_func` does of views; inverse_lambda not positive, or
-            no order.
-        NonFiniteEmbeddingError: as `frossl_loss_func` does.
+        TypeError, ValueError, NonFiniteEmbeddingError: as `frossl_loss_func`; inverse_lambda not
+            positive, or no order.
     """
     if not inverse_lambda > 0 or order < 1:
         raise ValueError(
@@ -138,15 +142,7 @@ def mec_loss_func(
         return finite(-inverse_lambda * series / (2 * len(p1)))
 
 
-class FroSSLTerms(NamedTuple):
-    """The loss and its two terms: `loss = invariance_weight * invariance - entropy`."""
-
-    loss: Tensor
-    invariance: Tensor
-    entropy: Tensor
-
-
-def frossl_loss_func(views: Sequence[Tensor], invariance_weight: float = 1.0) -> FroSSLTerms:
+def frossl_loss_func(views: Sequence[Tensor], invariance_weight: float = 1.0) -> EntropyTerms:
     """FroSSL (Skean et al. 2023, https://arxiv.org/abs/2310.02903) of V views, N x D each.
 
     The entropy is Renyi's of order 2 of each view's covariance K with unit trace, `-log ||K||_F^2`,
@@ -170,7 +166,7 @@ def frossl_loss_func(views: Sequence[Tensor], invariance_weight: float = 1.0) ->
         spread = (unit - unit.mean(0)).square().sum()
         invariance = len(views) * spread / samples
         loss = finite(invariance_weight * invariance - entropy)
-        return FroSSLTerms(loss, invariance, entropy)
+        return EntropyTerms(loss, invariance, entropy)
 
 
 class LeJEPATerms(NamedTuple):
@@ -194,20 +190,18 @@ def lejepa_loss_func(
     The invariance is the mean square of the views' distance to their mean, over samples, views and,
     as in the authors' code, coordinates; SIGReg is `sliced_epps_pulley` of each view by itself,
     averaged over the views. SIGReg has a factor N: at another batch size the same `lamb` weighs
-    otherwise. All views are global ones, as here none are small crops.
+    otherwise. All views are global ones.
 
     Args:
         views: V >= 2, row n of each of image n.
         lamb: the paper's lambda, from 0 to 1.
         num_slices, t_max, n_points: of `sliced_epps_pulley`; defaults are the paper's.
-        seed: of the directions. Give the number of the step: they then change from step to step,
-            are the same in all processes, and come again when a run is resumed.
+        seed: of the directions; give the number of the step, as `explicit_mim_loss_func`.
 
     Raises:
-        TypeError, ValueError: as `frossl_loss_func` does of views; options out of range.
-        NonFiniteEmbeddingError: as `frossl_loss_func` does.
+        TypeError, ValueError, NonFiniteEmbeddingError: as `frossl_loss_func`; options out of range.
     """
-    z = _stacked(views)
+    z = torch.stack(in_one_precision(checked_views(views)))
     group = several_processes()
     with torch.autocast(z.device.type, enabled=False):
         sigreg = sliced_epps_pulley(z, num_slices, t_max, n_points, seed, group)
@@ -244,15 +238,14 @@ def visreg_loss_func(
         views: V >= 2, row n of each of image n.
         lamb: weight from 0 to 1; the authors' 0.9 is for ImageNet, 0.6 for Imagenette.
         num_projections: random directions.
-        seed: of the directions; give the number of the step, as `lejepa_loss_func`.
+        seed: of the directions, as `lejepa_loss_func`.
 
     Raises:
-        TypeError, ValueError: as `frossl_loss_func` does of views; options out of range.
-        NonFiniteEmbeddingError: as `frossl_loss_func` does.
+        TypeError, ValueError, NonFiniteEmbeddingError: as `frossl_loss_func`; options out of range.
     """
     if num_projections < 1:
         raise ValueError(f"num_projections must be 1 or more, got {num_projections}")
-    z = _stacked(views)
+    z = torch.stack(in_one_precision(checked_views(views)))
     with torch.autocast(z.device.type, enabled=False):
         # Ranks are of the samples of all processes: their rows travel, all views' at once.
         z = gathered(z.transpose(0, 1).flatten(1)).unflatten(1, (len(z), -1)).transpose(0, 1)
@@ -274,14 +267,6 @@ def visreg_loss_func(
         return VISRegTerms(loss, invariance, scale, shape, centre)
 
 
-def _stacked(views: Sequence[Tensor]) -> Tensor:
-    """V x N x D in float32, or float64 if one of the views is."""
-    views = checked_views(views)
-    in_double = any(view.dtype == torch.float64 for view in views)
-    dtype = torch.float64 if in_double else torch.float32
-    return torch.stack([view.to(dtype) for view in views])
-
-
 def _weighed(lamb: float, invariance: Tensor, regularisation: Tensor) -> Tensor:
     if not 0 <= lamb <= 1:
         raise ValueError(f"lamb must be from 0 to 1, got {lamb}")
@@ -289,10 +274,8 @@ def _weighed(lamb: float, invariance: Tensor, regularisation: Tensor) -> Tensor:
 
 
 def _gathered_views(views: Sequence[Tensor], dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    """Views, N x D each, of all processes in `dtype`.
-
-    Cast first: 16 bits do not hold the counts that gathering exchanges.
-    """
+    """Views, N x D each, of all processes in `dtype`."""
+    # Cast first: 16 bits do not hold the counts that gathering exchanges.
     joined = [gathered(view.to(dtype)) for view in checked_views(views)]
     _refuse_too_few(len(joined[0]))
     return joined

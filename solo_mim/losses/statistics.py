@@ -154,9 +154,8 @@ def self_product(rows: Tensor, scale: float) -> Tensor:
 def sum_over_processes(tensor: Tensor, group: dist.ProcessGroup) -> Tensor:
     """Sum of a tensor, of equal shape in each, over the processes of a group; differentiable.
 
-    The gradient is summed over the processes too: the results of all depend on this one's tensor.
-    When DistributedDataParallel then averages the parameters' gradients, a loss of this sum has the
-    gradient of one process with all samples. A bare `all_reduce` loses the others' part.
+    The gradient is summed over the processes too: when DistributedDataParallel then averages the
+    parameters' gradients, a loss of this sum has the gradient of one process with all samples.
     """
     return _SumOverProcesses.apply(tensor, group)
 
@@ -231,7 +230,7 @@ def _gather_samples(
     """V blocks of N x D rows of all processes from this one's share of N, differentiable.
 
     Each process lays its samples between zeros at its own place and the sum joins them, so that
-    shares of any size, none included, are exact. It moves at most twice what a gather would.
+    shares of any size, none included, are exact.
     """
     if group is None or isinstance(counts, int):
         return blocks
@@ -241,10 +240,7 @@ def _gather_samples(
 
 
 def with_unit_mean_square(z: Tensor, dim: int, divisor: int) -> Tensor:
-    """z divided by the root of its mean square along `dim`, which is at least MEAN_SQUARE_FLOOR.
-
-    NaN where the squares overflow.
-    """
+    """z by the root of its mean square along `dim`, at least MEAN_SQUARE_FLOOR; NaN of overflow."""
     root = norms(z, dim) / math.sqrt(divisor)
     return z * root.clamp_min(math.sqrt(MEAN_SQUARE_FLOOR)).reciprocal()
 

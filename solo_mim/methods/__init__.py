@@ -53,16 +53,3 @@ def find_method(name: str) -> Any:
             "BaseMomentumMethod"
         )
     return method
-
-
-__all__ = [
-    "MEC",
-    "METHODS",
-    "OURS",
-    "CorInfoMax",
-    "ExplicitMIM",
-    "FroSSL",
-    "LeJEPA",
-    "VISReg",
-    "find_method",
-]

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_warn
 from omegaconf import DictConfig
-from torch import Tensor, nn
+from torch import Tensor
 
 from solo_mim.host import BaseMethod
 from solo_mim.losses import (
@@ -19,7 +18,7 @@ from solo_mim.losses import (
     rewards_collapse,
 )
 from solo_mim.losses.logdet import settle_deferred
-from solo_mim.methods.projecting import Projecting, projector
+from solo_mim.methods.projecting import Projecting
 from solo_mim.options import ProjectorOptions, Size
 
 
@@ -41,35 +40,23 @@ class ExplicitMIM(Projecting, BaseMethod):
 
         proj_output_dim: Size | None = None  # type: ignore[assignment]
 
-    def __init__(self, cfg: DictConfig):
-        super().__init__(cfg)
-        self.loss_kwargs: dict[str, Any] = {
-            field.name: getattr(self.options, field.name) for field in fields(ExplicitMIMOptions)
-        }
-
     @classmethod
     def add_and_assert_specific_cfg(cls, cfg: DictConfig) -> DictConfig:
-        """Adds the number of dimensions where none is given.
-
-        Args:
-            cfg: the run's configuration, changed in place.
-        """
+        """Adds in place the number of dimensions where none is given."""
         cfg = super().add_and_assert_specific_cfg(cfg)
         if cfg.method_kwargs.get("proj_output_dim") is None:
-            global_batch = cfg.optimizer.batch_size * _processes(cfg)
+            devices = cfg.get("devices", 1)  # of a completed recipe: a number or a list
+            per_node = devices if isinstance(devices, int) else len(devices)
+            processes = max(1, per_node) * cfg.get("num_nodes", 1)
+            global_batch = cfg.optimizer.batch_size * processes
             cfg.method_kwargs.proj_output_dim = min(128, max(1, global_batch // 2))
         return cfg
-
-    def new_projector(self) -> nn.Module:
-        """Of as many dimensions as the batch allows, where none are given."""
-        dim = self.cfg.method_kwargs.proj_output_dim
-        return projector(self.features_dim, self.options.proj_hidden_dim, dim)
 
     @property
     def collapse_remedy(self) -> str:
         """What to do where `z` has collapsed, for the warning of the held-out diagnostics."""
-        lower = f"Lower method_kwargs.total_noise (now {self.loss_kwargs['total_noise']:g})"
-        if self.loss_kwargs["reading"] == "two_view":
+        lower = f"Lower method_kwargs.total_noise (now {self.options.total_noise:g})"
+        if self.options.reading == "two_view":
             lower += ", or set method_kwargs.reading: infomax"
         return f"{lower}; if that does not help, lower optimizer.lr"
 
@@ -79,17 +66,16 @@ class ExplicitMIM(Projecting, BaseMethod):
         super().on_train_start()
         with contextlib.suppress(ExplicitMIMError):  # of a run that was broken off
             settle_deferred()
-        kwargs = self.loss_kwargs
-        floors = kwargs["total_noise"], kwargs["within_noise"], kwargs["between_noise"]
-        if kwargs["reading"] == "two_view" and rewards_collapse(
-            *floors, self.cfg.data.num_large_crops
+        o, views = self.options, self.cfg.data.num_large_crops
+        if o.reading == "two_view" and rewards_collapse(
+            o.total_noise, o.within_noise, o.between_noise, views
         ):
             rank_zero_warn(
-                f"method_kwargs: with reading=two_view, total_noise={floors[0]:g} and "
-                f"within_noise={floors[1]:g} reward dimensional collapse; lower total_noise, or "
-                "set reading: infomax"
+                f"method_kwargs: with reading=two_view, total_noise={o.total_noise:g} and "
+                f"within_noise={o.within_noise:g} reward dimensional collapse; lower total_noise, "
+                "or set reading: infomax"
             )
-        dim: int = self.cfg.method_kwargs.proj_output_dim
+        dim = self.cfg.method_kwargs.proj_output_dim
         batch_size = self.cfg.optimizer.batch_size * self.trainer.world_size
         if dim > batch_size / 2:
             rank_zero_warn(
@@ -103,23 +89,7 @@ class ExplicitMIM(Projecting, BaseMethod):
         super().on_train_end()
         settle_deferred()
 
-    def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
-        """The host's step (online probe, online kNN) and the explicit MIM loss over all views.
-
-        Args:
-            batch: [indexes, [X], targets], [X] a list of one image batch for each view.
-            batch_idx: index of the batch.
-
-        Returns:
-            Sum of explicit MIM loss and probe loss.
-        """
-        out = super().training_step(batch, batch_idx)
-        terms = explicit_mim_terms(out["z"], seed=self.trainer.global_step, **self.loss_kwargs)
-        return self._logged("explicit_mim", terms) + out["loss"]
-
-
-def _processes(cfg: DictConfig) -> int:
-    """Among which a batch is shared, of a completed configuration: a number or a list."""
-    devices = cfg.get("devices", 1)
-    count = devices if isinstance(devices, int) else len(devices)
-    return max(1, count) * cfg.get("num_nodes", 1)
+    def terms(self, out: dict[str, Any]) -> dict[str, Tensor | None]:
+        """`explicit_mim_terms`."""
+        seed = self.trainer.global_step
+        return explicit_mim_terms(out["z"], seed=seed, **self.loss_kwargs)._asdict()

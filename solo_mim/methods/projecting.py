@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 from omegaconf import DictConfig
@@ -11,35 +13,30 @@ from solo_mim.host.checks import refuse_impossible_views
 from solo_mim.options import ProjectorOptions
 
 
-def projector(features: int, hidden: int, output: int) -> nn.Sequential:
-    """The three layers of Barlow Twins and VICReg in solo-learn."""
-    return nn.Sequential(
-        nn.Linear(features, hidden),
-        nn.BatchNorm1d(hidden),
-        nn.ReLU(),
-        nn.Linear(hidden, hidden),
-        nn.BatchNorm1d(hidden),
-        nn.ReLU(),
-        nn.Linear(hidden, output),
-    )
-
-
 class Projecting:
     """Mixed in before a base class: a projector whose output is `z`."""
 
     Options: type = ProjectorOptions
     options: Any
+    cfg: DictConfig
     features_dim: int
-    projector: nn.Module
 
     def __init__(self, cfg: DictConfig):
         super().__init__(cfg)  # type: ignore[call-arg]
         self.projector = self.new_projector()
 
-    def new_projector(self) -> nn.Module:
-        """From the backbone's features to `z`."""
-        options = self.options
-        return projector(self.features_dim, options.proj_hidden_dim, options.proj_output_dim)
+    def new_projector(self) -> nn.Sequential:
+        """From the backbone's features to `z`: the layers of Barlow Twins and VICReg."""
+        hidden = self.cfg.method_kwargs.proj_hidden_dim
+        return nn.Sequential(
+            nn.Linear(self.features_dim, hidden),
+            nn.BatchNorm1d(hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, hidden),
+            nn.BatchNorm1d(hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, self.cfg.method_kwargs.proj_output_dim),
+        )
 
     @classmethod
     def add_and_assert_specific_cfg(cls, cfg: DictConfig) -> DictConfig:
@@ -49,24 +46,33 @@ class Projecting:
         return super().add_and_assert_specific_cfg(cfg)  # type: ignore[misc]
 
     @property
+    def loss_kwargs(self) -> dict[str, Any]:
+        """The options that are not the projector's."""
+        of_projector = {field.name for field in fields(ProjectorOptions)}
+        return {k: value for k, value in vars(self.options).items() if k not in of_projector}
+
+    @property
     def learnable_params(self) -> list[dict[str, Any]]:
         """The parent's parameter groups and the projector's."""
-        return [
-            *super().learnable_params,  # type: ignore[misc]
-            {"name": "projector", "params": self.projector.parameters()},
-        ]
+        projector = {"name": "projector", "params": self.projector.parameters()}
+        return [*super().learnable_params, projector]  # type: ignore[misc]
 
     def forward(self, X: Tensor) -> dict[str, Any]:
         """The parent's outputs and the projected features `z`, N x proj_output_dim."""
         out = super().forward(X)  # type: ignore[misc]
         return {**out, "z": self.projector(out["feats"])}
 
-    def _logged(self, name: str, terms: Any) -> Tensor:
-        """The `loss` of named terms, all of them logged."""
-        metrics = {
-            f"train_{name}_{term}": value
-            for term, value in terms._asdict().items()
-            if value is not None
-        }
+    def terms(self, out: dict[str, Any]) -> dict[str, Tensor | None]:
+        """The method's `loss` of a step's outputs, and whatever else is to be logged."""
+        raise NotImplementedError
+
+    def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
+        """The host's step (online probe, online kNN) and the method's loss over all views.
+
+        Of a batch [indexes, [X], targets], [X] a list of one image batch for each view.
+        """
+        out = super().training_step(batch, batch_idx)  # type: ignore[misc]
+        terms = {name: term for name, term in self.terms(out).items() if term is not None}
+        metrics = {f"train_{self.cfg.method}_{name}": term for name, term in terms.items()}
         self.log_dict(metrics, on_epoch=True, sync_dist=True)  # type: ignore[attr-defined]
-        return terms.loss
+        return terms["loss"] + out["loss"]

@@ -3,7 +3,6 @@ it lacks."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -48,13 +47,10 @@ class CorInfoMax(Projecting, BaseMethod):
 
     def __init__(self, cfg: DictConfig):
         super().__init__(cfg)
-        o = self.options
-        self.loss = CorInfoMaxLoss(o.proj_output_dim, o.alpha, o.eps, o.forgetting, o.normalisation)
+        self.loss = CorInfoMaxLoss(self.options.proj_output_dim, **self.loss_kwargs)
 
-    def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
-        """The host's step and the CorInfoMax loss of two views."""
-        out = super().training_step(batch, batch_idx)
-        return self._logged("corinfomax", self.loss(*out["z"])) + out["loss"]
+    def terms(self, out: dict[str, Any]) -> dict[str, Tensor | None]:
+        return self.loss(*out["z"])._asdict()
 
 
 class FroSSL(Projecting, BaseMethod):
@@ -70,11 +66,8 @@ class FroSSL(Projecting, BaseMethod):
 
         invariance_weight: Weight = 1.0
 
-    def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
-        """The host's step and the FroSSL loss over all views."""
-        out = super().training_step(batch, batch_idx)
-        terms = frossl_loss_func(out["z"], self.options.invariance_weight)
-        return self._logged("frossl", terms) + out["loss"]
+    def terms(self, out: dict[str, Any]) -> dict[str, Tensor | None]:
+        return frossl_loss_func(out["z"], **self.loss_kwargs)._asdict()
 
 
 class MEC(Projecting, BaseMomentumMethod):
@@ -101,12 +94,8 @@ class MEC(Projecting, BaseMomentumMethod):
     def __init__(self, cfg: DictConfig):
         super().__init__(cfg)
         hidden, output = self.options.pred_hidden_dim, self.options.proj_output_dim
-        self.momentum_projector = self.new_projector()
-        for online, momentum in zip(
-            self.projector.parameters(), self.momentum_projector.parameters(), strict=True
-        ):
-            momentum.data.copy_(online.data)
-            momentum.requires_grad = False
+        self.momentum_projector = self.new_projector().requires_grad_(False)
+        self.momentum_projector.load_state_dict(self.projector.state_dict())
         self.predictor = nn.Sequential(
             nn.Linear(output, hidden, bias=False),
             nn.BatchNorm1d(hidden),
@@ -114,18 +103,16 @@ class MEC(Projecting, BaseMomentumMethod):
             nn.Linear(hidden, output),
         )
 
-    def new_projector(self) -> nn.Module:
+    def new_projector(self) -> nn.Sequential:
         """With normalised outputs."""
-        layers: Any = super().new_projector()
-        return layers.append(nn.BatchNorm1d(self.options.proj_output_dim, affine=False))
+        norm = nn.BatchNorm1d(self.options.proj_output_dim, affine=False)
+        return super().new_projector().append(norm)
 
     @property
     def learnable_params(self) -> list[dict[str, Any]]:
         """The parent's parameter groups, the projector's and the predictor's."""
-        return [
-            *super().learnable_params,
-            {"name": "predictor", "params": self.predictor.parameters()},
-        ]
+        predictor = {"name": "predictor", "params": self.predictor.parameters()}
+        return [*super().learnable_params, predictor]
 
     @property
     def momentum_pairs(self) -> list[tuple[Any, Any]]:
@@ -146,14 +133,11 @@ class MEC(Projecting, BaseMomentumMethod):
         left = 1 - self.trainer.global_step / steps if steps else 0.0
         return final * (1 + 7 * max(0.0, left))
 
-    def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
-        """The host's step and the MEC loss of two views."""
-        out = super().training_step(batch, batch_idx)
+    def terms(self, out: dict[str, Any]) -> dict[str, Tensor | None]:
         predictions = [self.predictor(z) for z in out["z"]]
         order = self.options.order
         loss = mec_loss_func(predictions, out["momentum_z"], self.inverse_lambda(), order)
-        self.log("train_mec_loss", loss, on_epoch=True, sync_dist=True)
-        return loss + out["loss"]
+        return {"loss": loss}
 
 
 class LeJEPA(Projecting, BaseMethod):
@@ -179,19 +163,9 @@ class LeJEPA(Projecting, BaseMethod):
             if self.n_points < 3 or not self.n_points % 2:
                 raise ValueError(f"n_points must be odd and 3 or more, not {self.n_points}")
 
-    def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
-        """The host's step and the LeJEPA loss over all views, along the directions of this step."""
-        out = super().training_step(batch, batch_idx)
-        o, seed = self.options, self.trainer.global_step
-        terms = lejepa_loss_func(
-            out["z"],
-            lamb=o.lamb,
-            num_slices=o.num_slices,
-            t_max=o.t_max,
-            n_points=o.n_points,
-            seed=seed,
-        )
-        return self._logged("lejepa", terms) + out["loss"]
+    def terms(self, out: dict[str, Any]) -> dict[str, Tensor | None]:
+        seed = self.trainer.global_step
+        return lejepa_loss_func(out["z"], seed=seed, **self.loss_kwargs)._asdict()
 
 
 class VISReg(Projecting, BaseMethod):
@@ -209,11 +183,6 @@ class VISReg(Projecting, BaseMethod):
         lamb: Share = 0.9
         num_projections: Size = 4096
 
-    def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
-        """The host's step and the VISReg loss over all views, along the directions of this step."""
-        out = super().training_step(batch, batch_idx)
-        o, seed = self.options, self.trainer.global_step
-        terms = visreg_loss_func(
-            out["z"], lamb=o.lamb, num_projections=o.num_projections, seed=seed
-        )
-        return self._logged("visreg", terms) + out["loss"]
+    def terms(self, out: dict[str, Any]) -> dict[str, Tensor | None]:
+        seed = self.trainer.global_step
+        return visreg_loss_func(out["z"], seed=seed, **self.loss_kwargs)._asdict()

@@ -13,8 +13,7 @@ import torch
 
 from solo_mim.data import DataError, SSLDataModule
 from solo_mim.data.datasets import load_splits
-from solo_mim.data.folders import IMAGENET100
-from solo_mim.data.h5 import H5Images
+from solo_mim.data.folders import IMAGENET100, H5Images
 from solo_mim.data.images import DataSplits
 
 h5py = pytest.importorskip("h5py")

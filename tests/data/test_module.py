@@ -394,12 +394,12 @@ def test_loading_leaves_the_models_random_numbers_alone(make_cfg: MakeCfg) -> No
 
 
 def test_processes_share_an_epoch_without_overlap(make_cfg: MakeCfg) -> None:
-    from solo_mim.data.sampler import EpochSampler
+    from solo_mim.data.batches import EpochSampler
 
     images = SSLDataModule(make_cfg(fraction=0.01)).splits.train  # 51
     shards = []
     for rank in range(2):
-        sampler = EpochSampler(images, seed=0, shuffle=True, num_replicas=2, rank=rank)
+        sampler = EpochSampler(images, seed=0, num_replicas=2, rank=rank)
         sampler.set_epoch(3)
         shards.append(list(sampler))
         assert len(shards[-1]) == len(sampler) == 25
@@ -523,7 +523,7 @@ def test_limited_validation_sees_the_same_images_of_all_classes(
 
 
 def test_beginnings_of_a_limited_validation_hold_classes_in_their_proportion() -> None:
-    from solo_mim.data.sampler import spread_over_classes
+    from solo_mim.data.batches import spread_over_classes
 
     labels = np.repeat([0, 1, 2], [10, 100, 300])
     order = spread_over_classes(labels)
@@ -560,10 +560,10 @@ def test_default_loaders_make_no_noise(make_cfg: MakeCfg, tmp_path: Path) -> Non
 
 
 def test_seeds_of_a_long_run_hardly_collide(make_cfg: MakeCfg) -> None:
-    from solo_mim.data.sampler import EpochSampler
+    from solo_mim.data.batches import EpochSampler
 
     images = SSLDataModule(make_cfg()).splits.train
-    sampler = EpochSampler(images, seed=0, shuffle=True, num_replicas=1, rank=0)
+    sampler = EpochSampler(images, seed=0, num_replicas=1, rank=0)
     seeds = []
     for epoch in range(20):
         sampler.set_epoch(epoch)
