@@ -91,11 +91,11 @@ def trainer_of(
 
 def loggers(recipe: Recipe, folder: RunFolder) -> list[Logger]:
     """A step-wise CSV log and what else the recipe asks for."""
-    sitting = folder.next_log()
-    found: list[Logger] = [CSVLogger(folder.path, name=None, version=sitting)]
+    session = folder.next_log()
+    found: list[Logger] = [CSVLogger(folder.path, name=None, version=session)]
     wanted: dict[str, Callable[[], Logger]] = {
         "tensorboard": lambda: TensorBoardLogger(
-            folder.path, name=None, version=sitting, default_hp_metric=False
+            folder.path, name=None, version=session, default_hp_metric=False
         ),
         "wandb": lambda: WandbLogger(
             name=recipe.name,  # type: ignore[attr-defined]

@@ -180,7 +180,7 @@ def losses_figure(table: Table) -> Figure | None:
 
 
 def time_figure(table: Table) -> Figure | None:
-    """The first measure against seconds of training, of runs in one sitting that had their machine
+    """The first measure against seconds of training, of runs in one session that had their machine
     to themselves; None where not two rows have such runs."""
     measure = table.measures[0]
     points = {

@@ -61,7 +61,7 @@ class Run:
 
     @property
     def code(self) -> str:
-        """Digest of the sources that made it; of sittings under several, all of them."""
+        """Digest of the sources that made it; of sessions under several, all of them."""
         found = codes_of(self.provenance)
         return found[0] if len(found) == 1 else f"mixed ({', '.join(found)})"
 

@@ -15,7 +15,7 @@ from typing import Any
 from solo_mim.errors import ConfigError
 
 CONFIGURATION = "config.yaml"
-PROVENANCE = "provenance.json"  # of each sitting: versions, commit, code, images, seed
+PROVENANCE = "provenance.json"  # of each session: versions, commit, code, images, seed
 RESULT = "result.json"  # written last: it says that the run is finished
 METRICS = "metrics.csv"
 PREDICTIONS = "predictions.csv"

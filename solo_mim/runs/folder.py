@@ -196,9 +196,9 @@ class RunFolder:
     # Its beginning
 
     def begin(self, checkpoint: Path | None = None) -> list[str]:
-        """Takes the lock, writes the configuration and this sitting's provenance.
+        """Takes the lock, writes the configuration and this session's provenance.
 
-        The last sitting's failure goes, and so do sittings of which no checkpoint is left and what
+        The last session's failure goes, and so do sessions of which no checkpoint is left and what
         a kill has left half-written.
 
         Args:
@@ -219,8 +219,8 @@ class RunFolder:
             self.path / files.CONFIGURATION, OmegaConf.to_yaml(OmegaConf.create(self.config))
         )
         provenance = self.path / files.PROVENANCE
-        sittings = files.read_json(provenance, list) if self.newest_checkpoint() else None
-        sitting = {
+        sessions = files.read_json(provenance, list) if self.newest_checkpoint() else None
+        session = {
             "versions": versions(self._method),
             "commit": commit(),
             "code": self._code,
@@ -228,8 +228,8 @@ class RunFolder:
             "seed": self.config["seed"],
         }
         if self.weights:
-            sitting["weights"] = self.weights
-        files.write_json(provenance, [*(sittings or []), sitting])
+            session["weights"] = self.weights
+        files.write_json(provenance, [*(sessions or []), session])
         lines += [
             f"a part of {cut} is missing: nothing resumes from it"
             for cut in files.cut_checkpoints(self.path)
@@ -256,16 +256,16 @@ class RunFolder:
     def _other_code(self) -> list[str]:
         """Digests of the sources that made what is here, other than those that run here.
 
-        Those of its sittings; where they are lost, of its result.
+        Those of its sessions; where they are lost, of its result.
         """
-        sittings = files.read_json(self.path / files.PROVENANCE, list)
-        if sittings is None:
-            sittings = [files.read_json(self.path / files.RESULT, dict) or {}]
-        return [code for code in sources.codes_of(sittings) if code != self._code]
+        sessions = files.read_json(self.path / files.PROVENANCE, list)
+        if sessions is None:
+            sessions = [files.read_json(self.path / files.RESULT, dict) or {}]
+        return [code for code in sources.codes_of(sessions) if code != self._code]
 
     def _departure(self) -> str | None:
         """One line on how a new run differs from the latest of its name and seed beside it, or a
-        resumed one from its sittings before, if it does."""
+        resumed one from its sessions before, if it does."""
         if self.path.exists():
             begun_by = self._other_code() if self.newest_checkpoint() else []
             said = f"begun by other code: {', '.join(begun_by)}; here it is {self._code}"
@@ -281,13 +281,13 @@ class RunFolder:
         latest = max(others, key=lambda path: path.stat().st_mtime)
         try:
             changed = changes(_settings_in(latest), settings_of(self.config))
-            sittings = files.read_json(latest.parent / files.PROVENANCE, list)
+            sessions = files.read_json(latest.parent / files.PROVENANCE, list)
         except (YAMLError, OmegaConfBaseException, OSError, ValueError):
             return None  # of no use, and no obstacle: the run goes in a folder of its own
-        if not changed and sittings:
+        if not changed and sessions:
             keys = {"images": "fingerprint", "backbone.weights": "weights"}
             made_from = {"images": self.images, "backbone.weights": self.weights}
-            there = sittings[-1]["versions"] | {key: sittings[-1].get(k) for key, k in keys.items()}
+            there = sessions[-1]["versions"] | {key: sessions[-1].get(k) for key, k in keys.items()}
             changed = changes(there, {**versions(self._method), **made_from})
         return f"differs from the run in {latest.parent}: {changed}" if changed else None
 
@@ -313,7 +313,7 @@ class RunFolder:
         )
 
     def next_log(self) -> str:
-        """Where the step-wise logs of this sitting go: lightning's logger deletes what it finds."""
+        """Where the step-wise logs of this session go: lightning's logger deletes what it finds."""
         return f"{files.LOGS}/{len(list((self.path / files.LOGS).glob('*'))):03d}"
 
     def yardsticks(self) -> Result:

@@ -99,7 +99,7 @@ def _is_docstring(source: str, line: int, start: int, end: int) -> bool:
     return source[start] in "\"'" and before in ("", "r") and not after.strip() and not goes_on
 
 
-def codes_of(sittings: list[dict[str, Any]]) -> list[str]:
-    """Digests of the sources that ran in the sittings of a run's provenance, each once."""
-    codes = (sitting.get("code") or UNKNOWN_CODE for sitting in sittings)
+def codes_of(sessions: list[dict[str, Any]]) -> list[str]:
+    """Digests of the sources that ran in the sessions of a run's provenance, each once."""
+    codes = (session.get("code") or UNKNOWN_CODE for session in sessions)
     return list(dict.fromkeys(codes)) or [UNKNOWN_CODE]

@@ -1,7 +1,7 @@
 """Runs one command in three processes, stopped at one moment after another, and at last to its end.
 
 In forks of this process, which has paid for the imports; they are told apart as by torchrun. Prints
-one JSON object per sitting: the moment, how long the processes lived after it, their exit codes,
+one JSON object per session: the moment, how long the processes lived after it, their exit codes,
 what they wrote to stderr, the epochs whose checkpoints they left, and whose features of what were
 extracted.
 
@@ -105,7 +105,7 @@ MOMENTS: dict[str, Callable[[Path, int], None]] = {
 }
 
 
-def sitting(arguments: list[str], folder: Path, moment: Callable[[Path, int], None]) -> Any:
+def session(arguments: list[str], folder: Path, moment: Callable[[Path, int], None]) -> Any:
     """Exit codes, by rank, of forks that run the command, and seconds since the moment, or since
     the start where there is none."""
     with socket.socket() as free:
@@ -141,7 +141,7 @@ if __name__ == "__main__":
     for name, moment in MOMENTS.items():
         for noted in ("stderr", "extracted"):
             (folder / noted).write_text("")
-        codes, seconds = sitting(
+        codes, seconds = session(
             ["pretrain", *settings, f"output_dir={folder}/runs"], folder, moment
         )
         (run,) = folder.glob("runs/*")

@@ -519,11 +519,11 @@ def test_a_run_killed_at_any_moment_loses_no_finished_epoch_and_ends_equal(tmp_p
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    sittings = [json.loads(line) for line in done.stdout.splitlines()]
-    assert {signal_ for _, signal_, _ in sittings} == {-signal.SIGKILL}
-    newest = [max(left, default=-1) for _, _, left in sittings]
-    assert newest == sorted(newest), sittings
-    assert set(newest) == {-1, 0, 1, 2, 4}, sittings
+    sessions = [json.loads(line) for line in done.stdout.splitlines()]
+    assert {signal_ for _, signal_, _ in sessions} == {-signal.SIGKILL}
+    newest = [max(left, default=-1) for _, _, left in sessions]
+    assert newest == sorted(newest), sessions
+    assert set(newest) == {-1, 0, 1, 2, 4}, sessions
 
     def outcome(folder):
         (run,) = (tmp_path / folder).iterdir()
@@ -545,7 +545,7 @@ def test_a_run_killed_at_any_moment_loses_no_finished_epoch_and_ends_equal(tmp_p
         for part in (lambda c: c["state_dict"], lambda c: c["optimizer_states"][0]["state"]):
             torch.testing.assert_close(part(again), part(saved), rtol=0, atol=0)
         if folder == "killed":
-            assert speed_again is None, "the last sitting only evaluates"
+            assert speed_again is None, "the last session only evaluates"
 
 
 def test_corrupt_images_stop_a_run_or_are_skipped_and_listed(small_images):
@@ -752,8 +752,8 @@ def test_a_resume_under_other_code_says_so_and_counts_as_mixed(own_copy, monkeyp
     said = solo_mim("pretrain", *TINY)
     assert said.code == 0, said.err
     assert f"begun by other code: {made_by}; here it is 0123456789ab" in said.out
-    sittings = json.loads((own_copy / "provenance.json").read_text())
-    assert [sitting["code"] for sitting in sittings] == [made_by, "0123456789ab"]
+    sessions = json.loads((own_copy / "provenance.json").read_text())
+    assert [session["code"] for session in sessions] == [made_by, "0123456789ab"]
     (run,), _ = collect(own_copy.parent)
     assert run.code == f"mixed ({made_by}, 0123456789ab)"
     assert solo_mim("pretrain", *TINY).code == 2, "it is not all this code's"

@@ -159,8 +159,8 @@ def test_a_run_starts_from_weights_wherever_they_lie(toy_run, tmp_path, solo_mim
         if trained_part and not ("running_" in key or key.endswith("num_batches_tracked")):
             assert torch.equal(ours[key], theirs[key]), key
     start = json.loads((run / "result.json").read_text())["start"]
-    (sitting,) = json.loads((run / "provenance.json").read_text())
-    assert start["weights"] == sitting["weights"]
+    (session,) = json.loads((run / "provenance.json").read_text())
+    assert start["weights"] == session["weights"]
     assert (start["checkpoint"], start["taken"]) == (str(file), ["backbone", "projector"])
 
     # As the folder of a run, these are the same weights.

@@ -41,8 +41,8 @@ forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="the worker forks")
 
 
 @pytest.fixture(scope="module")
-def sittings(tmp_path_factory):
-    """The folder of one run of three processes, and what each of its sittings gave, by moment."""
+def sessions(tmp_path_factory):
+    """The folder of one run of three processes, and what each of its sessions gave, by moment."""
     folder = tmp_path_factory.mktemp("stopped")
     done = subprocess.run(
         [sys.executable, WORKER, folder, "max_epochs=8", *SMALL],
@@ -52,18 +52,18 @@ def sittings(tmp_path_factory):
     )
     assert done.returncode == 0, done.stderr
     found = [json.loads(line) for line in done.stdout.splitlines()]
-    return folder, {sitting["moment"]: sitting for sitting in found}
+    return folder, {session["moment"]: session for session in found}
 
 
 def kept(epoch):
     return f"the checkpoint of epoch {epoch} of 8 is kept; the same command resumes from it"
 
 
-def said_in(sitting):
+def said_in(session):
     """What the command said; all else on stderr are warnings, with the line that they come from."""
-    said = [line for line in sitting["stderr"] if line.startswith("solo-mim: ")]
-    assert "Traceback" not in "".join(sitting["stderr"])
-    assert len(sitting["stderr"]) < len(said) + 6, sitting["stderr"]
+    said = [line for line in session["stderr"] if line.startswith("solo-mim: ")]
+    assert "Traceback" not in "".join(session["stderr"])
+    assert len(session["stderr"]) < len(said) + 6, session["stderr"]
     return said
 
 
@@ -72,49 +72,49 @@ def said_in(sitting):
 @pytest.mark.distributed
 @pytest.mark.parametrize(("moment", "epoch"), STOPS.items())
 def test_signals_end_three_processes_within_seconds_and_say_once_what_is_kept(
-    sittings, moment, epoch
+    sessions, moment, epoch
 ):
-    sitting = sittings[1][moment]
-    assert said_in(sitting) == [f"solo-mim: interrupted; {kept(epoch)}"]
-    assert sitting["codes"] == [128 + signal.SIGTERM, 1, 1]
-    assert sitting["seconds"] < 15
-    assert sitting["epochs"] == [epoch - 1]
-    assert not sitting["failure"]
+    session = sessions[1][moment]
+    assert said_in(session) == [f"solo-mim: interrupted; {kept(epoch)}"]
+    assert session["codes"] == [128 + signal.SIGTERM, 1, 1]
+    assert session["seconds"] < 15
+    assert session["epochs"] == [epoch - 1]
+    assert not session["failure"]
 
 
 @forks
 @pytest.mark.slow
 @pytest.mark.distributed
 @pytest.mark.parametrize(("moment", "epoch"), DEATHS.items())
-def test_a_process_that_dies_ends_the_others_with_one_line(sittings, moment, epoch):
-    sitting = sittings[1][moment]
-    assert said_in(sitting) == [f"solo-mim: a process of this run died; {kept(epoch)}"]
-    assert sorted(sitting["codes"]) == [-signal.SIGKILL, 1, 1]
-    assert sitting["seconds"] < 15
-    assert sitting["epochs"] == [epoch - 1]
-    assert sitting["failure"]
+def test_a_process_that_dies_ends_the_others_with_one_line(sessions, moment, epoch):
+    session = sessions[1][moment]
+    assert said_in(session) == [f"solo-mim: a process of this run died; {kept(epoch)}"]
+    assert sorted(session["codes"]) == [-signal.SIGKILL, 1, 1]
+    assert session["seconds"] < 15
+    assert session["epochs"] == [epoch - 1]
+    assert session["failure"]
 
 
 @forks
 @pytest.mark.slow
 @pytest.mark.distributed
-def test_a_disk_that_is_full_at_a_checkpoint_is_said_in_one_line_and_nothing_half_is_left(sittings):
-    sitting = sittings[1]["full disk"]
-    (line,) = said_in(sitting)
+def test_a_disk_that_is_full_at_a_checkpoint_is_said_in_one_line_and_nothing_half_is_left(sessions):
+    session = sessions[1]["full disk"]
+    (line,) = said_in(session)
     begun = "no epoch was finished yet; the same command starts again"
     assert re.fullmatch(
         rf"solo-mim: .*/explicit_mim-\S+: {os.strerror(errno.EFBIG)}; {begun}", line
     )
-    assert sitting["codes"] == [1, 1, 1]
-    assert (sitting["epochs"], sitting["partial"]) == ([], [])
-    assert sitting["failure"]
+    assert session["codes"] == [1, 1, 1]
+    assert (session["epochs"], session["partial"]) == ([], [])
+    assert session["failure"]
 
 
 @forks
 @pytest.mark.slow
 @pytest.mark.distributed
-def test_only_the_first_process_evaluates_and_what_is_measured_once_is_kept(sittings):
-    folder, by_moment = sittings
+def test_only_the_first_process_evaluates_and_what_is_measured_once_is_kept(sessions):
+    folder, by_moment = sessions
     once = ["0 offline evaluation: train", "0 offline evaluation: val"]
     killed = by_moment["SIGKILL to the first in the evaluation"]
     assert killed["codes"] == [-signal.SIGKILL, 0, 0]
@@ -126,9 +126,9 @@ def test_only_the_first_process_evaluates_and_what_is_measured_once_is_kept(sitt
     assert list(result["offline"]) == ["untrained", "raw_pixels", "trained"]
     yardsticks = json.loads((run / "yardsticks.json").read_text())
     assert yardsticks == {key: result["offline"][key] for key in ("untrained", "raw_pixels")}
-    for sitting in by_moment.values():
-        if sitting not in (killed, by_moment["none"]):
-            assert sitting["extracted"] == [], "training comes first"
+    for session in by_moment.values():
+        if session not in (killed, by_moment["none"]):
+            assert session["extracted"] == [], "training comes first"
 
 
 @pytest.mark.distributed
