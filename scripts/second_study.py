@@ -56,7 +56,8 @@ DRAW_SEED = 2
 class Arm:
     """A method, what it is fixed to, and the parameter of its own that is swept.
 
-    `published` is the value of the untuned runs; `others` are settings beside the values, by name;
+    `published` is the value of the untuned runs, ours
+    the default that it is to have; `others` are settings beside the values, by name;
     the parameter is from `least` to `most`.
     """
 
@@ -130,11 +131,7 @@ ARMS = {
 TUNED = tuple(name for name in ARMS if name != "linear")
 LONG = ("isotropic", "linear", "vicreg", "simclr", "lejepa")
 LARGER = ("isotropic", "vicreg", "simclr")
-# The untuned runs: ours as `solo-mim pretrain method=explicit_mim` has it.
-DEFAULT = "default"
-UNTUNED = {"explicit_mim": DEFAULT} | {
-    name: f"{arm.published:g}" for name, arm in ARMS.items() if arm.published is not None
-}
+UNTUNED = {name: f"{arm.published:g}" for name, arm in ARMS.items() if arm.published is not None}
 
 WEAK, STRONG, UNLIKE = "symmetric_weak", "symmetric", "asymmetric"
 DATA_SETS = ("cifar10", "fashion_mnist", "photo_patches")
@@ -205,11 +202,10 @@ class Run:
             options += ["max_epochs=60"]
         if self.stage == "untuned":
             options += [f"optimizer.batch_size={self.condition.batch}"]
-        default = self.setting == DEFAULT
         return [
             "pretrain",
             *images,
-            *([f"method={self.arm}"] if default else ARMS[self.arm].overrides(self.setting)),
+            *ARMS[self.arm].overrides(self.setting),
             *options,
             "data.format=tensor",
             f"optimizer.lr={self.rate:g}",
@@ -567,13 +563,13 @@ def mean_regrets(table: pd.DataFrame, draws: int = 10_000) -> pd.DataFrame:
         picked = [groups[i] for i in generator.integers(len(groups), size=len(groups))]
         rows = np.concatenate([generator.choice(group, size=len(group)) for group in picked])
         means[draw] = table.to_numpy()[rows].mean(0)
-    ours = table.columns.get_loc("explicit_mim")
+    ours = table.columns.get_loc(REFERENCE)
     lead = means - means[:, [ours]]
     found = pd.DataFrame({"regret": table.mean()})
     for name, values in {"regret": means, "behind explicit MIM": lead}.items():
         low, high = np.quantile(values, (0.025, 0.975), axis=0)
         found[f"{name} low"], found[f"{name} high"] = low, high
-    found["behind explicit MIM"] = found["regret"] - found["regret"]["explicit_mim"]
+    found["behind explicit MIM"] = found["regret"] - found["regret"][REFERENCE]
     found["best in"] = (table == 0).sum()
     return found.sort_values("regret")
 

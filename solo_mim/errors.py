@@ -53,6 +53,11 @@ def out_of_memory(error: BaseException) -> str:
     )
 
 
+def epochs(number: int) -> str:
+    """`1 epoch`, `2 epochs`."""
+    return f"{number} epoch{'' if number == 1 else 's'}"
+
+
 def nearest(name: str, options: Iterable[str]) -> str:
     """`"; did you mean 'x'?"`, or all the options where nothing comes near."""
     known = sorted(str(option) for option in options)

@@ -33,6 +33,13 @@ def _terms(metrics: dict[str, Any], suffix: str) -> dict[str, float]:
     return found
 
 
+def _duration(seconds: float) -> str:
+    """`9 s`, `5 min`, `2.5 h`: the largest unit of which there are two or more."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
 class LossBar(TQDMProgressBar):
     """lightning's bar with the loss terms of the step in place of the version number."""
 
@@ -55,6 +62,11 @@ class EpochLines(Callback):
         self.images_per_second: list[float] = []
         self.loads: list[float] = []
         self._images, self._seconds, self._epoch_started = 0, 0.0, 0.0
+        self._began, self._first = 0.0, 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """From here on the remaining time is told by the time taken."""
+        self._began, self._first = time.perf_counter(), trainer.current_epoch
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts the clock: the wait for the first batch counts."""
@@ -77,6 +89,11 @@ class EpochLines(Callback):
         parts = [f"{name} {value:.3f}" for name, value in _terms(metrics, "_epoch").items()]
         parts += [f"{short} {float(metrics[k]):.1f}" for k, short in _SHOWN.items() if k in metrics]
         parts.append(f"{self.images_per_second[-1]:,.0f} images/s")
+        done = trainer.current_epoch + 1
+        taken = (time.perf_counter() - self._began) / (done - self._first)
+        parts.append(f"{_duration(taken)} an epoch")
+        if trainer.max_epochs and done < trainer.max_epochs:
+            parts.append(f"{_duration(taken * (trainer.max_epochs - done))} left")
         if trainer.is_global_zero:
             print(
                 f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  " + "  ".join(parts),

@@ -20,7 +20,7 @@ from torch import nn
 from solo_mim import processes
 from solo_mim.data import SSLDataModule
 from solo_mim.divergence import Divergence, diverged
-from solo_mim.errors import ConfigError, is_out_of_memory
+from solo_mim.errors import ConfigError, epochs, is_out_of_memory
 from solo_mim.evaluation.diagnostics import MAX_IMAGES, InformationCallback
 from solo_mim.evaluation.offline import Predictions, evaluate_features
 from solo_mim.evaluation.plots import plot_curves
@@ -317,7 +317,7 @@ def _announcement(recipe: PretrainRecipe, data: SSLDataModule, folder: RunFolder
         f"{recipe.method} on {recipe.data.dataset}: {data.num_train_images:,} training and "
         f"{data.num_val_images:,} held-out images, {data.num_classes} classes, "
         f"{data.num_large_crops + data.num_small_crops} views of {data.crop_size} px",
-        f"{recipe.backbone.name}, {recipe.max_epochs} epochs, batch {opt.batch_size}{joint}"
+        f"{recipe.backbone.name}, {epochs(recipe.max_epochs)}, batch {opt.batch_size}{joint}"
         f"{accumulated}, {opt.name}, lr {recipe.scaled(opt.lr):g} (scaled to the batch), "
         f"seed {recipe.seed}",
         f"run folder: {folder}",
@@ -336,7 +336,7 @@ def summary(result: dict[str, Any]) -> str:
 
     offline = result["offline"]
     title = (
-        f"{result['method']} on {result['data']}, {result['epochs']} epochs, seed {result['seed']}"
+        f"{result['method']} on {result['data']}, {epochs(result['epochs'])}, seed {result['seed']}"
     )
     lines = [title, f"  {'top-1 (%)':<34}{'probe':>8}{'kNN':>8}"]
     where = result["evaluated_on"]

@@ -135,20 +135,20 @@ def test_one_rate_serves_all_untuned_methods_in_22_conditions_without_the_studys
     assert study.STUDY_CELL not in conditions
     assert len(runs) == 22 * len(study.UNTUNED)
     assert len({run.line() for run in runs}) == len(runs)
-    ours = [run.command(Path("D"), Path("O")) for run in runs if run.arm == "explicit_mim"]
+    ours = [run.command(Path("D"), Path("O")) for run in runs if run.arm == study.REFERENCE]
     assert not any(o.startswith("method_kwargs") for command in ours for o in command), "untuned"
 
 
 def test_regret_is_the_distance_to_the_best_of_each_condition(study, records):
     records.finish(study.defaults(), lambda run: 50 - run.rate)
     runs = study.expected("untuned", records)
-    lead = {"explicit_mim": 0.0, "vicreg": -1.0}
+    lead = {study.REFERENCE: 0.0, "vicreg": -1.0}
     records.finish(runs, lambda run: 60 + run.condition.batch / 100 + lead.get(run.arm, -3.0))
     table = study.regrets(runs, records)
     assert table.shape == (22, len(study.UNTUNED))
     means = study.mean_regrets(table, draws=200)
-    assert means.index[0] == "explicit_mim"
-    assert means.loc["explicit_mim", ["regret", "best in"]].tolist() == [0.0, 22]
+    assert means.index[0] == study.REFERENCE
+    assert means.loc[study.REFERENCE, ["regret", "best in"]].tolist() == [0.0, 22]
     assert means.loc["vicreg", "regret"] == pytest.approx(1.0)
     assert means.loc[
         "vicreg", ["behind explicit MIM low", "behind explicit MIM high"]

@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from solo_mim.errors import epochs
 from solo_mim.information import HeldOutInformation
 from solo_mim.runs import files
 from solo_mim.runs.identity import NOT_IDENTITY, images_of, settings_of
@@ -216,15 +217,15 @@ def _evaluations(run: Run) -> tuple[list[Evaluation], list[Problem]]:
                 _measure(run, config, result, row): (row["split"], float(row["top1"]))
                 for row in result.get("measured", [])
             }
-            epochs = result["trained"]["epochs"] if values else None
+            trained: Any = result["trained"]["epochs"] if values else None
         except (ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
             reason = " ".join(str(error).split())
             problems.append(Problem(folder, f"a file is cut short or was changed ({reason})"))
             continue
         if broken := [name for name, (_, value) in values.items() if not math.isfinite(value)]:
             problems.append(Problem(folder, f"{', '.join(broken)}: not a number"))
-        elif values and epochs != run.result.get("epochs"):
-            reason = f"of the network after {epochs} epochs, not {run.result.get('epochs')}"
+        elif values and trained != run.result.get("epochs"):
+            reason = f"of the network after {epochs(trained)}, not {run.result.get('epochs')}"
             problems.append(Problem(folder, reason))
         elif values:
             found.append(Evaluation(folder, values, result.get("code") or UNKNOWN_CODE))
@@ -245,19 +246,20 @@ def _measure(run: Run, config: dict[str, Any], result: dict[str, Any], row: dict
     fingerprint = result.get("fingerprint") if run.fingerprint else None
     own = images_of(run.config, run.fingerprint if fingerprint else None)
     data = images_of(config, fingerprint)
-    epochs = [f"{config['max_epochs']} epochs"] if row["classifier"] in TRAINED_CLASSIFIERS else []
+    trained = [epochs(config["max_epochs"])] if row["classifier"] in TRAINED_CLASSIFIERS else []
     others = [f"{key}={value}" for key, value in data.items() if value != own[key]]
-    return f"{row['classifier']} ({', '.join([row['split'], *epochs, *others])})"
+    return f"{row['classifier']} ({', '.join([row['split'], *trained, *others])})"
 
 
 def _why_unfinished(folder: Path) -> str:
     failure = folder / files.FAILURE
     if failure.exists():
         return f"failed: {failure.read_text().strip()}"
-    epochs = 0
+    done = 0
     if (folder / files.METRICS).exists():
-        epochs = max(0, len((folder / files.METRICS).read_text().splitlines()) - 1)
-    return f"not finished: {epochs} epochs are done; the command that began it goes on"
+        done = max(0, len((folder / files.METRICS).read_text().splitlines()) - 1)
+    verb = "is" if done == 1 else "are"
+    return f"not finished: {epochs(done)} {verb} done; the command that began it goes on"
 
 
 def _without_copies(runs: list[Run], problems: list[Problem]) -> tuple[list[Run], list[Problem]]:

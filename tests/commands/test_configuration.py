@@ -10,7 +10,7 @@ from toys import completed
 from solo_mim.commands import main
 from solo_mim.errors import ConfigError
 from solo_mim.installed import CONFIG_FOLDER
-from solo_mim.methods import METHODS
+from solo_mim.methods import METHODS, find_method
 from solo_mim.recipe.checks import check_run, checked
 from solo_mim.runs.identity import identity
 
@@ -326,3 +326,13 @@ def test_identity_follows_what_changes_the_result_and_nothing_else(compose_cfg):
 def test_batch_of_one_is_refused(compose_cfg):
     with pytest.raises(ConfigError, match=r"optimizer.batch_size must be at least 2"):
         compose_cfg("optimizer.batch_size=1")
+
+
+@pytest.mark.skipif("mae" in METHODS, reason="solo-learn main has it")
+def test_a_method_of_main_alone_is_said_to_need_it():
+    with pytest.raises(
+        ConfigError, match=r"method=mae needs a checkout of solo-learn main .*1\.0\.2"
+    ):
+        find_method("mae")
+    with pytest.raises(ConfigError, match=r"unknown method 'maee'"):
+        find_method("maee")

@@ -446,7 +446,7 @@ def test_evaluations_that_cannot_be_told_apart_or_read_are_listed(tmp_path):
     assert "cut short" in reasons["x-1"]
     assert "not finished" in reasons["y-1"]
     assert "kNN, euclidean (test images): not a number" in reasons["z-1"]
-    assert reasons["early-1"] == "of the network after 1 epochs, not 2"
+    assert reasons["early-1"] == "of the network after 1 epoch, not 2"
 
 
 def test_linear_layers_stand_beside_the_published_ones_of_as_many_epochs(tmp_path, capsys):
