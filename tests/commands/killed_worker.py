@@ -19,6 +19,7 @@ from typing import Any
 import solo_mim.training as command
 from solo_mim.commands import main
 from solo_mim.data.photo_patches import photo_patches
+from solo_mim.progress import EpochLines
 from solo_mim.runs import checkpoints, files
 
 
@@ -68,7 +69,7 @@ MOMENTS: dict[str, Callable[[], None]] = {
     "half a checkpoint, a later one": half_a_checkpoint,
     "metrics written, not in place": at_call(files.os, "replace", 4),
     "checkpoint in place, the one before not gone": at_call(files.os, "replace", 5, whole=True),
-    "second epoch of this sitting": at_call(command.EpochLines, "on_train_batch_end", 5),
+    "second epoch of this sitting": at_call(EpochLines, "on_train_batch_end", 5),
     "evaluation": at_call(command, "evaluate_features", 3),
     "curves drawn, no result": at_call(files, "write_json", 2),
 }
