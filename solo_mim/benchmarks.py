@@ -6,14 +6,36 @@ import itertools
 import platform
 import random
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
-from torch import Tensor
+from omegaconf import OmegaConf
+from PIL import Image
+from scipy import stats
+from torch import Tensor, nn
 
+from solo_mim import host
+from solo_mim.backbones import backbone_factory
+from solo_mim.data import SSLDataModule
+from solo_mim.data import photo_patches as patches
+from solo_mim.data.transforms import normalise, parse_augmentations
+from solo_mim.evaluation.plots import panels
+from solo_mim.evaluation.report import markdown_table
+from solo_mim.host.pipelines import host_transform
+from solo_mim.installed import CONFIG_FOLDER, present
+from solo_mim.losses import (
+    CorInfoMaxLoss,
+    explicit_mim_loss_func,
+    frossl_loss_func,
+    lejepa_loss_func,
+    mec_loss_func,
+    visreg_loss_func,
+)
 from solo_mim.runs.files import write, write_json
 from solo_mim.runs.identity import commit, versions
 
@@ -29,16 +51,6 @@ SPREAD = (0.1, 0.9)  # quantiles of the repeats that the interval shows
 
 def losses(dim: int) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
     """Name -> loss of two views, N x `dim` each; the host's with its defaults, ours with ours."""
-    from solo_mim import host
-    from solo_mim.losses import (
-        CorInfoMaxLoss,
-        explicit_mim_loss_func,
-        frossl_loss_func,
-        lejepa_loss_func,
-        mec_loss_func,
-        visreg_loss_func,
-    )
-
     corinfomax = CorInfoMaxLoss(dim)
     return {
         OURS: lambda a, b: explicit_mim_loss_func(a, b),
@@ -82,18 +94,16 @@ def _step(loss: Callable[[Tensor, Tensor], Tensor], views: list[Tensor]) -> Step
     return step
 
 
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def _seconds(step: Step, calls: int, device: torch.device) -> float:
-    _synchronise(device)
-    started = time.perf_counter()
+    def now() -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    started = now()
     for _ in range(calls):
         step()
-    _synchronise(device)
-    return (time.perf_counter() - started) / calls
+    return (now() - started) / calls
 
 
 def peak_memory(step: Step, device: torch.device) -> float:
@@ -164,9 +174,6 @@ def measure(samples: int, dim: int, repeats: int, device: torch.device) -> list[
 
 def median_ratio(over: list[float], under: list[float]) -> tuple[float, float, float]:
     """Median of the ratios within repeats, and its 95 % bootstrap interval."""
-    import numpy as np
-    from scipy import stats
-
     ratios = np.asarray(over) / np.asarray(under)
     middle = float(np.median(ratios))
     if len(ratios) < 2 or np.ptp(ratios) == 0:
@@ -186,11 +193,6 @@ def measure_steps(
     gradients and an AdamW update. `over_trivial` is the median over the repeats of ratios within a
     repeat, `low` and `high` its 95 % bootstrap interval.
     """
-    from omegaconf import OmegaConf
-    from torch import nn
-
-    from solo_mim.backbones import backbone_factory
-
     generator = torch.Generator().manual_seed(0)
     images = [torch.randn(samples, 3, 32, 32, generator=generator).to(device) for _ in range(2)]
     cfg = OmegaConf.create(
@@ -236,27 +238,25 @@ def measure_steps(
 
 def _photographs(crop_size: int) -> list[Any]:
     """Patches for crops of up to 32 pixels, whole photographs for larger ones: H x W x 3 each."""
-    from solo_mim.data import photo_patches as patches
-
     if crop_size <= 32:
         return list(patches.photo_patches()[0].images[::20])
     return [patches.photograph(name) for name in patches.PHOTOGRAPHS]
 
 
-def _views_row(
-    name: str, crop_size: int, beside: str, views: int, times: dict[str, list]
-) -> dict[str, Any]:
-    """Of seconds for so many views, "ours" and those of what stands `beside`, "host"."""
+def _shipped(name: str) -> list[dict[str, Any]]:
+    """The pipelines of an augmentation file."""
+    loaded = OmegaConf.load(CONFIG_FOLDER / "augmentations" / f"{name}.yaml")
+    return cast(Any, OmegaConf.to_container(loaded))
+
+
+def _compared(
+    ours: Step, other: Step, views: int, repeats: int, device: torch.device
+) -> dict[str, float]:
+    """Views per second of two steps of so many views, and by how much ours are faster."""
+    times = interleaved({"ours": ours, "host": other}, repeats, device)
     ratio, low, high = median_ratio(times["host"], times["ours"])
-    return {
-        "augmentations": name,
-        "crop_size": crop_size,
-        "beside": beside,
-        **{f"{w}_views_per_second": views / statistics.median(s) for w, s in times.items()},
-        "faster": ratio,
-        "low": low,
-        "high": high,
-    }
+    speeds = {f"{w}_views_per_second": views / statistics.median(s) for w, s in times.items()}
+    return {**speeds, "faster": ratio, "low": low, "high": high}
 
 
 def measure_data(crop_size: int, repeats: int) -> list[dict[str, Any]]:
@@ -266,21 +266,10 @@ def measure_data(crop_size: int, repeats: int) -> list[dict[str, Any]]:
     `faster` is the median over the repeats of ratios within a repeat, `low` and `high` its 95 %
     bootstrap interval.
     """
-    from omegaconf import OmegaConf
-    from PIL import Image
-
-    from solo_mim.data import photo_patches as patches
-    from solo_mim.data.transforms import normalise, parse_augmentations
-    from solo_mim.host.pipelines import host_transform
-    from solo_mim.installed import CONFIG_FOLDER
-
     images = [Image.fromarray(array) for array in _photographs(crop_size)]
     rows = []
     for name in DATA_PIPELINES:
-        shipped: Any = OmegaConf.to_container(
-            OmegaConf.load(CONFIG_FOLDER / "augmentations" / f"{name}.yaml")
-        )
-        pipeline = {**shipped[-1], "crop_size": crop_size}
+        pipeline = {**_shipped(name)[-1], "crop_size": crop_size}
         (augment,) = parse_augmentations([pipeline], patches.MEAN, patches.STD)
         theirs = host_transform(pipeline, "cifar10" if crop_size <= 32 else "imagenet")
         rng = random.Random(0)
@@ -289,12 +278,12 @@ def measure_data(crop_size: int, repeats: int) -> list[dict[str, Any]]:
             views = [augment(image, rng) for image in images]
             return normalise(views, augment.mean, augment.std)
 
-        def host(theirs: Callable[..., Tensor] = theirs) -> Tensor:
+        def hosts(theirs: Callable[..., Tensor] = theirs) -> Tensor:
             return torch.stack([theirs(image) for image in images])
 
-        steps: dict[str, Step] = {"ours": ours, "host": host}
-        times = interleaved(steps, repeats, torch.device("cpu"))
-        rows.append(_views_row(name, crop_size, "the host", len(images), times))
+        found = _compared(ours, hosts, len(images), repeats, torch.device("cpu"))
+        of = {"augmentations": name, "crop_size": crop_size, "beside": "the host"}
+        rows.append({**of, **found})
     return rows
 
 
@@ -305,21 +294,12 @@ def measure_loaders(crop_size: int, repeats: int, workers: int) -> list[dict[str
     processes, or DALI's threads; by this process and one thread for 0. DALI takes the GPU where
     there is one, and the network that would wait for it is not there.
     """
-    import tempfile
-
-    from omegaconf import OmegaConf
-    from PIL import Image
-
-    from solo_mim.data import SSLDataModule
-    from solo_mim.data import photo_patches as patches
-    from solo_mim.installed import CONFIG_FOLDER, present
-
     if not present("nvidia.dali"):
         return []
     arrays = _photographs(crop_size) * (1 if crop_size <= 32 else 4)
     name = DATA_PIPELINES[0]
-    shipped: Any = OmegaConf.load(CONFIG_FOLDER / "augmentations" / f"{name}.yaml")
-    pipeline = {**shipped[0], "crop_size": crop_size}
+    pipeline = {**_shipped(name)[0], "crop_size": crop_size}
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with tempfile.TemporaryDirectory() as folder:
         for number, array in enumerate(arrays):
             Image.fromarray(array).save(Path(folder) / f"{number}.jpg", quality=90)
@@ -331,70 +311,63 @@ def measure_loaders(crop_size: int, repeats: int, workers: int) -> list[dict[str
                 "augmentations": [pipeline],
                 "optimizer": {"batch_size": len(patches.PHOTOGRAPHS)},
             }
-            loader = SSLDataModule(OmegaConf.create(cfg)).train_dataloader()
+            loader = SSLDataModule(cfg).train_dataloader()
             return lambda: [None for _ in loader]
 
-        steps = {"ours": epoch("image_folder"), "host": epoch("dali")}
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        times = interleaved(steps, repeats, device)
-    views, beside = len(arrays) * pipeline["num_crops"], f"DALI, {device.type}"
-    return [_views_row(f"{name}, JPEG files", crop_size, beside, views, times)]
+        views = len(arrays) * pipeline["num_crops"]
+        found = _compared(epoch("image_folder"), epoch("dali"), views, repeats, device)
+    of = {"augmentations": f"{name}, JPEG files", "crop_size": crop_size}
+    return [{**of, "beside": f"DALI, {device.type}", **found}]
+
+
+def _interval(row: dict[str, Any], key: str, digits: int, prefix: str = "") -> str:
+    """`1.2 (1.1 to 1.3)`."""
+    of = (key, f"{prefix}low", f"{prefix}high")
+    value, low, high = (f"{row[name]:.{digits}f}" for name in of)
+    return f"{value} ({low} to {high})"
 
 
 def data_table(rows: list[dict[str, Any]]) -> str:
     """Markdown: a line per augmentation and crop size."""
-    lines = [
-        "| augmentations | crop | views/s | beside | its views/s | times as fast (95 %) |",
-        "|---|---:|---:|---|---:|---:|",
-    ]
+    heads = ["augmentations", "crop", "views/s", "beside", "its views/s", "times as fast (95 %)"]
+    cells = []
     for row in rows:
         ours, theirs = (f"{row[f'{who}_views_per_second']:,.0f}" for who in ("ours", "host"))
-        ratio = f"{row['faster']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
-        cells = [row["augmentations"], str(row["crop_size"]), ours, row["beside"], theirs, ratio]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        of = [row["augmentations"], str(row["crop_size"]), ours, row["beside"], theirs]
+        cells.append([*of, _interval(row, "faster", 2)])
+    return markdown_table(heads, cells, ("augmentations", "beside"))
 
 
 def step_table(rows: list[dict[str, Any]]) -> str:
     """Markdown: a line per backbone, N, D and loss, most costly first."""
-    lines = [
-        f"| backbone | N | D | loss | step, ms | over {TRIVIAL} (95 %) |",
-        "|---|---:|---:|---|---:|---:|",
+    keys = ("backbone", "N", "D", "loss")
+    ordered = sorted(rows, key=lambda r: (r["backbone"], r["N"], r["D"], -r["over_trivial"]))
+    cells = [
+        [*(str(row[key]) for key in keys), f"{row['ms']:.1f}", _interval(row, "over_trivial", 3)]
+        for row in ordered
     ]
-    for row in sorted(rows, key=lambda r: (r["backbone"], r["N"], r["D"], -r["over_trivial"])):
-        ratio = f"{row['over_trivial']:.3f} ({row['low']:.3f} to {row['high']:.3f})"
-        cells = [*(str(row[key]) for key in ("backbone", "N", "D", "loss")), f"{row['ms']:.1f}"]
-        lines.append(f"| {' | '.join(cells)} | {ratio} |")
-    return "\n".join(lines)
+    heads = [*keys, "step, ms", f"over {TRIVIAL} (95 %)"]
+    return markdown_table(heads, cells, ("backbone", "loss"))
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown: a line per N and D, the time of `explicit_mim` as a multiple of each other's."""
     names = list(dict.fromkeys(row["loss"] for row in rows if row["loss"] != OURS))
-    lines = [
-        f"| N | D | {OURS}, ms | MiB | " + " | ".join(f"/ {name}" for name in names) + " |",
-        "|" + "---:|" * (4 + len(names)),
-    ]
+    cells = []
     for key in dict.fromkeys((row["N"], row["D"]) for row in rows):
         found = {row["loss"]: row for row in rows if (row["N"], row["D"]) == key}
-        ours = found[OURS]
+        ours = [_interval(found[OURS], "ms", 2, "ms_"), f"{found[OURS]['peak_mib']:.1f}"]
         ratios = [f"{found[name]['explicit_mim_over_this']:.2f}" for name in names]
-        interval = f"{ours['ms']:.2f} ({ours['ms_low']:.2f} to {ours['ms_high']:.2f})"
-        cells = [*map(str, key), interval, f"{ours['peak_mib']:.1f}", *ratios]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        cells.append([*map(str, key), *ours, *ratios])
+    heads = ["N", "D", f"{OURS}, ms", "MiB", *(f"/ {name}" for name in names)]
+    return markdown_table(heads, cells, ())
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
     """One panel per N: time against D, both logarithmic, with the interval as a band."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     sizes = sorted({row["N"] for row in rows})
-    figure, axes = plt.subplots(1, len(sizes), figsize=(5 * len(sizes), 4), sharey=True)
-    for axis, size in zip([axes] if len(sizes) == 1 else axes, sizes, strict=True):
+    figure, axes = panels(len(sizes), 5 * len(sizes), 4, sharey=True)
+    for axis, size in zip(axes, sizes, strict=True):
         for name in dict.fromkeys(row["loss"] for row in rows):
             line = sorted(
                 (r for r in rows if r["N"] == size and r["loss"] == name), key=lambda r: r["D"]
@@ -409,11 +382,9 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
             )
         axis.set(xscale="log", yscale="log", title=f"N = {size}", xlabel="D")
         axis.set_xticks(dims, [str(d) for d in dims])
-    figure.axes[0].set_ylabel("forward and backward, ms")
-    figure.axes[0].legend(fontsize=8)
-    figure.tight_layout()
+    axes[0].set_ylabel("forward and backward, ms")
+    axes[0].legend(fontsize=8)
     figure.savefig(path, dpi=120)
-    plt.close(figure)
 
 
 class Benchmark:
@@ -451,11 +422,12 @@ class Benchmark:
     def losses(self, sizes: list[int], dims: list[int], backbones: list[str]) -> None:
         """Measures losses, or steps of backbones with them, and prints their table."""
         for samples, dim in itertools.product(sizes, dims):
+            of = (samples, dim, self.repeats, self.device)
             if self.what == "step":
                 for backbone in backbones:
-                    self.rows += measure_steps(backbone, samples, dim, self.repeats, self.device)
+                    self.rows += measure_steps(backbone, *of)
             else:
-                self.rows += measure(samples, dim, self.repeats, self.device)
+                self.rows += measure(*of)
             print(f"N = {samples}, D = {dim} measured", flush=True)
         self.text = step_table(self.rows) if self.what == "step" else table(self.rows)
         print(self.text)

@@ -90,100 +90,50 @@ def plan(recipe: PretrainRecipe, gpu: str, images: int | None, utilisation: floa
     count, classes = _images(recipe, images)
     augmentations = parse_augmentations(recipe.augmentations, *IMAGENET_STATISTICS)
     sizes = [one.crop_size for one in augmentations for _ in range(one.num_crops)]
-    steps = count // recipe.global_batch
+    local, steps = recipe.optimizer.batch_size, count // recipe.global_batch
     if not steps:
         raise ConfigError(
             f"optimizer.batch_size: {recipe.global_batch} exceeds the {count} training images"
         )
     step = _counted(recipe, sizes, classes)
-    return "\n".join(
-        [
-            f"{recipe.method}, {recipe.backbone.name}, {recipe.data.dataset}: {len(sizes)} views of"
-            f" {'/'.join(str(size) for size in dict.fromkeys(sizes))} px, {recipe.precision}, "
-            f"{recipe.processes} x {gpu}",
-            "",
-            *_Plan(recipe, step, gpu, count, steps, utilisation).lines(),
-            "",
-            f"the loss alone, {recipe.optimizer.batch_size} images a GPU, two views: 10^9 "
-            "operations and MB sent",
-            *_losses(recipe.optimizer.batch_size),
-        ]
-    )
+    sheet, half = GPUS[gpu], "16" in str(recipe.precision)
+    peak = sheet.half if half else sheet.single
+    flops = step.flops * local + step.fixed_flops
+    weights = 4 * step.parameters + step.buffer_bytes
+    resident = weights + 4 * step.trained + step.optimizer_bytes
+    activations = step.activations * local * (0.5 if half else 1) + step.fixed_activations
+    needed = _OVERHEAD * (resident + activations) / GIB
+    sent = 4 * step.trained * 2 * (recipe.processes - 1) / recipe.processes
+    kept = _kept(recipe) * (weights + step.optimizer_bytes)
+    total = steps * recipe.max_epochs
+    seconds = total * flops / (peak * 1e12 * utilisation)
+    return f"""\
+{recipe.method}, {recipe.backbone.name}, {recipe.data.dataset}: {len(sizes)} views of \
+{"/".join(str(size) for size in dict.fromkeys(sizes))} px, {recipe.precision}, \
+{recipe.processes} x {gpu}
 
+computed, of a step on one GPU where not said otherwise
+  parameters             {step.parameters / 1e6:.2f} M, of which trained {step.trained / 1e6:.2f} M
+  global batch           {local} x {recipe.processes} = {recipe.global_batch} images: \
+{steps:,} steps an epoch, {total:,} in all
+  operations             {flops / 1e12:.3f} x 10^12, forward and backward
+  weights, optimiser     {resident / GIB:.2f} GiB, with buffers, gradients
+  gradients sent         {sent / 1e6:.0f} MB, over a ring
+  checkpoints            {kept / 1e6:,.0f} MB on disk
+assumed
+  images                 {count:,} of training
+  {gpu:<22} {peak:g} x 10^12 operations a second, {sheet.memory} GiB (data sheet)
+  reached                {utilisation:.0%} of that; loading images is never waited for
+  activations kept       {"half of those in 32 bits" if half else "those in 32 bits"}
+  workspace, slack       {_OVERHEAD - 1:.0%} of what is counted
+with these
+  memory                 {needed:.1f} GiB: \
+{"fits" if needed < sheet.memory else "DOES NOT FIT: lower the batch"}
+  time                   {seconds / 3600:.1f} hours at \
+{total * recipe.global_batch / seconds:,.0f} images/s
 
-class _Plan:
-    """What is computed, what is assumed, and what comes of both."""
-
-    def __init__(
-        self,
-        recipe: PretrainRecipe,
-        step: StepCost,
-        gpu: str,
-        count: int,
-        steps: int,
-        utilisation: float,
-    ) -> None:
-        self.recipe, self.step, self.gpu = recipe, step, gpu
-        self.count, self.steps, self.utilisation = count, steps, utilisation
-        self.half = "16" in str(recipe.precision)
-        self.peak = GPUS[gpu].half if self.half else GPUS[gpu].single
-        self.flops = step.flops * recipe.optimizer.batch_size + step.fixed_flops
-
-    def lines(self) -> list[str]:
-        """The plan but for its heading."""
-        return [*self._computed(), *self._assumed(), *self._both()]
-
-    def _computed(self) -> list[str]:
-        recipe, step = self.recipe, self.step
-        local, processes = recipe.optimizer.batch_size, recipe.processes
-        gradients = 4 * step.trained * 2 * (processes - 1) / processes
-        weights = 4 * step.parameters + step.buffer_bytes
-        checkpoint = weights + step.optimizer_bytes
-        return [
-            "computed, of a step on one GPU where not said otherwise",
-            f"  parameters             {step.parameters / 1e6:.2f} M, of which trained "
-            f"{step.trained / 1e6:.2f} M",
-            f"  global batch           {local} x {processes} = {recipe.global_batch} images: "
-            f"{self.steps:,} steps an epoch, {recipe.max_epochs * self.steps:,} in all",
-            f"  operations             {self.flops / 1e12:.3f} x 10^12, forward and backward",
-            f"  weights, optimiser     {self._resident() / GIB:.2f} GiB, with buffers, gradients",
-            f"  gradients sent         {gradients / 1e6:.0f} MB, over a ring",
-            f"  checkpoints            {_kept(recipe) * checkpoint / 1e6:,.0f} MB on disk",
-        ]
-
-    def _resident(self) -> float:
-        """Bytes that stay: weights, buffers, gradients and the optimiser's state."""
-        step = self.step
-        weights = 4 * step.parameters + step.buffer_bytes
-        return weights + 4 * step.trained + step.optimizer_bytes
-
-    def _assumed(self) -> list[str]:
-        kept_in = "half of those in 32 bits" if self.half else "those in 32 bits"
-        return [
-            "assumed",
-            f"  images                 {self.count:,} of training",
-            f"  {self.gpu:<22} {self.peak:g} x 10^12 operations a second, "
-            f"{GPUS[self.gpu].memory} GiB (data sheet)",
-            f"  reached                {self.utilisation:.0%} of that; loading images is never "
-            "waited for",
-            f"  activations kept       {kept_in}",
-            f"  workspace, slack       {_OVERHEAD - 1:.0%} of what is counted",
-        ]
-
-    def _both(self) -> list[str]:
-        recipe, step = self.recipe, self.step
-        share = recipe.optimizer.batch_size * (0.5 if self.half else 1)
-        activations = step.activations * share + step.fixed_activations
-        needed = _OVERHEAD * (self._resident() + activations) / GIB
-        fits = "fits" if needed < GPUS[self.gpu].memory else "DOES NOT FIT: lower the batch"
-        steps = self.steps * recipe.max_epochs
-        seconds = steps * self.flops / (self.peak * 1e12 * self.utilisation)
-        return [
-            "with these",
-            f"  memory                 {needed:.1f} GiB: {fits}",
-            f"  time                   {seconds / 3600:.1f} hours at "
-            f"{steps * recipe.global_batch / seconds:,.0f} images/s",
-        ]
+the loss alone, {local} images a GPU, two views: 10^9 operations and MB sent
+{_losses(local)}"""
 
 
 def _kept(recipe: PretrainRecipe) -> int:
@@ -196,7 +146,7 @@ def _kept(recipe: PretrainRecipe) -> int:
     return min(2, settings.frequency)  # the last, and the last multiple
 
 
-def _losses(local: int) -> list[str]:
+def _losses(local: int) -> str:
     lines = [f"  {'D':>5}{'GPUs':>6}" + "".join(f"{name:>22}" for name in LOSS_COSTS)]
     for dim in _DIMENSIONS:
         for processes in _PROCESSES:
@@ -206,4 +156,4 @@ def _losses(local: int) -> list[str]:
                 operations = (found.products + found.factorisations) / 1e9
                 cells.append(f"{operations:>13,.2f}{found.sent / 1e6:>9,.2f}")
             lines.append(f"  {dim:>5}{processes:>6}" + "".join(cells))
-    return lines
+    return "\n".join(lines)

@@ -168,9 +168,8 @@ class _Run:
         try:
             fit(self.trainer, self.model, self.data, checkpoint)
         except ExplicitMIMError as error:
-            step = self.trainer.fit_loop.batch_idx + 1
             rate = self.recipe.optimizer.lr
-            raise diverged(self.trainer, self.recipe.method, rate, error, step) from error
+            raise diverged(self.trainer, self.recipe.method, rate, error) from error
         if self.trainer.is_global_zero:
             self.plain_copy.unlink(missing_ok=True)
         return time.perf_counter() - started

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import statistics
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from itertools import combinations
 from typing import Any
@@ -19,7 +20,8 @@ from typing import Any
 from solo_mim.evaluation.significance import Difference, holm, paired_difference
 from solo_mim.runs.collect import LINEAR_LAYER, MEASURES, Run
 
-LEVEL = 0.05
+LEVEL = 0.05  # of significance, corrected for all pairs of a table
+PUBLISHED_SOURCE = "published, not run here: solo-learn's README, one seed"
 
 
 @dataclass(frozen=True)
@@ -42,18 +44,18 @@ class Score:
 
 @dataclass
 class Row:
-    """The runs of one configuration, which differ in their seed alone."""
+    """The runs of one configuration, by rising seed, in which alone they differ."""
 
     label: str
     runs: list[Run]
-    scores: dict[str, Score] = field(default_factory=dict)
-    diagnostics: dict[str, Score] = field(default_factory=dict)
+    scores: dict[str, Score]
+    diagnostics: dict[str, Score]
     verdict: str = ""
 
     @property
     def seeds(self) -> list[int]:
         """In rising order."""
-        return sorted(run.seed for run in self.runs)
+        return [run.seed for run in self.runs]
 
 
 @dataclass(frozen=True)
@@ -64,13 +66,8 @@ class Pair:
     better: int
     worse: int
     difference: Difference
-    p_holm: float
     seeds: int
-
-    @property
-    def distinguishable(self) -> bool:
-        """At the 5 % level, corrected for all pairs of the table."""
-        return self.p_holm < LEVEL
+    p_holm: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -79,9 +76,6 @@ class Published:
 
     label: str
     scores: dict[str, float]  # measure -> top-1 in percent
-
-
-PUBLISHED_SOURCE = "published, not run here: solo-learn's README, one seed"
 
 
 @dataclass(frozen=True)
@@ -103,7 +97,7 @@ class Table:
     code: str
     rows: list[Row]
     pairs: list[Pair]
-    published: list[Published] = field(default_factory=list)
+    published: list[Published]
 
     @property
     def diagnostics(self) -> list[str]:
@@ -124,22 +118,17 @@ def _table(runs: list[Run]) -> Table:
     groups: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
         groups[json.dumps(run.settings, sort_keys=True, default=str)].append(run)
-    rows = [
-        Row(label, sorted(members, key=lambda run: run.seed))
-        for label, members in zip(_labels(list(groups.values())), groups.values(), strict=True)
-    ]
+    rows = []
+    for label, members in zip(_labels(list(groups.values())), groups.values(), strict=True):
+        ordered = sorted(members, key=lambda run: run.seed)
+        values = [{name: top1 for name, (_, top1) in run.values().items()} for run in ordered]
+        diagnostics = _scores(ordered, [run.diagnostics for run in ordered])
+        rows.append(Row(label, ordered, _scores(ordered, values), diagnostics))
     present = _in_order({measure for run in runs for measure in run.values()})
-    for row in rows:
-        for measure in present:
-            values = {r.seed: r.values()[measure][1] for r in row.runs if measure in r.values()}
-            if values:
-                row.scores[measure] = Score(values)
-        for name in dict.fromkeys(name for run in row.runs for name in run.diagnostics):
-            found = {run.seed: run.diagnostics.get(name) for run in row.runs}
-            row.diagnostics[name] = Score({k: x for k, x in found.items() if x is not None})
-    ranked = sorted(rows, key=lambda row: -_rank(row, present[0]))
-    pairs = _tested(ranked, present[0])
-    _judge(ranked, pairs, present[0])
+    ranks = present[0]
+    rows.sort(key=lambda row: -row.scores[ranks].mean if ranks in row.scores else math.inf)
+    pairs = _tested(rows, ranks)
+    _judge(rows, pairs, ranks)
     first = runs[0]
     data = first.config.get("data", {})
     part = [str(data["train_path"])] if data.get("train_path") else []
@@ -148,7 +137,16 @@ def _table(runs: list[Run]) -> Table:
         part += [f"validation split {held_out}", str(first.result.get("offline_evaluated_on"))]
     title = str(first.result["data"]) + (f" ({', '.join(part)})" if part else "")
     split = {m: split for run in runs for m, (split, _) in run.values().items() if m in MEASURES}
-    return Table(title, present, split, _code(runs), ranked, pairs, _published(first, present))
+    return Table(title, present, split, _code(runs), rows, pairs, _published(first, present))
+
+
+def _scores(runs: list[Run], values: list[dict[str, float]]) -> dict[str, Score]:
+    """By name, of what each run has of them."""
+    found: dict[str, dict[int, float]] = {}
+    for run, of_run in zip(runs, values, strict=True):
+        for name, value in of_run.items():
+            found.setdefault(name, {})[run.seed] = value
+    return {name: Score(by_seed) for name, by_seed in found.items()}
 
 
 def _code(runs: list[Run]) -> str:
@@ -188,10 +186,6 @@ def _published(run: Run, measures: list[str]) -> list[Published]:
     return list(rows.values())
 
 
-def _rank(row: Row, measure: str) -> float:
-    return row.scores[measure].mean if measure in row.scores else float("-inf")
-
-
 def _labels(groups: list[list[Run]]) -> list[str]:
     """The runs' name; where several groups share one, with the settings in which they differ."""
     names = [group[0].config.get("name") or group[0].result["method"] for group in groups]
@@ -209,17 +203,14 @@ def _labels(groups: list[list[Run]]) -> list[str]:
 
 def _tested(ranked: list[Row], measure: str) -> list[Pair]:
     scores = [row.scores.get(measure, Score({})).by_seed for row in ranked]
-    found: list[tuple[int, int, Difference, int]] = []
+    pairs = []
     for better, worse in combinations(range(len(ranked)), 2):
         common = sorted(scores[better].keys() & scores[worse].keys())
         if len(common) > 1:
             first, second = ([scores[i][seed] for seed in common] for i in (better, worse))
-            found.append((better, worse, paired_difference(first, second), len(common)))
-    adjusted = holm([difference.p for _, _, difference, _ in found])
-    return [
-        Pair(better, worse, difference, p, seeds)
-        for (better, worse, difference, seeds), p in zip(found, adjusted, strict=True)
-    ]
+            pairs.append(Pair(better, worse, paired_difference(first, second), len(common)))
+    adjusted = holm([pair.difference.p for pair in pairs])
+    return [replace(pair, p_holm=p) for pair, p in zip(pairs, adjusted, strict=True)]
 
 
 def _judge(ranked: list[Row], pairs: list[Pair], measure: str) -> None:
@@ -238,7 +229,7 @@ def _judge(ranked: list[Row], pairs: list[Pair], measure: str) -> None:
             if pair.seeds < max(len(ranked[0].scores[measure].by_seed), len(row.seeds)):
                 certain += f", {pair.seeds} seeds shared"
             mean, first = pair.difference.mean, ranked[0].verdict
-            if not pair.distinguishable:
+            if pair.p_holm >= LEVEL:
                 row.verdict = f"not distinguishable from the {first} ({certain})"
             else:
                 row.verdict = f"{'behind' if mean > 0 else 'ahead'} by {abs(mean):.2f} ({certain})"
