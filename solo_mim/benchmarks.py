@@ -9,6 +9,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,14 +29,7 @@ from solo_mim.evaluation.plots import panels
 from solo_mim.evaluation.report import markdown_table
 from solo_mim.host.pipelines import host_transform
 from solo_mim.installed import CONFIG_FOLDER, present
-from solo_mim.losses import (
-    CorInfoMaxLoss,
-    explicit_mim_loss_func,
-    frossl_loss_func,
-    lejepa_loss_func,
-    mec_loss_func,
-    visreg_loss_func,
-)
+from solo_mim.losses import explicit_mim_loss_func, rivals
 from solo_mim.runs.files import write, write_json
 from solo_mim.runs.identity import commit, versions
 
@@ -51,16 +45,16 @@ SPREAD = (0.1, 0.9)  # quantiles of the repeats that the interval shows
 
 def losses(dim: int) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
     """Name -> loss of two views, N x `dim` each; the host's with its defaults, ours with ours."""
-    corinfomax = CorInfoMaxLoss(dim)
+    corinfomax = rivals.CorInfoMaxLoss(dim)
     return {
         OURS: lambda a, b: explicit_mim_loss_func(a, b),
         f"{OURS} two_view": lambda a, b: explicit_mim_loss_func(a, b, reading="two_view"),
         **host.LOSSES,
         "corinfomax": lambda a, b: corinfomax.to(a.device)(a, b).loss,
-        "frossl": lambda a, b: frossl_loss_func((a, b)).loss,
-        "lejepa": lambda a, b: lejepa_loss_func((a, b)).loss,
-        "mec": lambda a, b: mec_loss_func((a, b), (a, b), inverse_lambda=float(len(a))),
-        "visreg": lambda a, b: visreg_loss_func((a, b)).loss,
+        "frossl": lambda a, b: rivals.frossl_loss_func((a, b)).loss,
+        "lejepa": lambda a, b: rivals.lejepa_loss_func((a, b)).loss,
+        "mec": lambda a, b: rivals.mec_loss_func((a, b), (a, b), inverse_lambda=float(len(a))),
+        "visreg": lambda a, b: rivals.visreg_loss_func((a, b)).loss,
     }
 
 
@@ -155,7 +149,7 @@ def measure(samples: int, dim: int, repeats: int, device: torch.device) -> list[
     times = interleaved(steps, repeats, device)
     rows = []
     for name, step in steps.items():
-        quantiles = torch.tensor(times[name]).quantile(torch.tensor(SPREAD)).tolist()
+        low, high = torch.tensor(times[name]).quantile(torch.tensor(SPREAD)).tolist()
         of_ours = [a / b for a, b in zip(times[OURS], times[name], strict=True)]
         rows.append(
             {
@@ -163,8 +157,8 @@ def measure(samples: int, dim: int, repeats: int, device: torch.device) -> list[
                 "D": dim,
                 "loss": name,
                 "ms": 1e3 * statistics.median(times[name]),
-                "ms_low": 1e3 * quantiles[0],
-                "ms_high": 1e3 * quantiles[1],
+                "ms_low": 1e3 * low,
+                "ms_high": 1e3 * high,
                 "explicit_mim_over_this": statistics.median(of_ours),
                 "peak_mib": peak_memory(step, device),
             }
@@ -208,16 +202,13 @@ def measure_steps(
     images = [x.contiguous(memory_format=torch.channels_last) for x in images]
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
 
-    def step_of(loss: Callable[[Tensor, Tensor], Tensor]) -> Step:
-        def step() -> None:
-            optimizer.zero_grad()
-            loss(*(network(x) for x in images)).backward()
-            optimizer.step()
-
-        return step
+    def step(loss: Callable[[Tensor, Tensor], Tensor]) -> None:
+        optimizer.zero_grad()
+        loss(*(network(x) for x in images)).backward()
+        optimizer.step()
 
     of = {TRIVIAL: lambda a, b: a.square().mean() + b.square().mean(), **losses(dim)}
-    times = interleaved({name: step_of(loss) for name, loss in of.items()}, repeats, device)
+    times = interleaved({name: partial(step, of[name]) for name in of}, repeats, device)
     rows = []
     for name in of:
         ratio, low, high = median_ratio(times[name], times[TRIVIAL])
@@ -369,17 +360,14 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     figure, axes = panels(len(sizes), 5 * len(sizes), 4, sharey=True)
     for axis, size in zip(axes, sizes, strict=True):
         for name in dict.fromkeys(row["loss"] for row in rows):
-            line = sorted(
-                (r for r in rows if r["N"] == size and r["loss"] == name), key=lambda r: r["D"]
-            )
-            dims = [r["D"] for r in line]
+            of = [r for r in rows if r["N"] == size and r["loss"] == name]
+            keys = ("D", "ms", "ms_low", "ms_high")
+            dims, times, low, high = zip(*sorted([r[k] for k in keys] for r in of), strict=True)
             style: dict[str, Any] = {"linewidth": 3 if name == OURS else 1}
             if name == "matrix products":
                 style |= {"linestyle": ":", "color": "black"}
-            axis.plot(dims, [r["ms"] for r in line], label=name, **style)
-            axis.fill_between(
-                dims, [r["ms_low"] for r in line], [r["ms_high"] for r in line], alpha=0.15
-            )
+            axis.plot(dims, times, label=name, **style)
+            axis.fill_between(dims, low, high, alpha=0.15)
         axis.set(xscale="log", yscale="log", title=f"N = {size}", xlabel="D")
         axis.set_xticks(dims, [str(d) for d in dims])
     axes[0].set_ylabel("forward and backward, ms")
@@ -410,26 +398,25 @@ class Benchmark:
         self.rows: list[dict[str, Any]] = []
         self.text = ""
 
-    def data(self, crop_sizes: list[int]) -> None:
-        """Measures views and prints their table."""
-        workers = self.threads if self.threads > 1 else 0
-        for crop_size in crop_sizes:
-            self.rows += measure_data(crop_size, self.repeats)
-            self.rows += measure_loaders(crop_size, self.repeats, workers)
-        self.text = data_table(self.rows)
-        print(self.text)
-
-    def losses(self, sizes: list[int], dims: list[int], backbones: list[str]) -> None:
-        """Measures losses, or steps of backbones with them, and prints their table."""
-        for samples, dim in itertools.product(sizes, dims):
-            of = (samples, dim, self.repeats, self.device)
-            if self.what == "step":
-                for backbone in backbones:
-                    self.rows += measure_steps(backbone, *of)
-            else:
-                self.rows += measure(*of)
-            print(f"N = {samples}, D = {dim} measured", flush=True)
-        self.text = step_table(self.rows) if self.what == "step" else table(self.rows)
+    def run(
+        self, crop_sizes: list[int], sizes: list[int], dims: list[int], backbones: list[str]
+    ) -> None:
+        """Measures views, losses, or steps of backbones with them, and prints their table."""
+        if self.what == "data":
+            for crop_size in crop_sizes:
+                workers = self.threads if self.threads > 1 else 0
+                self.rows += measure_data(crop_size, self.repeats)
+                self.rows += measure_loaders(crop_size, self.repeats, workers)
+        else:
+            for samples, dim in itertools.product(sizes, dims):
+                of = (samples, dim, self.repeats, self.device)
+                if self.what == "step":
+                    for backbone in backbones:
+                        self.rows += measure_steps(backbone, *of)
+                else:
+                    self.rows += measure(*of)
+                print(f"N = {samples}, D = {dim} measured", flush=True)
+        self.text = {"data": data_table, "step": step_table, "loss": table}[self.what](self.rows)
         print(self.text)
 
     def write(self, output: Path) -> list[str]:
@@ -445,8 +432,10 @@ class Benchmark:
             "repeats": self.repeats,
             "rows": self.rows,
         }
-        write_json(output / f"{self.what}.json", content)
-        write(output / f"{self.what}.md", self.text + "\n")
+        names = [f"{self.what}.json", f"{self.what}.md"]
+        write_json(output / names[0], content)
+        write(output / names[1], self.text + "\n")
         if self.what == "loss":
-            plot(self.rows, output / "loss.png")
-        return [f"{self.what}.json", f"{self.what}.md", *(["loss.png"] * (self.what == "loss"))]
+            names.append("loss.png")
+            plot(self.rows, output / names[2])
+        return names

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from solo_mim.data.datasets import held_out_of, share_of
 from solo_mim.data.folders import IMAGENET100, IMAGENET_STATISTICS
@@ -19,8 +18,6 @@ from solo_mim.recipe.schema import PretrainRecipe, host_config
 from solo_mim.trained import start_of
 
 GIB = 2**30
-
-
 # Training images, those of them with a label, and classes, of the data sets whose files need not be
 # here.
 _KNOWN = {
@@ -60,9 +57,8 @@ def _counted(recipe: PretrainRecipe, sizes: list[int], classes: int) -> StepCost
     """
     large = sum(size == sizes[0] for size in sizes)
     method = find_method(recipe.method)
-    reason = ""
     for batch in _BATCHES:
-        model: Any = method(host_config(recipe, classes, large, len(sizes) - large))
+        model = method(host_config(recipe, classes, large, len(sizes) - large))
         try:
             return step_cost(model, batch, sizes, classes)
         # Whatever the host's methods raise of a batch that they cannot take.
@@ -132,22 +128,22 @@ with these
   time                   {seconds / 3600:.1f} hours at \
 {total * recipe.global_batch / seconds:,.0f} images/s
 
-the loss alone, {local} images a GPU, two views: 10^9 operations and MB sent
 {_losses(local)}"""
 
 
 def _kept(recipe: PretrainRecipe) -> int:
     """Checkpoints of a run at the most, as `EpochEnd` keeps them."""
-    settings = recipe.checkpoint
-    if not settings.enabled:
-        return 0
-    if settings.keep_prev:
-        return math.ceil(recipe.max_epochs / settings.frequency)
-    return min(2, settings.frequency)  # the last, and the last multiple
+    enabled, frequency = recipe.checkpoint.enabled, recipe.checkpoint.frequency
+    if recipe.checkpoint.keep_prev and enabled:
+        return math.ceil(recipe.max_epochs / frequency)
+    return min(2, frequency) if enabled else 0  # the last, and the last multiple
 
 
 def _losses(local: int) -> str:
-    lines = [f"  {'D':>5}{'GPUs':>6}" + "".join(f"{name:>22}" for name in LOSS_COSTS)]
+    lines = [
+        f"the loss alone, {local} images a GPU, two views: 10^9 operations and MB sent",
+        f"  {'D':>5}{'GPUs':>6}" + "".join(f"{name:>22}" for name in LOSS_COSTS),
+    ]
     for dim in _DIMENSIONS:
         for processes in _PROCESSES:
             cells = []

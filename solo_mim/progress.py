@@ -10,10 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 
 # What an epoch's line shows beside the method's own terms, in this order.
-_SHOWN = {
-    "val_acc1": "probe",
-    "val_knn_acc1": "kNN",
-}
+_SHOWN = {"val_acc1": "probe", "val_knn_acc1": "kNN"}
 _HOUSEKEEPING = {
     "train_n_positives",
     *(f"train_{probe}{name}" for probe in ("", "momentum_") for name in ("acc1", "acc5")),
@@ -78,7 +75,5 @@ class EpochLines(Callback):
         parts += [f"{short} {float(metrics[k]):.1f}" for k, short in _SHOWN.items() if k in metrics]
         parts.append(f"{self.images_per_second[-1]:,.0f} images/s")
         if trainer.is_global_zero:
-            print(
-                f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  " + "  ".join(parts),
-                flush=True,
-            )
+            epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+            print("  ".join([epoch, *parts]), flush=True)

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import sys
 import warnings
-from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -94,29 +94,20 @@ def loggers(recipe: Recipe, folder: RunFolder) -> list[Logger]:
     """A step-wise CSV log and what else the recipe asks for."""
     version = folder.next_log()
     found: list[Logger] = [CSVLogger(folder.path, name=None, version=version)]
-    wanted: dict[str, Callable[[], Logger]] = {
-        "tensorboard": lambda: TensorBoardLogger(
-            folder.path, name=None, version=version, default_hp_metric=False
-        ),
-        "wandb": lambda: WandbLogger(
-            name=recipe.name,  # type: ignore[attr-defined]
-            project=recipe.wandb.project,
-            entity=recipe.wandb.entity,
-            offline=recipe.wandb.offline,
-            save_dir=folder.path,
-            id=folder.path.name,
-            resume="allow",
-        ),
-    }
-    for name, make in wanted.items():
-        if getattr(recipe, name).enabled:
-            try:
-                found.append(make())
-            except ModuleNotFoundError as error:
-                raise ConfigError(
-                    f"{name}.enabled=true needs {name}: {install_extra(name)}, "
-                    f"or set {name}.enabled=false"
-                ) from error
+    name = "tensorboard"
+    try:
+        if recipe.tensorboard.enabled:
+            place: Any = {"name": None, "version": version}
+            found.append(TensorBoardLogger(folder.path, **place, default_hp_metric=False))
+        name = "wandb"
+        if recipe.wandb.enabled:
+            shown = {k: v for k, v in asdict(recipe.wandb).items() if k != "enabled"}
+            run: Any = {"id": folder.path.name, "save_dir": folder.path, "resume": "allow"}
+            found.append(WandbLogger(recipe.name, **run, **shown))  # type: ignore[attr-defined]
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"{name}.enabled=true needs {name}: {install_extra(name)}, or set {name}.enabled=false"
+        ) from error
     return found
 
 

@@ -211,7 +211,11 @@ class _Run:
         corrupt: list[str],
     ) -> Result:
         recipe, data, metrics = self.recipe, self.data, self.epochs.metrics
-        speeds = self.lines.images_per_second
+        speeds, loads = self.lines.images_per_second, self.lines.loads
+        # Each of this machine's processes has its threads and its workers; a load above that is of
+        # others, who computed here too.
+        local = recipe.processes // recipe.num_nodes
+        own = local * (torch.get_num_threads() + data.num_workers)
         result = {
             "name": recipe.name,
             "method": recipe.method,
@@ -234,7 +238,7 @@ class _Run:
             # None where this session only had the evaluation left to do.
             "images_per_second": statistics.median(speeds) if speeds else None,
             "training_seconds_of_last_sitting": seconds,
-            "shared_machine": _shared_machine(self.lines.loads, data.num_workers, recipe),
+            "shared_machine": statistics.median(loads) > own + 0.7 if loads else None,
             "peak_memory_mib": peak_memory_mib(),
             **figures.provenance(self.folder, recipe.method, data.splits.fingerprint),
         }
@@ -258,15 +262,6 @@ def _of_all_processes(paths: list[str]) -> list[str]:
         met = [[]] * dist.get_world_size()
         dist.all_gather_object(met, paths)
     return list(dict.fromkeys(itertools.chain(*met)))
-
-
-def _shared_machine(loads: list[float], workers: int, recipe: PretrainRecipe) -> bool | None:
-    """Whether others computed here too, as far as the load average tells; None where it does not.
-
-    Each of this machine's processes has its threads and its workers.
-    """
-    own = recipe.processes // recipe.num_nodes * (torch.get_num_threads() + workers)
-    return statistics.median(loads) > own + 0.7 if loads else None
 
 
 def _announcement(recipe: PretrainRecipe, data: SSLDataModule, folder: RunFolder) -> list[str]:

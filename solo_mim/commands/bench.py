@@ -52,10 +52,7 @@ def run(arguments: list[str]) -> int:
         benchmark = Benchmark(given.what, given.repeats, given.threads, given.device)
     except (RuntimeError, AssertionError) as error:
         parser().error(f"--device {given.device}: {str(error).splitlines()[0]}")
-    if given.what == "data":
-        benchmark.data(given.crop_sizes)
-    else:
-        benchmark.losses(sizes, dims, given.backbones)
+    benchmark.run(given.crop_sizes, sizes, dims, given.backbones)
     written = benchmark.write(given.output)
     print(f"\nwritten: {given.output}/{', '.join(written)}")
     return 0

@@ -71,33 +71,17 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Published:
-    """A row that somebody else measured."""
-
-    label: str
-    scores: dict[str, float]  # measure -> top-1 in percent
-
-
-@dataclass(frozen=True)
 class Table:
-    """Rows that may be compared: one data set, one choice of evaluated images; best row first.
+    """Rows that may be compared: one data set, one choice of evaluated images; best row first."""
 
-    Attributes:
-        title: data set and images.
-        measures: columns, of which the first ranks.
-        split: measure -> what it was measured on, where its name does not say so.
-        code: digest of the sources that made the runs; all of them where there are several.
-        pairs: all that share two seeds or more, tested on the first measure.
-        published: what solo-learn reports on the data set, where all of it was trained on.
-    """
-
-    title: str
-    measures: list[str]
-    split: dict[str, str]
-    code: str
+    title: str  # data set and images
+    measures: list[str]  # columns, of which the first ranks
+    split: dict[str, str]  # measure -> what it was measured on, where its name does not say so
+    code: str  # digests of the sources that made the runs
     rows: list[Row]
-    pairs: list[Pair]
-    published: list[Published]
+    pairs: list[Pair]  # all that share two seeds or more, tested on the first measure
+    # Label -> measure -> top-1 (%) that solo-learn reports, where all of the data was trained on.
+    published: dict[str, dict[str, float]]
 
     @property
     def diagnostics(self) -> list[str]:
@@ -168,22 +152,21 @@ def _in_order(present: set[str]) -> list[str]:
     return [*offline, *sorted(present - set(shipped)), *online]
 
 
-def _published(run: Run, measures: list[str]) -> list[Published]:
+def _published(run: Run, measures: list[str]) -> dict[str, dict[str, float]]:
     """Rows for the data set of a run that trains on all of it and is evaluated on its test set."""
     data = run.config.get("data", {})
     limited = any(run.config.get(f"limit_{part}_batches") for part in ("train", "val"))
     if limited or data.get("fraction") not in (None, -1) or data.get("validation_split"):
-        return []
+        return {}
     linear = next((measure for measure in measures if measure.startswith(LINEAR_LAYER)), "")
-    rows: dict[str, Published] = {}
+    rows: dict[str, dict[str, float]] = {}
     with files("solo_mim.evaluation").joinpath("published.csv").open() as file:
         for line in csv.DictReader(file):
             measure = linear if line["measure"] == "linear" else line["measure"]
             if line["data"] == data.get("dataset") and measure in measures:
                 label = f"{line['method']}, {line['backbone']}, {line['epochs']} epochs"
-                row = rows.setdefault(label, Published(label, {}))
-                row.scores[measure] = float(line["top1"])
-    return list(rows.values())
+                rows.setdefault(label, {})[measure] = float(line["top1"])
+    return rows
 
 
 def _labels(groups: list[list[Run]]) -> list[str]:
@@ -248,13 +231,11 @@ def as_records(table: Table) -> list[dict[str, Any]]:
         record["code"] = row.runs[0].code
         for measure in table.measures:
             score = row.scores.get(measure)
-            record[measure] = None if score is None else score.mean
-            record[f"{measure} sd"] = None if score is None else score.deviation
-            record[f"{measure} n"] = 0 if score is None else len(score.by_seed)
-        record |= {
-            f"z: {name}": row.diagnostics[name].mean if name in row.diagnostics else None
-            for name in table.diagnostics
-        }
-        record["verdict"] = row.verdict
-        records.append(record)
+            record[measure] = score.mean if score else None
+            record[f"{measure} sd"] = score.deviation if score else None
+            record[f"{measure} n"] = len(score.by_seed) if score else 0
+        for name in table.diagnostics:
+            score = row.diagnostics.get(name)
+            record[f"z: {name}"] = score.mean if score else None
+        records.append({**record, "verdict": row.verdict})
     return records

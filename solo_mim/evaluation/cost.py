@@ -21,25 +21,18 @@ class StepCost:
     """Counts of a training step of N images: what grows with N, for one image with all its views,
     and what does not.
 
-    Attributes:
-        parameters: of the model, all of them.
-        trained: of these, what the optimiser updates.
-        flops: for one image, of matrix products and convolutions, forward and backward; a
-            multiplication and an addition are two.
-        activations: bytes that the forward pass keeps for the backward for one image, in float32.
-        fixed_flops, fixed_activations: the same, whatever N is.
-        optimizer_bytes: state of the optimiser after a step.
-        buffer_bytes: of the model's buffers: queues, running statistics.
+    Operations are of matrix products and convolutions, forward and backward; a multiplication and
+    an addition are two. Activations are bytes that are kept for the backward, in float32.
     """
 
     parameters: int
-    trained: int
-    flops: float
+    trained: int  # of these, by the optimiser
+    flops: float  # for one image
     activations: float
-    fixed_flops: float
+    fixed_flops: float  # whatever N is
     fixed_activations: float
-    optimizer_bytes: int
-    buffer_bytes: int
+    optimizer_bytes: int  # state after a step
+    buffer_bytes: int  # queues, running statistics
 
 
 def step_cost(model: Any, images: int, crop_sizes: Sequence[int], num_classes: int) -> StepCost:
@@ -83,9 +76,9 @@ def _counted_step(model: Any, images: list[Any]) -> tuple[Any, int, int]:
         accelerator="cpu",
         devices=1,
         logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
+        **dict.fromkeys(
+            ("enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False
+        ),
     )
     parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept: dict[int, int] = {}
@@ -107,16 +100,11 @@ def _counted_step(model: Any, images: list[Any]) -> tuple[Any, int, int]:
 
 @dataclass(frozen=True)
 class LossCost:
-    """Of one process in one step, two views: operations, and bytes sent over a ring of processes.
+    """Of one process in one step, two views, forward and backward: floating-point operations, and
+    bytes sent over a ring of processes."""
 
-    Attributes:
-        products: floating-point operations of matrix products, forward and backward.
-        factorisations: those of Cholesky factors and inverses, D^3 each.
-        sent: bytes, forward and backward.
-    """
-
-    products: float
-    factorisations: float
+    products: float  # of matrices
+    factorisations: float  # Cholesky factors and inverses, D^3 each
     sent: float
 
 

@@ -142,12 +142,10 @@ def nearest_neighbours(
     max_distance_matrix_size: int,
     own: Tensor | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The k nearest of M training features, or all there are, of a few test features at a time.
+    """The k nearest of M x D training features, or all there are, of a few of N x D test features
+    at a time, as in `OnlineKNN`; one row of the distance matrix is held at least.
 
     Args:
-        train, test: M x D and N x D.
-        k, distance_fx, max_distance_matrix_size: as in `OnlineKNN`; one row of the distance matrix
-            is held at least.
         own: N indexes; of each test feature the training feature that is itself, to be passed over.
 
     Yields:
@@ -256,18 +254,12 @@ def sample(targets: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Neighbours:
-    """Of one distance: the setting chosen, by what, and what it gives.
-
-    Attributes:
-        candidates: top-1 accuracy (%) of training images, each from all others, by setting.
-        top1, top5: of the images to evaluate, in percent; top-5 None of five classes or fewer, or
-            of fewer than five votes.
-    """
+    """Of one distance: the setting chosen, by what, and what it gives, in percent."""
 
     setting: Setting
-    candidates: dict[Setting, float]
-    top1: float
-    top5: float | None
+    candidates: dict[Setting, float]  # top-1 of training images, each from all others
+    top1: float  # of the images to evaluate
+    top5: float | None  # None of five classes or fewer, or of fewer than five votes
 
 
 def chosen_neighbours(

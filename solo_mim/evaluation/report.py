@@ -43,10 +43,9 @@ def markdown(tables: list[Table], problems: list[Problem]) -> str:
             [row.label, str(len(row.seeds)), *(_cell(row, m) for m in table.measures), row.verdict]
             for row in table.rows
         ]
-        for published in table.published:
-            known = (published.scores.get(measure) for measure in table.measures)
-            cells = ["-" if top1 is None else f"{top1:.2f}" for top1 in known]
-            rows.append([published.label, "-", *cells, PUBLISHED_SOURCE])
+        for label, scores in table.published.items():
+            cells = [f"{scores[m]:.2f}" if m in scores else "-" for m in table.measures]
+            rows.append([label, "-", *cells, PUBLISHED_SOURCE])
         heads = ["row", "seeds", *table.measures, "verdict"]
         parts += [
             f"## {table.title}",

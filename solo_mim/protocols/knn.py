@@ -62,8 +62,8 @@ def _evaluated(network: trained.Opened, data: SSLDataModule, folder: RunFolder) 
 
 
 def _row(distance: str, of: Neighbours, split: str, images: int) -> dict[str, Any]:
-    setting = f"k = {of.setting.k}"
-    setting += f", T = {of.setting.temperature:g}" if of.setting.temperature else ""
+    temperature = of.setting.temperature
+    setting = f"k = {of.setting.k}" + (f", T = {temperature:g}" if temperature else "")
     scores = {"setting": setting, "top1": of.top1, "top5": of.top5}
     return figures.measured(f"kNN, {distance}", split, images, scores)
 
