@@ -426,8 +426,9 @@ def _predicted(overrides: list[str], gpu: str | None) -> dict[str, Any]:
     from solo_mim.recipe.checks import checked
     from solo_mim.recipe.compose import composed
 
-    found = planned(checked(composed("pretrain", overrides)), gpu or "A100", 50_000, UTILISATION)
-    operations = found.flops / found.recipe.global_batch
+    recipe = checked(composed("pretrain", overrides))
+    found = planned(recipe, gpu or "A100", 50_000, UTILISATION)
+    operations = found.flops / recipe.optimizer.batch_size
     peak = GPUS[gpu].half * 1e12 if gpu else None
     return {
         "planned_gib": found.memory,

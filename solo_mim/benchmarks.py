@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import platform
 import random
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
+from omegaconf import OmegaConf
+from PIL import Image
+from scipy import stats
 from torch import Tensor, nn
 
+from solo_mim import host
+from solo_mim.backbones import backbone_factory
+from solo_mim.data import SSLDataModule
+from solo_mim.data import photo_patches as patches
+from solo_mim.data.transforms import normalise, parse_augmentations
 from solo_mim.errors import is_out_of_memory
+from solo_mim.evaluation.plots import panels
+from solo_mim.evaluation.report import markdown_table
+from solo_mim.host.pipelines import host_transform
+from solo_mim.installed import CONFIG_FOLDER, present
+from solo_mim.losses import explicit_mim_loss_func, rivals
 from solo_mim.runs.files import write, write_json
 from solo_mim.runs.identity import commit, versions
 
@@ -32,26 +47,16 @@ PRECISIONS = {"32-true": None, "16-mixed": torch.float16, "bf16-mixed": torch.bf
 
 def losses(dim: int) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
     """Name -> loss of two views, N x `dim` each; the host's with its defaults, ours with ours."""
-    from solo_mim import host
-    from solo_mim.losses import (
-        CorInfoMaxLoss,
-        explicit_mim_loss_func,
-        frossl_loss_func,
-        lejepa_loss_func,
-        mec_loss_func,
-        visreg_loss_func,
-    )
-
-    corinfomax = CorInfoMaxLoss(dim)
+    corinfomax = rivals.CorInfoMaxLoss(dim)
     return {
         OURS: lambda a, b: explicit_mim_loss_func(a, b),
         f"{OURS} two_view": lambda a, b: explicit_mim_loss_func(a, b, reading="two_view"),
         **host.LOSSES,
         "corinfomax": lambda a, b: corinfomax.to(a.device)(a, b).loss,
-        "frossl": lambda a, b: frossl_loss_func((a, b)).loss,
-        "lejepa": lambda a, b: lejepa_loss_func((a, b)).loss,
-        "mec": lambda a, b: mec_loss_func((a, b), (a, b), inverse_lambda=float(len(a))),
-        "visreg": lambda a, b: visreg_loss_func((a, b)).loss,
+        "frossl": lambda a, b: rivals.frossl_loss_func((a, b)).loss,
+        "lejepa": lambda a, b: rivals.lejepa_loss_func((a, b)).loss,
+        "mec": lambda a, b: rivals.mec_loss_func((a, b), (a, b), inverse_lambda=float(len(a))),
+        "visreg": lambda a, b: rivals.visreg_loss_func((a, b)).loss,
     }
 
 
@@ -85,12 +90,10 @@ def autocast(device: torch.device, precision: str) -> Any:
 def _step(
     loss: Callable[[Tensor, Tensor], Tensor], views: list[Tensor], precision: str = "32-true"
 ) -> Step:
-    device = views[0].device
-
     def step() -> None:
         for view in views:
             view.grad = None
-        with autocast(device, precision):
+        with autocast(views[0].device, precision):
             found = loss(*views)
         found.backward()
 
@@ -164,7 +167,7 @@ def measure(
     times = interleaved(steps, repeats, device)
     rows = []
     for name, step in steps.items():
-        quantiles = torch.tensor(times[name]).quantile(torch.tensor(SPREAD)).tolist()
+        low, high = torch.tensor(times[name]).quantile(torch.tensor(SPREAD)).tolist()
         of_ours = [a / b for a, b in zip(times[OURS], times[name], strict=True)]
         rows.append(
             {
@@ -173,8 +176,8 @@ def measure(
                 "precision": precision,
                 "loss": name,
                 "ms": 1e3 * statistics.median(times[name]),
-                "ms_low": 1e3 * quantiles[0],
-                "ms_high": 1e3 * quantiles[1],
+                "ms_low": 1e3 * low,
+                "ms_high": 1e3 * high,
                 "explicit_mim_over_this": statistics.median(of_ours),
                 "peak_mib": peak_memory(step, device),
             }
@@ -184,9 +187,6 @@ def measure(
 
 def median_ratio(over: list[float], under: list[float]) -> tuple[float, float, float]:
     """Median of the ratios within repeats, and its 95 % bootstrap interval."""
-    import numpy as np
-    from scipy import stats
-
     ratios = np.asarray(over) / np.asarray(under)
     middle = float(np.median(ratios))
     if len(ratios) < 2 or np.ptp(ratios) == 0:
@@ -199,10 +199,6 @@ def median_ratio(over: list[float], under: list[float]) -> tuple[float, float, f
 
 def network_of(backbone: str, crop_size: int, dim: int, device: torch.device) -> nn.Module:
     """A backbone with a projector of 512-512-D, random weights of one seed, channels last."""
-    from omegaconf import OmegaConf
-
-    from solo_mim.backbones import backbone_factory
-
     cfg = OmegaConf.create(
         {"backbone": {"name": backbone}, "augmentations": [{"crop_size": crop_size}], "data": {}}
     )
@@ -264,7 +260,7 @@ def measure_steps(
         TRIVIAL: lambda a, b: a.square().mean() + b.square().mean(),
         **{name: known[name] for name in of or known},
     }
-    steps = {name: functools.partial(train, loss, images) for name, loss in chosen.items()}
+    steps = {name: partial(train, loss, images) for name, loss in chosen.items()}
     times = interleaved(dict(steps), repeats, device)
     rows = []
     for name, step in steps.items():
@@ -289,27 +285,25 @@ def measure_steps(
 
 def _photographs(crop_size: int) -> list[Any]:
     """Patches for crops of up to 32 pixels, whole photographs for larger ones: H x W x 3 each."""
-    from solo_mim.data import photo_patches as patches
-
     if crop_size <= 32:
         return list(patches.photo_patches()[0].images[::20])
     return [patches.photograph(name) for name in patches.PHOTOGRAPHS]
 
 
-def _views_row(
-    name: str, crop_size: int, beside: str, views: int, times: dict[str, list]
-) -> dict[str, Any]:
-    """Of seconds for so many views, "ours" and those of what stands `beside`, "host"."""
+def _shipped(name: str) -> list[dict[str, Any]]:
+    """The pipelines of an augmentation file."""
+    loaded = OmegaConf.load(CONFIG_FOLDER / "augmentations" / f"{name}.yaml")
+    return cast(Any, OmegaConf.to_container(loaded))
+
+
+def _compared(
+    ours: Step, other: Step, views: int, repeats: int, device: torch.device
+) -> dict[str, float]:
+    """Views per second of two steps of so many views, and by how much ours are faster."""
+    times = interleaved({"ours": ours, "host": other}, repeats, device)
     ratio, low, high = median_ratio(times["host"], times["ours"])
-    return {
-        "augmentations": name,
-        "crop_size": crop_size,
-        "beside": beside,
-        **{f"{w}_views_per_second": views / statistics.median(s) for w, s in times.items()},
-        "faster": ratio,
-        "low": low,
-        "high": high,
-    }
+    speeds = {f"{w}_views_per_second": views / statistics.median(s) for w, s in times.items()}
+    return {**speeds, "faster": ratio, "low": low, "high": high}
 
 
 def measure_data(crop_size: int, repeats: int) -> list[dict[str, Any]]:
@@ -319,21 +313,10 @@ def measure_data(crop_size: int, repeats: int) -> list[dict[str, Any]]:
     `faster` is the median over the repeats of ratios within a repeat, `low` and `high` its 95 %
     bootstrap interval.
     """
-    from omegaconf import OmegaConf
-    from PIL import Image
-
-    from solo_mim.data import photo_patches as patches
-    from solo_mim.data.transforms import normalise, parse_augmentations
-    from solo_mim.host.pipelines import host_transform
-    from solo_mim.installed import CONFIG_FOLDER
-
     images = [Image.fromarray(array) for array in _photographs(crop_size)]
     rows = []
     for name in DATA_PIPELINES:
-        shipped: Any = OmegaConf.to_container(
-            OmegaConf.load(CONFIG_FOLDER / "augmentations" / f"{name}.yaml")
-        )
-        pipeline = {**shipped[-1], "crop_size": crop_size}
+        pipeline = {**_shipped(name)[-1], "crop_size": crop_size}
         (augment,) = parse_augmentations([pipeline], patches.MEAN, patches.STD)
         theirs = host_transform(pipeline, "cifar10" if crop_size <= 32 else "imagenet")
         rng = random.Random(0)
@@ -342,12 +325,12 @@ def measure_data(crop_size: int, repeats: int) -> list[dict[str, Any]]:
             views = [augment(image, rng) for image in images]
             return normalise(views, augment.mean, augment.std)
 
-        def host(theirs: Callable[..., Tensor] = theirs) -> Tensor:
+        def hosts(theirs: Callable[..., Tensor] = theirs) -> Tensor:
             return torch.stack([theirs(image) for image in images])
 
-        steps: dict[str, Step] = {"ours": ours, "host": host}
-        times = interleaved(steps, repeats, torch.device("cpu"))
-        rows.append(_views_row(name, crop_size, "the host", len(images), times))
+        found = _compared(ours, hosts, len(images), repeats, torch.device("cpu"))
+        of = {"augmentations": name, "crop_size": crop_size, "beside": "the host"}
+        rows.append({**of, **found})
     return rows
 
 
@@ -359,23 +342,12 @@ def measure_loaders(crop_size: int, repeats: int, workers: int) -> list[dict[str
     0. What can takes the GPU where there is one, and the network that would wait for it is not
     there.
     """
-    import tempfile
-
-    from omegaconf import OmegaConf
-    from PIL import Image
-
-    from solo_mim.data import SSLDataModule
-    from solo_mim.data import photo_patches as patches
-    from solo_mim.installed import CONFIG_FOLDER, present
-
     others = {"tensor": "torch"} if crop_size <= 32 else {}
     others |= {"dali": "DALI"} if present("nvidia.dali") else {}
     arrays = _photographs(crop_size) * (1 if crop_size <= 32 else 4)
     name = DATA_PIPELINES[0]
-    shipped: Any = OmegaConf.load(CONFIG_FOLDER / "augmentations" / f"{name}.yaml")
-    pipeline = {**shipped[0], "crop_size": crop_size}
+    pipeline = {**_shipped(name)[0], "crop_size": crop_size}
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    rows = []
     with tempfile.TemporaryDirectory() as folder:
         for number, array in enumerate(arrays):
             Image.fromarray(array).save(Path(folder) / f"{number}.jpg", quality=90)
@@ -387,97 +359,88 @@ def measure_loaders(crop_size: int, repeats: int, workers: int) -> list[dict[str
                 "augmentations": [pipeline],
                 "optimizer": {"batch_size": 128 if crop_size <= 32 else len(patches.PHOTOGRAPHS)},
             }
-            loader = SSLDataModule(OmegaConf.create(cfg)).train_dataloader()
+            loader = SSLDataModule(cfg).train_dataloader()
             return lambda: [None for _ in loader]
 
-        for format, beside in others.items():
-            steps = {"ours": epoch("image_folder"), "host": epoch(format)}
-            times = interleaved(steps, repeats, device)
-            views = len(arrays) * pipeline["num_crops"]
-            beside = f"{beside}, {device.type}"
-            rows.append(_views_row(f"{name}, JPEG files", crop_size, beside, views, times))
-    return rows
+        views = len(arrays) * pipeline["num_crops"]
+        of = {"augmentations": f"{name}, JPEG files", "crop_size": crop_size}
+        return [
+            {**of, "beside": f"{beside}, {device.type}"}
+            | _compared(epoch("image_folder"), epoch(format), views, repeats, device)
+            for format, beside in others.items()
+        ]
+
+
+def _interval(row: dict[str, Any], key: str, digits: int, prefix: str = "") -> str:
+    """`1.2 (1.1 to 1.3)`."""
+    of = (key, f"{prefix}low", f"{prefix}high")
+    value, low, high = (f"{row[name]:.{digits}f}" for name in of)
+    return f"{value} ({low} to {high})"
 
 
 def data_table(rows: list[dict[str, Any]]) -> str:
     """Markdown: a line per augmentation and crop size."""
-    lines = [
-        "| augmentations | crop | views/s | beside | its views/s | times as fast (95 %) |",
-        "|---|---:|---:|---|---:|---:|",
-    ]
+    heads = ["augmentations", "crop", "views/s", "beside", "its views/s", "times as fast (95 %)"]
+    cells = []
     for row in rows:
         ours, theirs = (f"{row[f'{who}_views_per_second']:,.0f}" for who in ("ours", "host"))
-        ratio = f"{row['faster']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
-        cells = [row["augmentations"], str(row["crop_size"]), ours, row["beside"], theirs, ratio]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        of = [row["augmentations"], str(row["crop_size"]), ours, row["beside"], theirs]
+        cells.append([*of, _interval(row, "faster", 2)])
+    return markdown_table(heads, cells, ("augmentations", "beside"))
 
 
 def step_table(rows: list[dict[str, Any]]) -> str:
     """Markdown: a line per network, size and loss, most costly first."""
     keys = ("backbone", "crop_size", "precision", "N", "D")
-    lines = [
-        f"| backbone | crop | precision | N | D | loss | step, ms | over {TRIVIAL} (95 %) | MiB |",
-        "|---|---:|---|---:|---:|---|---:|---:|---:|",
+    ordered = sorted(rows, key=lambda r: (*(r[key] for key in keys), -r["over_trivial"]))
+    cells = [
+        [
+            *(str(row[key]) for key in (*keys, "loss")),
+            f"{row['ms']:.1f}",
+            _interval(row, "over_trivial", 3),
+            f"{row['peak_mib']:,.0f}",
+        ]
+        for row in ordered
     ]
-    for row in sorted(rows, key=lambda r: (*(r[key] for key in keys), -r["over_trivial"])):
-        ratio = f"{row['over_trivial']:.3f} ({row['low']:.3f} to {row['high']:.3f})"
-        cells = [*(str(row[key]) for key in (*keys, "loss")), f"{row['ms']:.1f}", ratio]
-        lines.append(f"| {' | '.join(cells)} | {row['peak_mib']:,.0f} |")
-    return "\n".join(lines)
+    of_sizes = ["backbone", "crop", "precision", "N", "D", "loss"]
+    heads = [*of_sizes, "step, ms", f"over {TRIVIAL} (95 %)", "MiB"]
+    return markdown_table(heads, cells, ("backbone", "precision", "loss"))
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown: a line per N, D and precision: `explicit_mim` as a multiple of each."""
     names = list(dict.fromkeys(row["loss"] for row in rows if row["loss"] != OURS))
-    lines = [
-        f"| N | D | precision | {OURS}, ms | MiB | "
-        + " | ".join(f"/ {name}" for name in names)
-        + " |",
-        "|" + "---:|" * (5 + len(names)),
-    ]
-    keys = ("N", "D", "precision")
+    keys, cells = ("N", "D", "precision"), []
     for key in dict.fromkeys(tuple(row[k] for k in keys) for row in rows):
         found = {row["loss"]: row for row in rows if tuple(row[k] for k in keys) == key}
-        ours = found[OURS]
+        ours = [_interval(found[OURS], "ms", 2, "ms_"), f"{found[OURS]['peak_mib']:.1f}"]
         ratios = [f"{found[name]['explicit_mim_over_this']:.2f}" for name in names]
-        interval = f"{ours['ms']:.2f} ({ours['ms_low']:.2f} to {ours['ms_high']:.2f})"
-        cells = [*map(str, key), interval, f"{ours['peak_mib']:.1f}", *ratios]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        cells.append([*map(str, key), *ours, *ratios])
+    heads = [*keys, f"{OURS}, ms", "MiB", *(f"/ {name}" for name in names)]
+    return markdown_table(heads, cells, ("precision",))
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
     """One panel per N: time against D, both logarithmic, with the interval as a band; of the first
     precision."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     rows = [row for row in rows if row["precision"] == rows[0]["precision"]]
     sizes = sorted({row["N"] for row in rows})
-    figure, axes = plt.subplots(1, len(sizes), figsize=(5 * len(sizes), 4), sharey=True)
-    for axis, size in zip([axes] if len(sizes) == 1 else axes, sizes, strict=True):
+    figure, axes = panels(len(sizes), 5 * len(sizes), 4, sharey=True)
+    for axis, size in zip(axes, sizes, strict=True):
         for name in dict.fromkeys(row["loss"] for row in rows):
-            line = sorted(
-                (r for r in rows if r["N"] == size and r["loss"] == name), key=lambda r: r["D"]
-            )
-            dims = [r["D"] for r in line]
+            of = [r for r in rows if r["N"] == size and r["loss"] == name]
+            keys = ("D", "ms", "ms_low", "ms_high")
+            dims, times, low, high = zip(*sorted([r[k] for k in keys] for r in of), strict=True)
             style: dict[str, Any] = {"linewidth": 3 if name == OURS else 1}
             if name == "matrix products":
                 style |= {"linestyle": ":", "color": "black"}
-            axis.plot(dims, [r["ms"] for r in line], label=name, **style)
-            axis.fill_between(
-                dims, [r["ms_low"] for r in line], [r["ms_high"] for r in line], alpha=0.15
-            )
+            axis.plot(dims, times, label=name, **style)
+            axis.fill_between(dims, low, high, alpha=0.15)
         axis.set(xscale="log", yscale="log", title=f"N = {size}", xlabel="D")
         axis.set_xticks(dims, [str(d) for d in dims])
-    figure.axes[0].set_ylabel("forward and backward, ms")
-    figure.axes[0].legend(fontsize=8)
-    figure.tight_layout()
+    axes[0].set_ylabel("forward and backward, ms")
+    axes[0].legend(fontsize=8)
     figure.savefig(path, dpi=120)
-    plt.close(figure)
 
 
 class Benchmark:
@@ -503,48 +466,39 @@ class Benchmark:
         self.rows: list[dict[str, Any]] = []
         self.text = ""
 
-    def data(self, crop_sizes: list[int]) -> None:
-        """Measures views and prints their table."""
-        workers = self.threads if self.threads > 1 else 0
-        for crop_size in crop_sizes:
-            self.rows += measure_data(crop_size, self.repeats)
-            self.rows += measure_loaders(crop_size, self.repeats, workers)
-        self.text = data_table(self.rows)
-        print(self.text)
-
-    def losses(self, sizes: list[int], dims: list[int], precisions: list[str]) -> None:
-        """Measures losses and prints their table."""
-        for samples, dim, precision in itertools.product(sizes, dims, precisions):
-            self.rows += measure(samples, dim, self.repeats, self.device, precision)
-            print(f"N = {samples}, D = {dim}, {precision} measured", flush=True)
-        self.text = table(self.rows)
-        print(self.text)
-
-    def steps(
+    def run(
         self,
+        crop_sizes: list[int],
         sizes: list[int],
         dims: list[int],
         precisions: list[str],
-        crop_sizes: list[int],
         backbones: list[str],
         of: Sequence[str],
     ) -> None:
-        """Measures training steps of backbones with the losses and prints their table; a step that
-        does not fit into memory is said and left out."""
-        each = itertools.product(backbones, crop_sizes, sizes, dims, precisions)
-        for backbone, crop_size, samples, dim, precision in each:
-            what = f"{backbone}, {crop_size} px, N = {samples}, D = {dim}, {precision}"
-            try:
-                self.rows += measure_steps(
-                    backbone, samples, dim, self.repeats, self.device, crop_size, precision, of
-                )
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                print(f"{what}: does not fit into memory", flush=True)
-            else:
-                print(f"{what} measured", flush=True)
-        self.text = step_table(self.rows)
+        """Measures views, losses, or steps of backbones with them, and prints their table; a step
+        that does not fit into memory is said and left out."""
+        if self.what == "data":
+            for crop_size in crop_sizes:
+                workers = self.threads if self.threads > 1 else 0
+                self.rows += measure_data(crop_size, self.repeats)
+                self.rows += measure_loaders(crop_size, self.repeats, workers)
+        for size in itertools.product(sizes, dims, precisions) if self.what != "data" else ():
+            said = "N = {}, D = {}, {}".format(*size)
+            if self.what == "loss":
+                self.rows += measure(*size[:2], self.repeats, self.device, size[2])
+                print(f"{said} measured", flush=True)
+                continue
+            for backbone, crop_size in itertools.product(backbones, crop_sizes):
+                networks = (backbone, *size[:2], self.repeats, self.device, crop_size, size[2], of)
+                try:
+                    self.rows += measure_steps(*networks)
+                    what = "measured"
+                except (RuntimeError, MemoryError) as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    what = "does not fit into memory"
+                print(f"{backbone}, {crop_size} px, {said}: {what}", flush=True)
+        self.text = {"data": data_table, "step": step_table, "loss": table}[self.what](self.rows)
         print(self.text)
 
     def write(self, output: Path) -> list[str]:
@@ -560,8 +514,10 @@ class Benchmark:
             "repeats": self.repeats,
             "rows": self.rows,
         }
-        write_json(output / f"{self.what}.json", content)
-        write(output / f"{self.what}.md", self.text + "\n")
+        names = [f"{self.what}.json", f"{self.what}.md"]
+        write_json(output / names[0], content)
+        write(output / names[1], self.text + "\n")
         if self.what == "loss":
-            plot(self.rows, output / "loss.png")
-        return [f"{self.what}.json", f"{self.what}.md", *(["loss.png"] * (self.what == "loss"))]
+            names.append("loss.png")
+            plot(self.rows, output / names[2])
+        return names

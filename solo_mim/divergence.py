@@ -13,16 +13,17 @@ from torch import Tensor
 from solo_mim.errors import RunError
 
 
-def diverged(trainer: Trainer, what: str, lr: float, reason: object, step: int) -> RunError:
-    """The error of a training that has diverged.
+def diverged(
+    trainer: Trainer, what: str, lr: float, reason: object, step: int | None = None
+) -> RunError:
+    """The error of a training, in the epoch in which it was noticed, that has diverged.
 
     Args:
-        trainer: in the epoch in which it was noticed.
-        what: that has diverged, such as the method.
-        lr: learning rate as configured.
+        what, lr: as of `Divergence`.
         reason: what was found.
-        step: batch of the epoch, from 1.
+        step: batch of the epoch, from 1; by default the present one.
     """
+    step = step or trainer.fit_loop.batch_idx + 1
     return RunError(
         f"optimizer.lr={lr:g}: {what} has diverged in epoch {trainer.current_epoch + 1}, "
         f"step {step}: {reason}; lower it"
@@ -53,14 +54,13 @@ class Divergence(Callback):
         if not isinstance(loss, Tensor):
             return
         self._settle(trainer)
-        flag = _non_finite([loss])
+        flag, arrived = _non_finite([loss]), None
         if flag.is_cuda:
             # The copy lands in pinned memory and waits for nobody.
-            on_host = flag.to("cpu", non_blocking=True)
-            arrived = torch.cuda.current_stream(flag.device).record_event()
-            self._pending = batch_idx + 1, on_host, arrived
-        else:
-            self._pending = batch_idx + 1, flag, None
+            device, flag = flag.device, flag.to("cpu", non_blocking=True)
+            arrived = torch.cuda.current_stream(device).record_event()
+        self._pending = batch_idx + 1, flag, arrived
+        if arrived is None:
             self._settle(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -71,17 +71,16 @@ class Divergence(Callback):
         """Checks loss and weights before the checkpoint is written."""
         self._settle(trainer)
         if _non_finite(pl_module.parameters()).item():
-            step = trainer.fit_loop.batch_idx + 1
-            raise diverged(trainer, self.what, self.lr, "the weights are not finite", step)
+            raise diverged(trainer, self.what, self.lr, "the weights are not finite")
 
     def _settle(self, trainer: Trainer) -> None:
-        pending, self._pending = self._pending, None
-        if pending is not None:
-            step, flag, arrived = pending
-            if arrived is not None:
-                arrived.synchronize()
-            if flag.item():
-                raise diverged(trainer, self.what, self.lr, "the loss is not finite", step)
+        if self._pending is None:
+            return
+        (step, flag, arrived), self._pending = self._pending, None
+        if arrived is not None:
+            arrived.synchronize()
+        if flag.item():
+            raise diverged(trainer, self.what, self.lr, "the loss is not finite", step)
 
 
 def _non_finite(tensors: Iterable[Tensor]) -> Tensor:

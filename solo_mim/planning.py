@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from dataclasses import dataclass
 
 from solo_mim.data.datasets import held_out_of, share_of
 from solo_mim.data.folders import IMAGENET100, IMAGENET_STATISTICS
@@ -19,8 +19,6 @@ from solo_mim.recipe.schema import PretrainRecipe, host_config
 from solo_mim.trained import start_of
 
 GIB = 2**30
-
-
 # Training images, those of them with a label, and classes, of the data sets whose files need not be
 # here.
 _KNOWN = {
@@ -60,9 +58,8 @@ def _counted(recipe: PretrainRecipe, sizes: list[int], classes: int) -> StepCost
     """
     large = sum(size == sizes[0] for size in sizes)
     method = find_method(recipe.method)
-    reason = ""
     for batch in _BATCHES:
-        model: Any = method(host_config(recipe, classes, large, len(sizes) - large))
+        model = method(host_config(recipe, classes, large, len(sizes) - large))
         try:
             return step_cost(model, batch, sizes, classes)
         # Whatever the host's methods raise of a batch that they cannot take.
@@ -71,6 +68,23 @@ def _counted(recipe: PretrainRecipe, sizes: list[int], classes: int) -> StepCost
                 raise
             reason = " ".join(str(error).split())
     raise ConfigError(f"method={recipe.method}: its steps cannot be counted ({reason})")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run would take.
+
+    Attributes:
+        text: what `solo-mim plan` prints.
+        memory: GiB on each GPU.
+        images_per_second: of all GPUs.
+        flops: of a step on one GPU, forward and backward.
+    """
+
+    text: str
+    memory: float
+    images_per_second: float
+    flops: float
 
 
 def plan(recipe: PretrainRecipe, gpu: str, images: int | None, utilisation: float) -> Plan:
@@ -90,122 +104,66 @@ def plan(recipe: PretrainRecipe, gpu: str, images: int | None, utilisation: floa
     count, classes = _images(recipe, images)
     augmentations = parse_augmentations(recipe.augmentations, *IMAGENET_STATISTICS)
     sizes = [one.crop_size for one in augmentations for _ in range(one.num_crops)]
-    steps = count // recipe.global_batch
+    local, steps = recipe.optimizer.batch_size, count // recipe.global_batch
     if not steps:
         raise ConfigError(
             f"optimizer.batch_size: {recipe.global_batch} exceeds the {count} training images"
         )
     step = _counted(recipe, sizes, classes)
-    return Plan(recipe, step, gpu, count, steps, sizes, utilisation)
+    sheet, half = GPUS[gpu], "16" in str(recipe.precision)
+    peak = sheet.half if half else sheet.single
+    flops = step.flops * local + step.fixed_flops
+    weights = 4 * step.parameters + step.buffer_bytes
+    resident = weights + 4 * step.trained + step.optimizer_bytes
+    activations = step.activations * local * (0.5 if half else 1) + step.fixed_activations
+    needed = _OVERHEAD * (resident + activations) / GIB
+    sent = 4 * step.trained * 2 * (recipe.processes - 1) / recipe.processes
+    kept = _kept(recipe) * (weights + step.optimizer_bytes)
+    total = steps * recipe.max_epochs
+    seconds = total * flops / (peak * 1e12 * utilisation)
+    speed = total * recipe.global_batch / seconds
+    text = f"""\
+{recipe.method}, {recipe.backbone.name}, {recipe.data.dataset}: {len(sizes)} views of \
+{"/".join(str(size) for size in dict.fromkeys(sizes))} px, {recipe.precision}, \
+{recipe.processes} x {gpu}
 
+computed, of a step on one GPU where not said otherwise
+  parameters             {step.parameters / 1e6:.2f} M, of which trained {step.trained / 1e6:.2f} M
+  global batch           {local} x {recipe.processes} = {recipe.global_batch} images: \
+{steps:,} steps an epoch, {total:,} in all
+  operations             {flops / 1e12:.3f} x 10^12, forward and backward
+  weights, optimiser     {resident / GIB:.2f} GiB, with buffers, gradients
+  gradients sent         {sent / 1e6:.0f} MB, over a ring
+  checkpoints            {kept / 1e6:,.0f} MB on disk
+assumed
+  images                 {count:,} of training
+  {gpu:<22} {peak:g} x 10^12 operations a second, {sheet.memory} GiB (data sheet)
+  reached                {utilisation:.0%} of that; loading images is never waited for
+  activations kept       {"half of those in 32 bits" if half else "those in 32 bits"}
+  workspace, slack       {_OVERHEAD - 1:.0%} of what is counted
+with these
+  memory                 {needed:.1f} GiB: \
+{"fits" if needed < sheet.memory else "DOES NOT FIT: lower the batch"}
+  time                   {seconds / 3600:.1f} hours at \
+{speed:,.0f} images/s
 
-class Plan:
-    """What is computed, what is assumed, and what comes of both; as text by `str`.
-
-    Attributes:
-        memory: GiB on each GPU.
-        hours: of training.
-        images_per_second: of all GPUs.
-        flops: of a step on one GPU, forward and backward.
-    """
-
-    def __init__(
-        self,
-        recipe: PretrainRecipe,
-        step: StepCost,
-        gpu: str,
-        count: int,
-        steps: int,
-        sizes: list[int],
-        utilisation: float,
-    ) -> None:
-        self.recipe, self.step, self.gpu = recipe, step, gpu
-        self.count, self.steps, self.sizes, self.utilisation = count, steps, sizes, utilisation
-        self.half = "16" in str(recipe.precision)
-        self.peak = GPUS[gpu].half if self.half else GPUS[gpu].single
-        self.flops = step.flops * recipe.optimizer.batch_size + step.fixed_flops
-        share = recipe.optimizer.batch_size * (0.5 if self.half else 1)
-        activations = step.activations * share + step.fixed_activations
-        self.memory = _OVERHEAD * (self._resident() + activations) / GIB
-        seconds = self.flops / (self.peak * 1e12 * utilisation)
-        self.images_per_second = recipe.global_batch / seconds
-        self.hours = steps * recipe.max_epochs * seconds / 3600
-
-    def __str__(self) -> str:
-        recipe = self.recipe
-        return "\n".join(
-            [
-                f"{recipe.method}, {recipe.backbone.name}, {recipe.data.dataset}: "
-                f"{len(self.sizes)} views of "
-                f"{'/'.join(str(size) for size in dict.fromkeys(self.sizes))} px, "
-                f"{recipe.precision}, {recipe.processes} x {self.gpu}",
-                *("", *self._computed(), *self._assumed(), *self._both(), ""),
-                f"the loss alone, {recipe.optimizer.batch_size} images a GPU, two views: 10^9 "
-                "operations and MB sent",
-                *_losses(recipe.optimizer.batch_size),
-            ]
-        )
-
-    def _computed(self) -> list[str]:
-        recipe, step = self.recipe, self.step
-        local, processes = recipe.optimizer.batch_size, recipe.processes
-        gradients = 4 * step.trained * 2 * (processes - 1) / processes
-        weights = 4 * step.parameters + step.buffer_bytes
-        checkpoint = weights + step.optimizer_bytes
-        return [
-            "computed, of a step on one GPU where not said otherwise",
-            f"  parameters             {step.parameters / 1e6:.2f} M, of which trained "
-            f"{step.trained / 1e6:.2f} M",
-            f"  global batch           {local} x {processes} = {recipe.global_batch} images: "
-            f"{self.steps:,} steps an epoch, {recipe.max_epochs * self.steps:,} in all",
-            f"  operations             {self.flops / 1e12:.3f} x 10^12, forward and backward",
-            f"  weights, optimiser     {self._resident() / GIB:.2f} GiB, with buffers, gradients",
-            f"  gradients sent         {gradients / 1e6:.0f} MB, over a ring",
-            f"  checkpoints            {_kept(recipe) * checkpoint / 1e6:,.0f} MB on disk",
-        ]
-
-    def _resident(self) -> float:
-        """Bytes that stay: weights, buffers, gradients and the optimiser's state."""
-        step = self.step
-        weights = 4 * step.parameters + step.buffer_bytes
-        return weights + 4 * step.trained + step.optimizer_bytes
-
-    def _assumed(self) -> list[str]:
-        kept_in = "half of those in 32 bits" if self.half else "those in 32 bits"
-        return [
-            "assumed",
-            f"  images                 {self.count:,} of training",
-            f"  {self.gpu:<22} {self.peak:g} x 10^12 operations a second, "
-            f"{GPUS[self.gpu].memory} GiB (data sheet)",
-            f"  reached                {self.utilisation:.0%} of that; loading images is never "
-            "waited for",
-            f"  activations kept       {kept_in}",
-            f"  workspace, slack       {_OVERHEAD - 1:.0%} of what is counted",
-        ]
-
-    def _both(self) -> list[str]:
-        fits = self.memory < GPUS[self.gpu].memory
-        return [
-            "with these",
-            f"  memory                 {self.memory:.1f} GiB: "
-            + ("fits" if fits else "DOES NOT FIT: lower the batch"),
-            f"  time                   {self.hours:.1f} hours at "
-            f"{self.images_per_second:,.0f} images/s",
-        ]
+{_losses(local)}"""
+    return Plan(text, needed, speed, flops)
 
 
 def _kept(recipe: PretrainRecipe) -> int:
     """Checkpoints of a run at the most, as `EpochEnd` keeps them."""
-    settings = recipe.checkpoint
-    if not settings.enabled:
-        return 0
-    if settings.keep_prev:
-        return math.ceil(recipe.max_epochs / settings.frequency)
-    return min(2, settings.frequency)  # the last, and the last multiple
+    enabled, frequency = recipe.checkpoint.enabled, recipe.checkpoint.frequency
+    if recipe.checkpoint.keep_prev and enabled:
+        return math.ceil(recipe.max_epochs / frequency)
+    return min(2, frequency) if enabled else 0  # the last, and the last multiple
 
 
-def _losses(local: int) -> list[str]:
-    lines = [f"  {'D':>5}{'GPUs':>6}" + "".join(f"{name:>22}" for name in LOSS_COSTS)]
+def _losses(local: int) -> str:
+    lines = [
+        f"the loss alone, {local} images a GPU, two views: 10^9 operations and MB sent",
+        f"  {'D':>5}{'GPUs':>6}" + "".join(f"{name:>22}" for name in LOSS_COSTS),
+    ]
     for dim in _DIMENSIONS:
         for processes in _PROCESSES:
             cells = []
@@ -214,4 +172,4 @@ def _losses(local: int) -> list[str]:
                 operations = (found.products + found.factorisations) / 1e9
                 cells.append(f"{operations:>13,.2f}{found.sent / 1e6:>9,.2f}")
             lines.append(f"  {dim:>5}{processes:>6}" + "".join(cells))
-    return lines
+    return "\n".join(lines)

@@ -10,10 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 
 # What an epoch's line shows beside the method's own terms, in this order.
-_SHOWN = {
-    "val_acc1": "probe",
-    "val_knn_acc1": "kNN",
-}
+_SHOWN = {"val_acc1": "probe", "val_knn_acc1": "kNN"}
 _HOUSEKEEPING = {
     "train_n_positives",
     *(f"train_{probe}{name}" for probe in ("", "momentum_") for name in ("acc1", "acc5")),
@@ -95,7 +92,5 @@ class EpochLines(Callback):
         if trainer.max_epochs and done < trainer.max_epochs:
             parts.append(f"{_duration(taken * (trainer.max_epochs - done))} left")
         if trainer.is_global_zero:
-            print(
-                f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  " + "  ".join(parts),
-                flush=True,
-            )
+            epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+            print("  ".join([epoch, *parts]), flush=True)

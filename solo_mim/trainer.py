@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 import warnings
-from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from solo_mim.data import SSLDataModule
+from solo_mim.divergence import Divergence
 from solo_mim.errors import ConfigError, install_extra
-from solo_mim.progress import LossBar
+from solo_mim.progress import EpochLines, LossBar
 from solo_mim.recipe.schema import TRAINER_KEYS, Recipe
 from solo_mim.runs.checkpoints import EpochEnd, WholeCheckpoints
 from solo_mim.runs.folder import RunFolder
@@ -39,15 +41,16 @@ def shows_progress(recipe: Recipe) -> bool:
 
 
 def trainer_of(
-    recipe: Recipe, cfg: DictConfig, folder: RunFolder, callbacks: list[pl.Callback]
-) -> pl.Trainer:
-    """The Trainer of a recipe.
+    recipe: Recipe, cfg: DictConfig, folder: RunFolder, what: str, callbacks: list[pl.Callback]
+) -> tuple[pl.Trainer, EpochLines, EpochEnd]:
+    """The Trainer of a recipe, and of its callbacks those that know speed and metrics.
 
     Args:
-        recipe: its loggers are read.
+        recipe: its loggers, learning rate and section `checkpoint` are read.
         cfg: `host_config` of the recipe; the arguments of the Trainer are at its top level.
         folder: of the run.
-        callbacks: one of them is an `EpochEnd`.
+        what: is trained, such as the method: an error says that it has diverged.
+        callbacks: others.
 
     Raises:
         ConfigError: lightning refuses its settings, or a logger is not installed.
@@ -55,27 +58,25 @@ def trainer_of(
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for message in _QUIET:
         warnings.filterwarnings("ignore", message=message)
+    given = OmegaConf.to_container(cfg)
+    assert isinstance(given, dict)
     arguments: dict[str, Any] = {
-        key: OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
-        for key, value in cfg.items()
-        if key in TRAINER_KEYS and value is not None
+        **{"log_every_n_steps": 10, "enable_model_summary": False, "num_sanity_val_steps": 0},
+        **{str(k): v for k, v in given.items() if k in TRAINER_KEYS and v is not None},
     }
-    ddp = cfg.strategy == "ddp"
-    arguments["strategy"] = (
-        DDPStrategy(find_unused_parameters=False) if ddp else cfg.strategy or "auto"
-    )
-    arguments.setdefault("log_every_n_steps", 10)
-    arguments.setdefault("enable_model_summary", False)
-    arguments.setdefault("num_sanity_val_steps", 0)
-    if shows_progress(recipe):
-        callbacks = [*callbacks, LossBar(leave=False)]
-    kept = loggers(recipe, folder)
+    arguments["strategy"] = cfg.strategy or "auto"
+    if cfg.strategy == "ddp":
+        arguments["strategy"] = DDPStrategy(find_unused_parameters=False)
+    lines, kept = EpochLines(), recipe.checkpoint
+    epochs = EpochEnd(folder.path, kept.enabled, kept.frequency, kept.keep_prev)
+    bar = [LossBar(leave=False)] if shows_progress(recipe) else []
+    used = loggers(recipe, folder)
     try:
         trainer = pl.Trainer(
             **arguments,
-            enable_progress_bar=any(isinstance(c, LossBar) for c in callbacks),
-            logger=kept,
-            callbacks=callbacks,
+            enable_progress_bar=bool(bar),
+            logger=used,
+            callbacks=[Divergence(what, recipe.optimizer.lr), lines, epochs, *callbacks, *bar],
             default_root_dir=folder.path,
             plugins=[WholeCheckpoints()],
         )
@@ -86,43 +87,28 @@ def trainer_of(
     # for each other in different places; that of SIGUSR1, for SLURM, saves a checkpoint amid an
     # epoch. What `stopping` has set stands.
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
-    return trainer
+    return trainer, lines, epochs
 
 
 def loggers(recipe: Recipe, folder: RunFolder) -> list[Logger]:
     """A step-wise CSV log and what else the recipe asks for."""
-    session = folder.next_log()
-    found: list[Logger] = [CSVLogger(folder.path, name=None, version=session)]
-    wanted: dict[str, Callable[[], Logger]] = {
-        "tensorboard": lambda: TensorBoardLogger(
-            folder.path, name=None, version=session, default_hp_metric=False
-        ),
-        "wandb": lambda: WandbLogger(
-            name=recipe.name,  # type: ignore[attr-defined]
-            project=recipe.wandb.project,
-            entity=recipe.wandb.entity,
-            offline=recipe.wandb.offline,
-            save_dir=folder.path,
-            id=folder.path.name,
-            resume="allow",
-        ),
-    }
-    for name, make in wanted.items():
-        if getattr(recipe, name).enabled:
-            try:
-                found.append(make())
-            except ModuleNotFoundError as error:
-                raise ConfigError(
-                    f"{name}.enabled=true needs {name}: {install_extra(name)}, "
-                    f"or set {name}.enabled=false"
-                ) from error
+    version = folder.next_log()
+    found: list[Logger] = [CSVLogger(folder.path, name=None, version=version)]
+    name = "tensorboard"
+    try:
+        if recipe.tensorboard.enabled:
+            place: Any = {"name": None, "version": version}
+            found.append(TensorBoardLogger(folder.path, **place, default_hp_metric=False))
+        name = "wandb"
+        if recipe.wandb.enabled:
+            shown = {k: v for k, v in asdict(recipe.wandb).items() if k != "enabled"}
+            run: Any = {"id": folder.path.name, "save_dir": folder.path, "resume": "allow"}
+            found.append(WandbLogger(recipe.name, **run, **shown))  # type: ignore[attr-defined]
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"{name}.enabled=true needs {name}: {install_extra(name)}, or set {name}.enabled=false"
+        ) from error
     return found
-
-
-def epoch_end(recipe: Recipe, folder: RunFolder) -> EpochEnd:
-    """The callback that keeps metrics and state, as the recipe's section `checkpoint` says."""
-    settings = recipe.checkpoint
-    return EpochEnd(folder.path, settings.enabled, settings.frequency, settings.keep_prev)
 
 
 def fit(
@@ -146,11 +132,9 @@ def fit(
 def peak_memory_mib() -> dict[str, float]:
     """Peak resident memory of this process, and allocated on the GPU where there is one, in MiB."""
     peak = {}
-    try:
+    with contextlib.suppress(ImportError):  # Windows
         import resource
-    except ImportError:  # Windows
-        pass
-    else:
+
         unit = 2**20 if sys.platform == "darwin" else 2**10
         peak["process"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
     if torch.cuda.is_available():

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import io
+import itertools
 import os
 import statistics
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ import lightning.pytorch as pl
 import pandas as pd
 import torch
 import torch.distributed as dist
+from omegaconf import DictConfig
 from torch import nn
 
 from solo_mim import processes
 from solo_mim.data import SSLDataModule
-from solo_mim.divergence import Divergence, diverged
+from solo_mim.divergence import diverged
 from solo_mim.errors import ConfigError, epochs, is_out_of_memory
 from solo_mim.evaluation.diagnostics import MAX_IMAGES, InformationCallback
 from solo_mim.evaluation.offline import Predictions, evaluate_features
@@ -29,7 +31,6 @@ from solo_mim.information import HeldOutInformation
 from solo_mim.losses import ExplicitMIMError
 from solo_mim.methods import find_method
 from solo_mim.options import checked_options
-from solo_mim.progress import EpochLines
 from solo_mim.protocols import figures
 from solo_mim.recipe.checks import check_run
 from solo_mim.recipe.schema import PretrainRecipe, host_config
@@ -37,7 +38,7 @@ from solo_mim.runs import checkpoints, files
 from solo_mim.runs.folder import Result, RunFolder
 from solo_mim.runs.identity import folder_of
 from solo_mim.trained import Start, start_of
-from solo_mim.trainer import epoch_end, fit, peak_memory_mib, trainer_of
+from solo_mim.trainer import fit, peak_memory_mib, trainer_of
 
 # Raw pixels of larger data sets are not worth their memory: their kNN says little anyway.
 _RAW_PIXELS_LIMIT = 2**31  # bytes as float32
@@ -77,37 +78,45 @@ class _Run:
         start: Start | None,
     ) -> None:
         self.recipe, self.data, self.folder, self.start = recipe, data, folder, start
-        self.resumed_from = folder.path / files.RESUMED_FROM
         data.train_dataloader()  # refuses an impossible batch here, before anything is written
-        self.cfg = host_config(recipe, data.num_classes, data.num_large_crops, data.num_small_crops)
-        self.model = self._model(method)
+        cfg = host_config(recipe, data.num_classes, data.num_large_crops, data.num_small_crops)
+        self.model = self._model(method, cfg)
         # On resuming they serve the untrained baseline alone: the checkpoint replaces all weights.
         self.taken = start.give(self.model) if start else []
-        self.lines, self.epochs = EpochLines(), epoch_end(recipe, folder)
-        self.held_out = self._held_out()
-        self.trainer = self._trainer()
+        self.held_out: InformationCallback | None = None
+        if data.num_val_images:
+            views = data.views_dataloader("val", max_images=MAX_IMAGES)
+            every = recipe.evaluation.information_every_n_epochs
+            self.held_out = InformationCallback(views, every)
+        callbacks: list[pl.Callback] = [self.held_out] if self.held_out else []
+        self.trainer, self.lines, self.epochs = trainer_of(
+            recipe, cfg, folder, recipe.method, callbacks
+        )
+        self.plain_copy = folder.path / files.RESUMED_FROM
 
     def result(self) -> Result:
         """Trains and evaluates; only the first process comes to the end of it."""
         checkpoint, foreign = self._checkpoint()
         if self.trainer.is_global_zero:
-            self._begin(checkpoint)
-        if foreign is not None:
-            checkpoint = self._copied(foreign)
-        untrained = self._untrained()
-        seconds = self._trained(checkpoint)
+            self._begin(checkpoint, foreign)
+        untrained = None
+        if self.held_out and self.recipe.evaluation.offline and self.trainer.is_global_zero:
+            untrained = copy.deepcopy(self.model.backbone)
+        seconds = self._trained(self.plain_copy if foreign else checkpoint)
         corrupt = _of_all_processes(self.data.corrupt_images)
         processes.part()
         if not self.trainer.is_global_zero:
             raise SystemExit(0)  # the rest is the first process's, and nobody waits for it
-        evaluated = self._evaluated(untrained)
-        result = self._recorded(evaluated, seconds, corrupt)
+        information = None
+        if self.held_out:
+            self.model.to(self.trainer.strategy.root_device)
+            information = self.held_out.measure(self.trainer, self.model)
+        offline = self._evaluated(untrained) if untrained is not None else {}
+        result = self._recorded(information, offline, seconds, corrupt)
         print("\n" + summary(result))
         return result
 
-    # Model and trainer
-
-    def _model(self, method: Any) -> Any:
+    def _model(self, method: Any, cfg: DictConfig) -> Any:
         recipe = self.recipe
         by_labels = recipe.method == "supcon" or recipe.method_kwargs.get("supervised")
         if by_labels and not self.data.splits.train.labelled:
@@ -117,7 +126,7 @@ class _Run:
             )
         pl.seed_everything(recipe.seed, workers=True, verbose=False)
         try:
-            model = method(self.cfg)
+            model = method(cfg)
         except ConfigError:
             raise
         # Whatever torch and the host raise of sizes and the like that they do not check.
@@ -129,21 +138,6 @@ class _Run:
         if not recipe.performance.disable_channel_last:
             model = model.to(memory_format=torch.channels_last)
         return model
-
-    def _held_out(self) -> InformationCallback | None:
-        if self.data.num_val_images == 0:
-            return None
-        views = self.data.views_dataloader("val", max_images=MAX_IMAGES)
-        return InformationCallback(views, self.recipe.evaluation.information_every_n_epochs)
-
-    def _trainer(self) -> pl.Trainer:
-        watch = Divergence(self.recipe.method, self.recipe.optimizer.lr)
-        callbacks: list[pl.Callback] = [watch, self.lines, self.epochs]
-        if self.held_out:
-            callbacks.append(self.held_out)
-        return trainer_of(self.recipe, self.cfg, self.folder, callbacks)
-
-    # From where it goes on
 
     def _checkpoint(self) -> tuple[Path | None, dict[str, Any] | None]:
         """The file to resume from and, where that is not plain, what of it is."""
@@ -159,26 +153,13 @@ class _Run:
             )
         return path, None if is_plain else content
 
-    def _begin(self, checkpoint: Path | None) -> None:
+    def _begin(self, checkpoint: Path | None, foreign: dict[str, Any] | None) -> None:
         differs = self.folder.begin(checkpoint)
         print("\n".join([*_announcement(self.recipe, self.data, self.folder), *differs]))
         if self.start and checkpoint is None:
             print(f"starts from {self.start.source.path}: {' and '.join(self.taken)}")
-
-    def _copied(self, content: dict[str, Any]) -> Path:
-        """What of a foreign checkpoint is plain, as a file that lightning reads."""
-        if self.trainer.is_global_zero:  # the others wait for it before they read
-            with files.whole(self.resumed_from) as partial, partial.open("wb") as file:
-                torch.save(content, file)
-        return self.resumed_from
-
-    # Training
-
-    def _untrained(self) -> nn.Module | None:
-        """A copy of the backbone as it starts, where it is going to be evaluated."""
-        evaluated = self.held_out and self.recipe.evaluation.offline
-        first = self.trainer.is_global_zero
-        return copy.deepcopy(self.model.backbone) if evaluated and first else None
+        if foreign is not None:  # the other processes wait for it before they read
+            checkpoints.WholeCheckpoints().save_checkpoint(foreign, self.plain_copy)
 
     def _trained(self, checkpoint: Path | None) -> float:
         """Seconds that this session has trained."""
@@ -187,61 +168,54 @@ class _Run:
         try:
             fit(self.trainer, self.model, self.data, checkpoint)
         except ExplicitMIMError as error:
-            step = self.trainer.fit_loop.batch_idx + 1
             rate = self.recipe.optimizer.lr
-            raise diverged(self.trainer, self.recipe.method, rate, error, step) from error
+            raise diverged(self.trainer, self.recipe.method, rate, error) from error
         if self.trainer.is_global_zero:
-            self.resumed_from.unlink(missing_ok=True)
+            self.plain_copy.unlink(missing_ok=True)
         return time.perf_counter() - started
 
-    # Evaluation
-
-    def _evaluated(self, untrained: nn.Module | None) -> _Evaluated:
-        """Information and, where the run asks for them, offline figures."""
-        information = None
-        if self.held_out:
-            self.model.to(self.trainer.strategy.root_device)
-            information = self.held_out.measure(self.trainer, self.model)
-        offline: dict[str, Any] = {}
-        if untrained is not None:
-            offline = self._yardsticks(untrained)
-            predictions = self._offline(self.model.backbone, self.trainer.strategy.root_device)
-            offline["trained"] = predictions.accuracies()
-            columns = {k: v.tolist() for k, v in vars(predictions).items() if v is not None}
-            self.folder.write_predictions(columns)
-        return _Evaluated(information, offline)
+    def _evaluated(self, untrained: nn.Module) -> dict[str, Any]:
+        """Offline accuracies of the trained network and of the baselines, by name."""
+        found = self._baselines(untrained)
+        predictions = self._offline(self.model.backbone, self.trainer.strategy.root_device)
+        columns = {k: v.tolist() for k, v in vars(predictions).items() if v is not None}
+        self.folder.write_predictions(columns)
+        return {**found, "trained": predictions.accuracies()}
 
     def _offline(self, backbone: Any, device: Any, probe: bool = True) -> Predictions:
         """kNN and probe of a frozen backbone's features, from the training images to a split's."""
-        split, _ = figures.offline_split(self.recipe)
-        train, test = (
-            figures.plain_features(self.recipe, self.data, part, backbone, device)
-            for part in ("train", split)
-        )
+        train, test = figures.train_and_test(self.recipe, self.data, backbone, device)
         knn = self.recipe.knn_eval
         return evaluate_features(train, test, knn.k, knn.distance_func, probe)
 
-    def _yardsticks(self, untrained: nn.Module) -> dict[str, Any]:
-        """Reference baselines: accuracies of the backbone as it starts, untrained but for
-        `backbone.weights`, and of raw pixels, measured once for a run's folder."""
+    def _baselines(self, untrained: nn.Module) -> dict[str, Any]:
+        """Accuracies of the backbone as it starts, untrained but for `backbone.weights`, and of raw
+        pixels, measured once for a run's folder."""
         found = self.folder.yardsticks()
         backbones: dict[str, tuple[nn.Module, Any, bool]] = {
             "untrained": (untrained, self.trainer.strategy.root_device, True)
         }
-        pixels = self.data.num_train_images * 3 * self.data.crop_size**2 * 4
-        if pixels <= _RAW_PIXELS_LIMIT:
+        if self.data.num_train_images * 3 * self.data.crop_size**2 * 4 <= _RAW_PIXELS_LIMIT:
             backbones["raw_pixels"] = (nn.Identity(), "cpu", False)
-        for name, (backbone, where, probe) in backbones.items():
+        for name, (backbone, device, probe) in backbones.items():
             if name not in found:
-                found[name] = self._offline(backbone.to(where), where, probe).accuracies()
+                found[name] = self._offline(backbone.to(device), device, probe).accuracies()
                 self.folder.write_yardsticks(found)
         return found
 
-    # Its result
-
-    def _recorded(self, evaluated: _Evaluated, seconds: float, corrupt: list[str]) -> Result:
+    def _recorded(
+        self,
+        information: HeldOutInformation | None,
+        offline: dict[str, Any],
+        seconds: float,
+        corrupt: list[str],
+    ) -> Result:
         recipe, data, metrics = self.recipe, self.data, self.epochs.metrics
-        information, speeds = evaluated.information, self.lines.images_per_second
+        speeds, loads = self.lines.images_per_second, self.lines.loads
+        # Each of this machine's processes has its threads and its workers; a load above that is of
+        # others, who computed here too.
+        local = recipe.processes // recipe.num_nodes
+        own = local * (torch.get_num_threads() + data.num_workers)
         result = {
             "name": recipe.name,
             "method": recipe.method,
@@ -258,13 +232,13 @@ class _Run:
             },
             # Of a validation that the processes share: `SSLDataModule.val_dataloader`.
             "online_left_out": data.num_val_images % self.trainer.world_size,
-            "offline": evaluated.offline,
+            "offline": offline,
             "information": None if information is None else asdict(information),
             "corrupt_images": list(dict.fromkeys([*corrupt, *data.corrupt_images])),
             # None where this session only had the evaluation left to do.
             "images_per_second": statistics.median(speeds) if speeds else None,
             "training_seconds_of_last_sitting": seconds,
-            "shared_machine": _shared_machine(self.lines.loads, data.num_workers, recipe),
+            "shared_machine": statistics.median(loads) > own + 0.7 if loads else None,
             "peak_memory_mib": peak_memory_mib(),
             **figures.provenance(self.folder, recipe.method, data.splits.fingerprint),
         }
@@ -276,14 +250,6 @@ class _Run:
         return result
 
 
-@dataclass(frozen=True)
-class _Evaluated:
-    """Of the trained network; `offline` by name, of the reference baselines too."""
-
-    information: HeldOutInformation | None
-    offline: dict[str, Any]
-
-
 def _last(metrics: pd.DataFrame, column: str) -> float | None:
     values = metrics[column].dropna().tolist() if column in metrics else []
     return float(values[-1]) if values else None
@@ -291,21 +257,11 @@ def _last(metrics: pd.DataFrame, column: str) -> float | None:
 
 def _of_all_processes(paths: list[str]) -> list[str]:
     """Those that any process has met, each once."""
-    met: list[list[str] | None] = [paths]
+    met = [paths]
     if dist.is_available() and dist.is_initialized():
-        met = [None] * dist.get_world_size()
+        met = [[]] * dist.get_world_size()
         dist.all_gather_object(met, paths)
-    return list(dict.fromkeys(path for part in met for path in part or []))
-
-
-def _shared_machine(loads: list[float], workers: int, recipe: PretrainRecipe) -> bool | None:
-    """Whether others computed here too, as far as the load average tells; None where it does not.
-
-    Seconds of runs that shared their machine compare with nothing. Each of this machine's processes
-    has its threads and its workers.
-    """
-    own = recipe.processes // recipe.num_nodes * (torch.get_num_threads() + workers)
-    return statistics.median(loads) > own + 0.7 if loads else None
+    return list(dict.fromkeys(itertools.chain(*met)))
 
 
 def _announcement(recipe: PretrainRecipe, data: SSLDataModule, folder: RunFolder) -> list[str]:
@@ -326,33 +282,27 @@ def _announcement(recipe: PretrainRecipe, data: SSLDataModule, folder: RunFolder
 
 def summary(result: dict[str, Any]) -> str:
     """The closing table of a run, from its result."""
-
-    def cell(value: float | None) -> str:
-        return "-" if value is None else f"{value:.1f}"
-
-    def row(label: str, accuracies: dict[str, Any] | None) -> str:
-        found = accuracies or {}
-        return f"  {label:<34}{cell(found.get('probe_top1')):>8}{cell(found.get('knn_top1')):>8}"
-
-    offline = result["offline"]
-    title = (
-        f"{result['method']} on {result['data']}, {epochs(result['epochs'])}, seed {result['seed']}"
-    )
-    lines = [title, f"  {'top-1 (%)':<34}{'probe':>8}{'kNN':>8}"]
-    where = result["evaluated_on"]
-    lines.append(row(f"trained, online, {where}", result["online"]))
+    offline, info = result["offline"], result["information"]
+    rows = {f"trained, online, {result['evaluated_on']}": result["online"]}
     if offline:
-        where = result["offline_evaluated_on"]
-        lines.append(row(f"trained, offline, {where}", offline.get("trained")))
         before = "at the start" if result.get("start") else "untrained"
-        lines.append(row(f"{before}, offline", offline.get("untrained")))
-        lines.append(row("raw pixels, offline", offline.get("raw_pixels")))
+        rows[f"trained, offline, {result['offline_evaluated_on']}"] = offline.get("trained")
+        rows[f"{before}, offline"] = offline.get("untrained")
+        rows["raw pixels, offline"] = offline.get("raw_pixels")
+    lines = [
+        f"{result['method']} on {result['data']}, {epochs(result['epochs'])}, "
+        f"seed {result['seed']}",
+        f"  {'top-1 (%)':<34}{'probe':>8}{'kNN':>8}",
+    ]
+    for label, accuracies in rows.items():
+        found = [(accuracies or {}).get(key) for key in ("probe_top1", "knn_top1")]
+        cells = [f"{'-' if value is None else f'{value:.1f}':>8}" for value in found]
+        lines.append(f"  {label:<34}{''.join(cells)}")
     if left_out := result.get("online_left_out"):
         lines.append(
             f"  online figures leave out {left_out} of the {result['evaluated_on']}, which the "
             "processes cannot share evenly"
         )
-    info = result["information"]
     if info:
         lines += [f"  {line}" for line in HeldOutInformation(**info).lines()]
         lines.append(f"  effective rank of z {info['effective_rank']:.1f}")

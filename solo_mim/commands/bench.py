@@ -70,12 +70,7 @@ def run(arguments: list[str]) -> int:
         benchmark = Benchmark(given.what, given.repeats, given.threads, given.device)
     except (RuntimeError, AssertionError) as error:
         parser().error(f"--device {given.device}: {str(error).splitlines()[0]}")
-    if given.what == "data":
-        benchmark.data(crop_sizes)
-    elif whole:
-        benchmark.steps(sizes, dims, given.precision, crop_sizes, given.backbones, given.losses)
-    else:
-        benchmark.losses(sizes, dims, given.precision)
+    benchmark.run(crop_sizes, sizes, dims, given.precision, given.backbones, given.losses)
     written = benchmark.write(given.output)
     print(f"\nwritten: {given.output}/{', '.join(written)}")
     return 0

@@ -46,6 +46,6 @@ def run(arguments: list[str]) -> int:
     from solo_mim.recipe.schema import PretrainRecipe
 
     def job(cfg: Any) -> None:
-        print(plan(checked(cfg), given.gpu, given.images, given.utilisation))
+        print(plan(checked(cfg), given.gpu, given.images, given.utilisation).text)
 
     return run_by_hydra("pretrain", job, overrides, PretrainRecipe)

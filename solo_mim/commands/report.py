@@ -35,7 +35,6 @@ def run(arguments: list[str]) -> int:
     from solo_mim.evaluation.compare import tables
     from solo_mim.evaluation.report import markdown, write_all
     from solo_mim.runs.collect import collect
-    from solo_mim.runs.files import write
 
     runs, problems = collect(*folders)
     first, *others = folders
@@ -46,7 +45,7 @@ def run(arguments: list[str]) -> int:
     print(markdown(found, problems))
     output = given.output or (Path("report") if others else first / "report")
     try:
-        written = write_all(found, problems, output, given.title, write, given.latex)
+        written = write_all(found, problems, output, given.title, given.latex)
     except OSError as error:
         reason = f"{output} cannot be written ({error.strerror})"
         raise ConfigError(f"--output: {reason}; name another folder") from error

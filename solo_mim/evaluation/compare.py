@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import statistics
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from itertools import combinations
 from typing import Any
@@ -19,7 +20,8 @@ from typing import Any
 from solo_mim.evaluation.significance import Difference, holm, paired_difference
 from solo_mim.runs.collect import LINEAR_LAYER, MEASURES, Run
 
-LEVEL = 0.05
+LEVEL = 0.05  # of significance, corrected for all pairs of a table
+PUBLISHED_SOURCE = "published, not run here: solo-learn's README, one seed"
 
 
 @dataclass(frozen=True)
@@ -42,18 +44,18 @@ class Score:
 
 @dataclass
 class Row:
-    """The runs of one configuration, which differ in their seed alone."""
+    """The runs of one configuration, by rising seed, in which alone they differ."""
 
     label: str
     runs: list[Run]
-    scores: dict[str, Score] = field(default_factory=dict)
-    diagnostics: dict[str, Score] = field(default_factory=dict)
+    scores: dict[str, Score]
+    diagnostics: dict[str, Score]
     verdict: str = ""
 
     @property
     def seeds(self) -> list[int]:
         """In rising order."""
-        return sorted(run.seed for run in self.runs)
+        return [run.seed for run in self.runs]
 
 
 @dataclass(frozen=True)
@@ -64,46 +66,22 @@ class Pair:
     better: int
     worse: int
     difference: Difference
-    p_holm: float
     seeds: int
-
-    @property
-    def distinguishable(self) -> bool:
-        """At the 5 % level, corrected for all pairs of the table."""
-        return self.p_holm < LEVEL
-
-
-@dataclass(frozen=True)
-class Published:
-    """A row that somebody else measured."""
-
-    label: str
-    scores: dict[str, float]  # measure -> top-1 in percent
-
-
-PUBLISHED_SOURCE = "published, not run here: solo-learn's README, one seed"
+    p_holm: float = 1.0
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows that may be compared: one data set, one choice of evaluated images; best row first.
+    """Rows that may be compared: one data set, one choice of evaluated images; best row first."""
 
-    Attributes:
-        title: data set and images.
-        measures: columns, of which the first ranks.
-        split: measure -> what it was measured on, where its name does not say so.
-        code: digest of the sources that made the runs; all of them where there are several.
-        pairs: all that share two seeds or more, tested on the first measure.
-        published: what solo-learn reports on the data set, where all of it was trained on.
-    """
-
-    title: str
-    measures: list[str]
-    split: dict[str, str]
-    code: str
+    title: str  # data set and images
+    measures: list[str]  # columns, of which the first ranks
+    split: dict[str, str]  # measure -> what it was measured on, where its name does not say so
+    code: str  # digests of the sources that made the runs
     rows: list[Row]
-    pairs: list[Pair]
-    published: list[Published] = field(default_factory=list)
+    pairs: list[Pair]  # all that share two seeds or more, tested on the first measure
+    # Label -> measure -> top-1 (%) that solo-learn reports, where all of the data was trained on.
+    published: dict[str, dict[str, float]]
 
     @property
     def diagnostics(self) -> list[str]:
@@ -124,22 +102,17 @@ def _table(runs: list[Run]) -> Table:
     groups: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
         groups[json.dumps(run.settings, sort_keys=True, default=str)].append(run)
-    rows = [
-        Row(label, sorted(members, key=lambda run: run.seed))
-        for label, members in zip(_labels(list(groups.values())), groups.values(), strict=True)
-    ]
+    rows = []
+    for label, members in zip(_labels(list(groups.values())), groups.values(), strict=True):
+        ordered = sorted(members, key=lambda run: run.seed)
+        values = [{name: top1 for name, (_, top1) in run.values().items()} for run in ordered]
+        diagnostics = _scores(ordered, [run.diagnostics for run in ordered])
+        rows.append(Row(label, ordered, _scores(ordered, values), diagnostics))
     present = _in_order({measure for run in runs for measure in run.values()})
-    for row in rows:
-        for measure in present:
-            values = {r.seed: r.values()[measure][1] for r in row.runs if measure in r.values()}
-            if values:
-                row.scores[measure] = Score(values)
-        for name in dict.fromkeys(name for run in row.runs for name in run.diagnostics):
-            found = {run.seed: run.diagnostics.get(name) for run in row.runs}
-            row.diagnostics[name] = Score({k: x for k, x in found.items() if x is not None})
-    ranked = sorted(rows, key=lambda row: -_rank(row, present[0]))
-    pairs = _tested(ranked, present[0])
-    _judge(ranked, pairs, present[0])
+    ranks = present[0]
+    rows.sort(key=lambda row: -row.scores[ranks].mean if ranks in row.scores else math.inf)
+    pairs = _tested(rows, ranks)
+    _judge(rows, pairs, ranks)
     first = runs[0]
     data = first.config.get("data", {})
     part = [str(data["train_path"])] if data.get("train_path") else []
@@ -148,7 +121,16 @@ def _table(runs: list[Run]) -> Table:
         part += [f"validation split {held_out}", str(first.result.get("offline_evaluated_on"))]
     title = str(first.result["data"]) + (f" ({', '.join(part)})" if part else "")
     split = {m: split for run in runs for m, (split, _) in run.values().items() if m in MEASURES}
-    return Table(title, present, split, _code(runs), ranked, pairs, _published(first, present))
+    return Table(title, present, split, _code(runs), rows, pairs, _published(first, present))
+
+
+def _scores(runs: list[Run], values: list[dict[str, float]]) -> dict[str, Score]:
+    """By name, of what each run has of them."""
+    found: dict[str, dict[int, float]] = {}
+    for run, of_run in zip(runs, values, strict=True):
+        for name, value in of_run.items():
+            found.setdefault(name, {})[run.seed] = value
+    return {name: Score(by_seed) for name, by_seed in found.items()}
 
 
 def _code(runs: list[Run]) -> str:
@@ -170,26 +152,21 @@ def _in_order(present: set[str]) -> list[str]:
     return [*offline, *sorted(present - set(shipped)), *online]
 
 
-def _published(run: Run, measures: list[str]) -> list[Published]:
+def _published(run: Run, measures: list[str]) -> dict[str, dict[str, float]]:
     """Rows for the data set of a run that trains on all of it and is evaluated on its test set."""
     data = run.config.get("data", {})
     limited = any(run.config.get(f"limit_{part}_batches") for part in ("train", "val"))
     if limited or data.get("fraction") not in (None, -1) or data.get("validation_split"):
-        return []
+        return {}
     linear = next((measure for measure in measures if measure.startswith(LINEAR_LAYER)), "")
-    rows: dict[str, Published] = {}
+    rows: dict[str, dict[str, float]] = {}
     with files("solo_mim.evaluation").joinpath("published.csv").open() as file:
         for line in csv.DictReader(file):
             measure = linear if line["measure"] == "linear" else line["measure"]
             if line["data"] == data.get("dataset") and measure in measures:
                 label = f"{line['method']}, {line['backbone']}, {line['epochs']} epochs"
-                row = rows.setdefault(label, Published(label, {}))
-                row.scores[measure] = float(line["top1"])
-    return list(rows.values())
-
-
-def _rank(row: Row, measure: str) -> float:
-    return row.scores[measure].mean if measure in row.scores else float("-inf")
+                rows.setdefault(label, {})[measure] = float(line["top1"])
+    return rows
 
 
 def _labels(groups: list[list[Run]]) -> list[str]:
@@ -209,17 +186,14 @@ def _labels(groups: list[list[Run]]) -> list[str]:
 
 def _tested(ranked: list[Row], measure: str) -> list[Pair]:
     scores = [row.scores.get(measure, Score({})).by_seed for row in ranked]
-    found: list[tuple[int, int, Difference, int]] = []
+    pairs = []
     for better, worse in combinations(range(len(ranked)), 2):
         common = sorted(scores[better].keys() & scores[worse].keys())
         if len(common) > 1:
             first, second = ([scores[i][seed] for seed in common] for i in (better, worse))
-            found.append((better, worse, paired_difference(first, second), len(common)))
-    adjusted = holm([difference.p for _, _, difference, _ in found])
-    return [
-        Pair(better, worse, difference, p, seeds)
-        for (better, worse, difference, seeds), p in zip(found, adjusted, strict=True)
-    ]
+            pairs.append(Pair(better, worse, paired_difference(first, second), len(common)))
+    adjusted = holm([pair.difference.p for pair in pairs])
+    return [replace(pair, p_holm=p) for pair, p in zip(pairs, adjusted, strict=True)]
 
 
 def _judge(ranked: list[Row], pairs: list[Pair], measure: str) -> None:
@@ -238,7 +212,7 @@ def _judge(ranked: list[Row], pairs: list[Pair], measure: str) -> None:
             if pair.seeds < max(len(ranked[0].scores[measure].by_seed), len(row.seeds)):
                 certain += f", {pair.seeds} seeds shared"
             mean, first = pair.difference.mean, ranked[0].verdict
-            if not pair.distinguishable:
+            if pair.p_holm >= LEVEL:
                 row.verdict = f"not distinguishable from the {first} ({certain})"
             else:
                 row.verdict = f"{'behind' if mean > 0 else 'ahead'} by {abs(mean):.2f} ({certain})"
@@ -257,13 +231,11 @@ def as_records(table: Table) -> list[dict[str, Any]]:
         record["code"] = row.runs[0].code
         for measure in table.measures:
             score = row.scores.get(measure)
-            record[measure] = None if score is None else score.mean
-            record[f"{measure} sd"] = None if score is None else score.deviation
-            record[f"{measure} n"] = 0 if score is None else len(score.by_seed)
-        record |= {
-            f"z: {name}": row.diagnostics[name].mean if name in row.diagnostics else None
-            for name in table.diagnostics
-        }
-        record["verdict"] = row.verdict
-        records.append(record)
+            record[measure] = score.mean if score else None
+            record[f"{measure} sd"] = score.deviation if score else None
+            record[f"{measure} n"] = len(score.by_seed) if score else 0
+        for name in table.diagnostics:
+            score = row.diagnostics.get(name)
+            record[f"z: {name}"] = score.mean if score else None
+        records.append({**record, "verdict": row.verdict})
     return records

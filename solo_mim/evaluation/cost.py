@@ -10,7 +10,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
 FLOAT = 4  # bytes
@@ -21,38 +21,18 @@ class StepCost:
     """Counts of a training step of N images: what grows with N, for one image with all its views,
     and what does not.
 
-    Attributes:
-        parameters: of the model, all of them.
-        trained: of these, what the optimiser updates.
-        flops: for one image, of matrix products and convolutions, forward and backward; a
-            multiplication and an addition are two.
-        activations: bytes that the forward pass keeps for the backward for one image, in float32.
-        fixed_flops, fixed_activations: the same, whatever N is.
-        optimizer_bytes: state of the optimiser after a step.
-        buffer_bytes: of the model's buffers: queues, running statistics.
+    Operations are of matrix products and convolutions, forward and backward; a multiplication and
+    an addition are two. Activations are bytes that are kept for the backward, in float32.
     """
 
     parameters: int
-    trained: int
-    flops: float
+    trained: int  # of these, by the optimiser
+    flops: float  # for one image
     activations: float
-    fixed_flops: float
+    fixed_flops: float  # whatever N is
     fixed_activations: float
-    optimizer_bytes: int
-    buffer_bytes: int
-
-
-class _Noise(Dataset[Any]):
-    """Images of noise as the methods want them: index, views, class."""
-
-    def __init__(self, images: int, sizes: Sequence[int], num_classes: int):
-        self.images, self.sizes, self.num_classes = images, sizes, num_classes
-
-    def __len__(self) -> int:
-        return self.images
-
-    def __getitem__(self, index: int) -> tuple[int, list[Tensor], int]:
-        return index, [torch.randn(3, size, size) for size in self.sizes], index % self.num_classes
+    optimizer_bytes: int  # state after a step
+    buffer_bytes: int  # queues, running statistics
 
 
 def step_cost(model: Any, images: int, crop_sizes: Sequence[int], num_classes: int) -> StepCost:
@@ -67,11 +47,12 @@ def step_cost(model: Any, images: int, crop_sizes: Sequence[int], num_classes: i
         crop_sizes: pixels of each view of an image.
         num_classes: of the online probe.
     """
-    counts = []
-    for n in (images, 2 * images):
-        optimizer, flops, kept = _counted_step(model, _Noise(n, crop_sizes, num_classes))
-        counts.append((flops, kept))
-    (flops, kept), (twice_flops, twice_kept) = counts
+    noise = [
+        (index, [torch.randn(3, size, size) for size in crop_sizes], index % num_classes)
+        for index in range(2 * images)
+    ]
+    _, flops, kept = _counted_step(model, noise[:images])
+    optimizer, twice_flops, twice_kept = _counted_step(model, noise)
     state = [value for values in optimizer.state.values() for value in values.values()]
     return StepCost(
         parameters=sum(p.numel() for p in model.parameters()),
@@ -85,8 +66,9 @@ def step_cost(model: Any, images: int, crop_sizes: Sequence[int], num_classes: i
     )
 
 
-def _counted_step(model: Any, images: Dataset[Any]) -> tuple[Any, int, int]:
-    """Trains one step of all images; the optimiser, operations and bytes kept for the backward."""
+def _counted_step(model: Any, images: list[Any]) -> tuple[Any, int, int]:
+    """Trains one step of all images: index, views, class each; the optimiser, operations and bytes
+    kept for the backward."""
     trainer = pl.Trainer(
         max_steps=1,
         limit_val_batches=0,
@@ -94,9 +76,9 @@ def _counted_step(model: Any, images: Dataset[Any]) -> tuple[Any, int, int]:
         accelerator="cpu",
         devices=1,
         logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
+        **dict.fromkeys(
+            ("enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False
+        ),
     )
     parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept: dict[int, int] = {}
@@ -118,25 +100,16 @@ def _counted_step(model: Any, images: Dataset[Any]) -> tuple[Any, int, int]:
 
 @dataclass(frozen=True)
 class LossCost:
-    """Of one process in one step, two views: operations, and bytes sent over a ring of processes.
+    """Of one process in one step, two views, forward and backward: floating-point operations, and
+    bytes sent over a ring of processes."""
 
-    Attributes:
-        products: floating-point operations of matrix products, forward and backward.
-        factorisations: those of Cholesky factors and inverses, D^3 each.
-        sent: bytes, forward and backward.
-    """
-
-    products: float
-    factorisations: float
+    products: float  # of matrices
+    factorisations: float  # Cholesky factors and inverses, D^3 each
     sent: float
 
 
 def _all_reduce(size: float, processes: int) -> float:
     return 2 * (processes - 1) / processes * size
-
-
-def _all_gather(size: float, processes: int) -> float:
-    return (processes - 1) / processes * size
 
 
 def _explicit_mim(local: int, dim: int, processes: int) -> LossCost:
@@ -151,7 +124,7 @@ def _explicit_mim(local: int, dim: int, processes: int) -> LossCost:
 
 def _vicreg(local: int, dim: int, processes: int) -> LossCost:
     size = FLOAT * 2 * local * processes * dim
-    sent = _all_gather(size, processes) + _all_reduce(size, processes)
+    sent = 1.5 * _all_reduce(size, processes)  # an all-gather sends half as much
     return LossCost(12 * local * processes * dim**2, 0, sent)
 
 

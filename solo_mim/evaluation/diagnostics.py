@@ -83,14 +83,14 @@ def held_out_information(views: Tensor) -> HeldOutInformation:
         images=images,
         dimensions=dim,
         non_gaussianity=float(non_gaussianity(views[0], num_slices=SLICES)),
-        radial_distance=_radial_distance(views[0])
-        if images >= IMAGES_PER_DIMENSION * dim
-        else None,
+        radial_distance=_radial_distance(views[0]),
     )
 
 
 def _radial_distance(z: Tensor) -> float | None:
-    """Of N x D samples; None where their covariance is singular."""
+    """Of N x D samples; None where they are few, or their covariance is singular."""
+    if len(z) < IMAGES_PER_DIMENSION * z.shape[1]:
+        return None
     z = z.double() - z.double().mean(0)
     factor, failed = torch.linalg.cholesky_ex(z.mT @ z / len(z))
     if failed:
@@ -128,34 +128,29 @@ class InformationCallback(Callback):
         None for a method whose `forward` gives no `z`, or too large a one. Training's random state
         is left untouched.
         """
-        if self._measured is None or self._measured[0] != trainer.global_step:
-            device = torch.device(pl_module.device)
-            with torch.random.fork_rng([device] if device.type == "cuda" else []):
-                views = project_views(pl_module, self.loader)
-            if views is not None and not views.isfinite().all():
-                rank_zero_warn("z of held-out images is not finite: no information is measured")
-                views = None
-            found = None if views is None else held_out_information(views)
-            self._measured = trainer.global_step, found
-            remedy = getattr(pl_module, "collapse_remedy", None)
-            if found and remedy and not self._warned:
-                assert views is not None
-                dim = views.shape[-1]
-                if found.effective_rank < COLLAPSED * dim:
-                    self._warned = True
-                    rank_zero_warn(
-                        f"z has collapsed: on held-out images the effective rank of its {dim} "
-                        f"dimensions is {found.effective_rank:.1f}. {remedy}"
-                    )
-        return self._measured[1]
+        if self._measured is not None and self._measured[0] == trainer.global_step:
+            return self._measured[1]
+        device = torch.device(pl_module.device)
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            views = project_views(pl_module, self.loader)
+        if views is not None and not views.isfinite().all():
+            rank_zero_warn("z of held-out images is not finite: no information is measured")
+            views = None
+        found = None if views is None else held_out_information(views)
+        self._measured = trainer.global_step, found
+        remedy = None if self._warned else getattr(pl_module, "collapse_remedy", None)
+        if found and remedy and found.effective_rank < COLLAPSED * found.dimensions:
+            self._warned = True
+            rank_zero_warn(
+                f"z has collapsed: on held-out images the effective rank of its {found.dimensions} "
+                f"dimensions is {found.effective_rank:.1f}. {remedy}"
+            )
+        return found
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Logs the information where it is due."""
         due = self.every_n_epochs and (trainer.current_epoch + 1) % self.every_n_epochs == 0
-        if trainer.sanity_checking or not due:
-            return
-        found = self.measure(trainer, pl_module)
-        if found is not None:
+        if due and not trainer.sanity_checking and (found := self.measure(trainer, pl_module)):
             metrics = {
                 f"val_information_{name}": float(x)
                 for name, x in asdict(found).items()

@@ -21,10 +21,8 @@ def principal_plane(features: np.ndarray) -> np.ndarray:
 
 
 def neighbour_plane(features: np.ndarray) -> tuple[str, np.ndarray, np.ndarray]:
-    """A plane that keeps neighbours together: UMAP where umap-learn is installed, t-SNE elsewhere.
-
-    Args:
-        features: N x D; t-SNE takes at most `TSNE_POINTS` of them, drawn at random.
+    """A plane that keeps neighbours together: UMAP where umap-learn is installed, elsewhere t-SNE
+    of at most `TSNE_POINTS` of the N x D features, drawn at random.
 
     Returns:
         What it is, indexes of the features in it, and their points.

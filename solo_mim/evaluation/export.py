@@ -31,20 +31,12 @@ TOLERANCE = 1e-5  # of features, as a share of the largest
 
 @dataclass(frozen=True)
 class Target:
-    """A model of a library without its classifier.
-
-    Attributes:
-        library: torchvision or timm.
-        model: its name there.
-        kwargs: that it is made with.
-        small_stem: whether the first convolution and the pooling of a ResNet are those for small
-            images.
-    """
+    """A model of a library without its classifier."""
 
     library: str
-    model: str
+    model: str  # its name there
     kwargs: Mapping[str, Any]
-    small_stem: bool
+    small_stem: bool  # first convolution and pooling of a ResNet are those for small images
 
     def build(self) -> nn.Module:
         """In its first state."""

@@ -7,16 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Gpu:
-    """Of a data sheet: dense matrix products in 10^12 operations a second, memory in GiB.
+    """Of a data sheet: dense matrix products in 10^12 operations a second, memory in GiB."""
 
-    Attributes:
-        half: in 16 bits, summed in 32.
-        single: in 32 bits as torch runs convolutions by default, TF32 where the GPU has it.
-        memory: GiB.
-    """
-
-    half: float
-    single: float
+    half: float  # in 16 bits, summed in 32
+    single: float  # in 32 bits as torch runs convolutions by default, TF32 where the GPU has it
     memory: int
 
 

@@ -3,7 +3,7 @@ settings chosen on training images."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
 from tqdm import tqdm
 
 TEMPERATURE = 0.07
@@ -33,7 +34,6 @@ class OnlineKNN(Metric):
         distance_fx: `euclidean` (the host's default) or `cosine`.
         T: temperature of the cosine weights.
         max_distance_matrix_size: elements of the distance matrix held at once.
-        epsilon: keeps the inverse distance finite.
     """
 
     full_state_update = False
@@ -48,13 +48,12 @@ class OnlineKNN(Metric):
         distance_fx: str = "euclidean",
         T: float = TEMPERATURE,
         max_distance_matrix_size: int = MAX_DISTANCE_MATRIX_SIZE,
-        epsilon: float = EPSILON,
     ):
         super().__init__(compute_with_cache=False)  # compute empties the bank
         if distance_fx not in ("euclidean", "cosine"):
             raise ValueError(f"distance_fx must be 'euclidean' or 'cosine', not '{distance_fx}'")
         self.k, self.T, self.distance_fx = k, T, distance_fx
-        self.max_distance_matrix_size, self.epsilon = max_distance_matrix_size, epsilon
+        self.max_distance_matrix_size = max_distance_matrix_size
         for name in ("train_features", "train_targets", "test_features", "test_targets"):
             self.add_state(name, default=[], dist_reduce_fx="cat", persistent=False)
 
@@ -94,19 +93,16 @@ class OnlineKNN(Metric):
     @torch.no_grad()
     def compute(self) -> tuple[float, float]:
         """Top-1 and top-5 accuracy in percent, (-1, -1) of nothing; empties the bank."""
-        train, train_targets = _joined(self.train_features), _joined(self.train_targets)
-        test, test_targets = _joined(self.test_features), _joined(self.test_targets)
+        banks = (self.train_features, self.train_targets, self.test_features, self.test_targets)
+        if any(len(bank) == 0 for bank in banks):
+            return -1.0, -1.0
+        # Where processes were synchronised torchmetrics has joined them already.
+        train, train_targets, test, test_targets = map(dim_zero_cat, banks)
         if len(train) == 0 or len(test) == 0:
             return -1.0, -1.0
         ranked = knn_predictions(
-            train,
-            train_targets,
-            test,
-            self.k,
-            self.distance_fx,
-            self.T,
-            self.max_distance_matrix_size,
-            self.epsilon,
+            *(train, train_targets, test, self.k, self.distance_fx, self.T),
+            max_distance_matrix_size=self.max_distance_matrix_size,
         )
         hits = (ranked == test_targets[:, None]).double()
         return 100 * hits[:, 0].mean().item(), 100 * hits.sum(1).mean().item()
@@ -120,7 +116,6 @@ def knn_predictions(
     distance_fx: str = "euclidean",
     T: float = TEMPERATURE,
     max_distance_matrix_size: int = MAX_DISTANCE_MATRIX_SIZE,
-    epsilon: float = EPSILON,
 ) -> Tensor:
     """The classes of N test features by falling weight of their neighbours: N x 5, or x fewer
     classes.
@@ -133,7 +128,7 @@ def knn_predictions(
         train, test, k, distance_fx, max_distance_matrix_size
     ):
         scores = closeness.new_zeros(len(closeness), num_classes)
-        weights = vote_weights(closeness, distance_fx, T, epsilon)
+        weights = vote_weights(closeness, distance_fx, T)
         scores.scatter_add_(1, train_targets[neighbours], weights)
         ranked.append(scores.topk(min(5, num_classes)).indices)
     return torch.cat(ranked)
@@ -147,12 +142,10 @@ def nearest_neighbours(
     max_distance_matrix_size: int,
     own: Tensor | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The k nearest of M training features, or all there are, of a few test features at a time.
+    """The k nearest of M x D training features, or all there are, of a few of N x D test features
+    at a time, as in `OnlineKNN`; one row of the distance matrix is held at least.
 
     Args:
-        train, test: M x D and N x D.
-        k, distance_fx, max_distance_matrix_size: as in `OnlineKNN`; one row of the distance matrix
-            is held at least.
         own: N indexes; of each test feature the training feature that is itself, to be passed over.
 
     Yields:
@@ -174,18 +167,9 @@ def nearest_neighbours(
         yield closeness.topk(k)
 
 
-def vote_weights(
-    closeness: Tensor, distance_fx: str, T: float = TEMPERATURE, epsilon: float = EPSILON
-) -> Tensor:
+def vote_weights(closeness: Tensor, distance_fx: str, T: float) -> Tensor:
     """Weights of neighbours by the closeness that `nearest_neighbours` gives."""
-    return (closeness / T).exp() if distance_fx == "cosine" else 1 / (epsilon - closeness)
-
-
-def _joined(bank: list[Tensor] | Tensor) -> Tensor:
-    """One tensor of the batches; torchmetrics leaves one where processes were synchronised."""
-    if isinstance(bank, Tensor):
-        return bank
-    return torch.cat(bank) if bank else torch.empty(0)
+    return (closeness / T).exp() if distance_fx == "cosine" else 1 / (EPSILON - closeness)
 
 
 # Offline: k and temperature chosen on training images
@@ -210,27 +194,10 @@ class Setting:
 
 
 def settings(distance: str, images: int) -> list[Setting]:
-    """Those to choose from where there are so many neighbours, few first.
-
-    A k larger than that takes all there are, once.
-    """
+    """Those to choose from, few neighbours first; a k of more than there are takes all, once."""
     temperatures = TEMPERATURES if distance == "cosine" else (None,)
     ks = dict.fromkeys(min(k, images) for k in KS)
     return [Setting(distance, k, temperature) for k in ks for temperature in temperatures]
-
-
-def peak_bytes(train: int, dim: int, queries: int, classes: int) -> int:
-    """Bytes that `leave_one_out` and `predictions` hold at most beyond their arguments.
-
-    Of each part that this sums no more is alive at once than counted: features normalised or laid
-    out for a product, in 32 bits; distances of a chunk, and what sorting them takes; neighbours,
-    their weights and the votes of a chunk.
-    """
-    rows = min(queries, max(1, MATRIX // train))
-    features = 2 * (train + queries) * (dim + 2) * 4
-    distances = 3 * rows * train * 4
-    neighbours = rows * max(KS) * (8 + 4 + 4 + 8)
-    return features + distances + neighbours + 3 * rows * classes * 4 + queries * (5 + 1) * 8
 
 
 def leave_one_out(
@@ -238,7 +205,7 @@ def leave_one_out(
     targets: Tensor,
     queries: Tensor,
     distance: str,
-    watched: Callable[[Iterable], Iterable] = iter,
+    progress: bool = False,
 ) -> dict[Setting, float]:
     """Top-1 accuracy (%) of training images, each predicted from all others, for every setting.
 
@@ -246,13 +213,14 @@ def leave_one_out(
         features, targets: M x D and M classes from 0 on.
         queries: indexes of the training images that are predicted.
         distance: one of `DISTANCES`.
-        watched: put around what is iterated over, for a progress bar.
+        progress: whether a bar is drawn.
     """
     hits = dict.fromkeys(settings(distance, len(features) - 1), 0)
     num_classes = int(targets.max()) + 1
     found = nearest_neighbours(features, features[queries], max(KS), distance, MATRIX, own=queries)
     done = 0
-    for closeness, neighbours in watched(found):
+    bar = tqdm(found, desc=f"choosing, {distance}", leave=False, disable=not progress)
+    for closeness, neighbours in bar:
         truth = targets[queries[done : done + len(closeness)]]
         done += len(closeness)
         votes = targets[neighbours]
@@ -269,7 +237,7 @@ def leave_one_out(
     return {setting: 100 * count / len(queries) for setting, count in hits.items()}
 
 
-def sample(targets: Tensor, seed: int = 0) -> Tensor:
+def sample(targets: Tensor) -> Tensor:
     """Indexes of at most `QUERIES` images, in order, stratified by class where classes allow."""
     everything = torch.arange(len(targets))
     if len(targets) <= QUERIES:
@@ -279,25 +247,19 @@ def sample(targets: Tensor, seed: int = 0) -> Tensor:
     from sklearn.model_selection import train_test_split  # a second to import, rarely needed
 
     drawn, _ = train_test_split(
-        everything.numpy(), train_size=QUERIES, stratify=stratified, random_state=seed
+        everything.numpy(), train_size=QUERIES, stratify=stratified, random_state=0
     )
     return torch.from_numpy(drawn).sort().values
 
 
 @dataclass(frozen=True)
 class Neighbours:
-    """Of one distance: the setting chosen, by what, and what it gives.
-
-    Attributes:
-        candidates: top-1 accuracy (%) of training images, each from all others, by setting.
-        top1, top5: of the images to evaluate, in percent; top-5 None of five classes or fewer, or
-            of fewer than five votes.
-    """
+    """Of one distance: the setting chosen, by what, and what it gives, in percent."""
 
     setting: Setting
-    candidates: dict[Setting, float]
-    top1: float
-    top5: float | None
+    candidates: dict[Setting, float]  # top-1 of training images, each from all others
+    top1: float  # of the images to evaluate
+    top5: float | None  # None of five classes or fewer, or of fewer than five votes
 
 
 def chosen_neighbours(
@@ -306,7 +268,6 @@ def chosen_neighbours(
     num_classes: int,
     device: torch.device | str = "cpu",
     progress: bool = False,
-    seed: int = 0,
 ) -> tuple[dict[str, Neighbours], int]:
     """Chooses k and temperature for each distance on training images, and evaluates once.
 
@@ -315,20 +276,15 @@ def chosen_neighbours(
         num_classes: that targets count.
         device: where distances are computed.
         progress: whether bars are drawn.
-        seed: of the training images that are predicted, where there are more than `QUERIES`.
 
     Returns:
         By distance what it gives, and how many training images each was chosen on.
     """
     features, targets = (part.to(device) for part in train)
-    queries = sample(train[1], seed).to(device)
+    queries = sample(train[1]).to(device)
     found = {}
     for distance in DISTANCES:
-
-        def watched(chunks: Iterable, distance: str = distance) -> Iterable:
-            return tqdm(chunks, desc=f"choosing, {distance}", leave=False, disable=not progress)
-
-        candidates = leave_one_out(features, targets, queries, distance, watched)
+        candidates = leave_one_out(features, targets, queries, distance, progress)
         best = max(candidates, key=lambda setting: candidates[setting])  # of equals the first
         ranked = knn_predictions(
             *(features, targets, test[0].to(device), best.k, distance, best.temperature or 1.0),

@@ -50,9 +50,10 @@ class LinearModel(SeededEpochs, LightningModule):
         self.backbone = backbone
         self.classifier = nn.Linear(backbone.num_features, num_classes)
         self.backbone.requires_grad_(cfg.finetune)
-        # Mixing smooths the labels itself.
-        self.mix = _mixing(cfg, num_classes) if cfg.mixup or cfg.cutmix else None
-        self.label_smoothing = 0.0 if self.mix else cfg.label_smoothing
+        self.mix, self.label_smoothing = None, cfg.label_smoothing
+        if cfg.mixup or cfg.cutmix:  # which smooths the labels itself
+            kwargs = {"label_smoothing": cfg.label_smoothing, "num_classes": num_classes}
+            self.mix, self.label_smoothing = Mixup(cfg.mixup, cfg.cutmix, **kwargs), 0.0
         tops = (1, TOP) if num_classes > TOP else (1,)
         accuracy = {f"acc{k}": MulticlassAccuracy(num_classes, k, "micro") for k in tops}
         self.scores: Any = nn.ModuleDict({"loss": MeanMetric(nan_strategy="disable"), **accuracy})
@@ -123,15 +124,3 @@ class LinearModel(SeededEpochs, LightningModule):
             *({k: g[k] for k in keys} | {"lr": settings.lr * g["lr_scale"]} for g in layers),
             classifier,
         ]
-
-
-def _mixing(cfg: DictConfig, num_classes: int) -> Mixup:
-    return Mixup(
-        mixup_alpha=cfg.mixup,
-        cutmix_alpha=cfg.cutmix,
-        prob=1.0,
-        switch_prob=0.5,
-        mode="batch",
-        label_smoothing=cfg.label_smoothing,
-        num_classes=num_classes,
-    )

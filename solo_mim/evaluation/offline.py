@@ -134,22 +134,21 @@ class ChosenProbe:
 
 
 def chosen_probe(
-    train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], num_classes: int, seed: int = 0
+    train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], num_classes: int
 ) -> ChosenProbe:
     """Fits probes of `PROBE_CS` on part of the training features, chooses by the rest of them,
-    refits on all, and evaluates that once.
+    which are drawn by class, refits on all, and evaluates that once.
 
     Args:
         train, test: N x D features and N targets each; training rows with target -1 are left out.
         num_classes: that targets count.
-        seed: of the split, which is stratified by class.
 
     Raises:
         ConfigError: training images are too few to be split by class.
     """
     labelled = train[1] >= 0
     features, targets = train[0][labelled].numpy(), train[1][labelled].numpy()
-    split = StratifiedShuffleSplit(1, test_size=HELD_OUT, random_state=seed)
+    split = StratifiedShuffleSplit(1, test_size=HELD_OUT, random_state=0)
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
     search = GridSearchCV(probe, {"logisticregression__C": PROBE_CS}, cv=split)
     try:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import matplotlib
 import numpy as np
@@ -20,6 +20,14 @@ LABELS = {
     "val_knn_acc1": "online kNN, top-1 (%)",
     "val_information_effective_rank": "effective rank of z",
 }
+
+
+def panels(
+    count: int, width: float, height: float, lines: int = 1, sharey: bool = False
+) -> tuple[Figure, list[Any]]:
+    """A figure of so many inches with so many axes in each line, and the axes."""
+    figure = Figure(figsize=(width, height), layout="tight")
+    return figure, list(figure.subplots(lines, count, squeeze=False, sharey=sharey).flat)
 
 
 def loss_terms(metrics: pd.DataFrame) -> dict[str, str]:
@@ -42,13 +50,12 @@ def plot_curves(metrics: pd.DataFrame, path: Path | IO[bytes], title: str = "") 
         title: above the panels.
     """
     terms = loss_terms(metrics)
-    panels = {"loss terms": terms} if terms else {}  # y label -> line -> column
-    panels |= {label: {label: name} for name, label in LABELS.items() if name in metrics}
-    if not panels:
+    shown = {"loss terms": terms} if terms else {}  # y label -> line -> column
+    shown |= {label: {label: name} for name, label in LABELS.items() if name in metrics}
+    if not shown:
         return
-    figure = Figure(figsize=(4.6 * len(panels), 3.6))
-    axes = figure.subplots(1, len(panels), squeeze=False)
-    for axis, (label, lines) in zip(axes[0], panels.items(), strict=True):
+    figure, axes = panels(len(shown), 4.6 * len(shown), 3.6)
+    for axis, (label, lines) in zip(axes, shown.items(), strict=True):
         for line, column in lines.items():
             points = metrics[["epoch", column]].dropna()
             axis.plot(points["epoch"] + 1, points[column], marker=".", label=line)
@@ -57,7 +64,6 @@ def plot_curves(metrics: pd.DataFrame, path: Path | IO[bytes], title: str = "") 
         if len(lines) > 1:
             axis.legend(fontsize="small")
     figure.suptitle(title)
-    figure.tight_layout()
     figure.savefig(path, dpi=120)
 
 
@@ -74,10 +80,9 @@ def plot_planes(
         class_names: of the classes from 0 on; up to twenty are named.
         path, title: as in `plot_curves`.
     """
-    figure = Figure(figsize=(5 * len(planes), 4.6))
-    axes = figure.subplots(1, len(planes), squeeze=False)
+    figure, axes = panels(len(planes), 5 * len(planes), 4.6)
     colours = matplotlib.colormaps["tab20" if len(class_names) <= 20 else "nipy_spectral"]
-    for axis, (label, (points, targets)) in zip(axes[0], planes.items(), strict=True):
+    for axis, (label, (points, targets)) in zip(axes, planes.items(), strict=True):
         for number in np.unique(targets):
             chosen = points[targets == number]
             colour = "lightgrey" if number < 0 else colours(number / max(1, len(class_names) - 1))
@@ -85,10 +90,10 @@ def plot_planes(
             axis.scatter(*chosen.T, s=4, linewidths=0, color=colour, label=name)
         axis.set(title=label, xticks=[], yticks=[])
     if len(class_names) <= 20:
-        handles, labels = axes[0][0].get_legend_handles_labels()
+        handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="center right", fontsize="x-small", markerscale=3)
+        figure.get_layout_engine().set(rect=(0, 0, 0.86, 1))
     figure.suptitle(title)
-    figure.tight_layout(rect=(0, 0, 0.86 if len(class_names) <= 20 else 1, 1))
     figure.savefig(path, dpi=120)
 
 
@@ -99,8 +104,7 @@ def plot_spectra(spectra: Mapping[str, np.ndarray], path: Path, title: str = "")
         spectra: label -> eigenvalues; those of round-off are left out.
         path, title: as in `plot_curves`.
     """
-    figure = Figure(figsize=(5.4, 4))
-    axis = figure.subplots()
+    figure, (axis,) = panels(1, 5.4, 4)
     for label, values in spectra.items():
         positive = values[values > _ROUND_OFF * values.max()]
         if not len(positive):  # constant features
@@ -111,5 +115,4 @@ def plot_spectra(spectra: Mapping[str, np.ndarray], path: Path, title: str = "")
     if axis.lines:
         axis.legend(fontsize="small")
     figure.suptitle(title)
-    figure.tight_layout()
     figure.savefig(path, dpi=120)

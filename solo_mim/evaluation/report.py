@@ -6,7 +6,7 @@ import base64
 import io
 import json
 import shlex
-from collections.abc import Callable
+from collections.abc import Collection, Iterable, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,21 @@ import pandas as pd
 import yaml
 from matplotlib.figure import Figure
 
-from solo_mim.evaluation.compare import PUBLISHED_SOURCE, Pair, Row, Table, as_records, p_text
-from solo_mim.evaluation.plots import LABELS, loss_terms
+from solo_mim.evaluation.compare import PUBLISHED_SOURCE, Row, Table, as_records, p_text
+from solo_mim.evaluation.plots import LABELS, loss_terms, panels
 from solo_mim.runs.collect import Problem, Run
+from solo_mim.runs.files import write
 
 DIAGNOSTICS = "Projected features z of held-out images, mean over seeds"
+
+
+def markdown_table(
+    heads: Sequence[str], rows: Iterable[Sequence[str]], text: Collection[str]
+) -> str:
+    """Columns are aligned to the right but for those whose heads are in `text`."""
+    alignment = "|".join("---" if head in text else "---:" for head in heads)
+    lines = [f"| {' | '.join(cells)} |" for cells in (heads, *rows)]
+    return "\n".join([lines[0], f"|{alignment}|", *lines[1:]])
 
 
 def markdown(tables: list[Table], problems: list[Problem]) -> str:
@@ -29,33 +39,26 @@ def markdown(tables: list[Table], problems: list[Problem]) -> str:
     parts = []
     for table in tables:
         splits = "; ".join(f"{measure}: {split}" for measure, split in table.split.items())
-        lines = [
+        rows = [
+            [row.label, str(len(row.seeds)), *(_cell(row, m) for m in table.measures), row.verdict]
+            for row in table.rows
+        ]
+        for label, scores in table.published.items():
+            cells = [f"{scores[m]:.2f}" if m in scores else "-" for m in table.measures]
+            rows.append([label, "-", *cells, PUBLISHED_SOURCE])
+        heads = ["row", "seeds", *table.measures, "verdict"]
+        parts += [
             f"## {table.title}",
-            "",
             "Top-1 in percent, mean ± standard deviation over seeds. "
             f"{splits}. Code: {table.code}.",
-            "",
-            f"| row | seeds | {' | '.join(table.measures)} | verdict |",
-            f"|---|---:|{'---:|' * len(table.measures)}---|",
+            markdown_table(heads, rows, ("row", "verdict")),
         ]
-        for row in table.rows:
-            cells = [row.label, str(len(row.seeds)), *(_cell(row, m) for m in table.measures)]
-            lines.append(f"| {' | '.join([*cells, row.verdict])} |")
-        for published in table.published:
-            known = (published.scores.get(measure) for measure in table.measures)
-            cells = [published.label, "-", *("-" if x is None else f"{x:.2f}" for x in known)]
-            lines.append(f"| {' | '.join([*cells, PUBLISHED_SOURCE])} |")
-        parts.append("\n".join(lines))
         if names := table.diagnostics:
-            lines = [f"{DIAGNOSTICS}:", "", f"| row | {' | '.join(names)} |"]
-            lines.append(f"|---|{'---:|' * len(names)}")
-            for row in table.rows:
-                cells = [row.label, *(_diagnostic(row, name) for name in names)]
-                lines.append(f"| {' | '.join(cells)} |")
-            parts.append("\n".join(lines))
+            rows = [[row.label, *(_diagnostic(row, name) for name in names)] for row in table.rows]
+            parts += [f"{DIAGNOSTICS}:", markdown_table(["row", *names], rows, ("row",))]
     if problems:
-        lines = [f"- `{problem.folder}`: {problem.reason}" for problem in problems]
-        parts.append("\n".join(["## Not in the tables", "", *lines]))
+        reasons = [f"- `{problem.folder}`: {problem.reason}" for problem in problems]
+        parts += ["## Not in the tables", "\n".join(reasons)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -70,13 +73,6 @@ def _cell(row: Row, measure: str) -> str:
 
 def _diagnostic(row: Row, name: str) -> str:
     return f"{row.diagnostics[name].mean:.4g}" if name in row.diagnostics else "-"
-
-
-def frame(tables: list[Table]) -> pd.DataFrame:
-    """All rows of all tables, numbers as they are."""
-    return pd.DataFrame(
-        [{"table": table.title, **record} for table in tables for record in as_records(table)]
-    )
 
 
 def latex(table: Table) -> str:
@@ -110,9 +106,8 @@ def _escaped(text: str) -> str:
 def scores_figure(table: Table) -> Figure:
     """Each seed a dot, each mean a bar: one panel for each measure, rows as in the table."""
     count = len(table.measures)
-    figure = Figure(figsize=(3.6 * count + 1.5, 0.35 * len(table.rows) + 1.4))
-    axes = figure.subplots(1, count, squeeze=False, sharey=True)
-    for axis, measure in zip(axes[0], table.measures, strict=True):
+    figure, axes = panels(count, 3.6 * count + 1.5, 0.35 * len(table.rows) + 1.4, sharey=True)
+    for axis, measure in zip(axes, table.measures, strict=True):
         for place, row in enumerate(table.rows):
             if measure in row.scores:
                 values = list(row.scores[measure].by_seed.values())
@@ -120,9 +115,8 @@ def scores_figure(table: Table) -> Figure:
                 axis.plot(row.scores[measure].mean, place, "k|", markersize=14)
         axis.set(xlabel=f"{measure}, top-1 (%)")
         axis.grid(alpha=0.3, axis="x")
-    axes[0][0].set_yticks(range(len(table.rows)), [row.label for row in table.rows])
-    axes[0][0].invert_yaxis()
-    figure.tight_layout()
+    axes[0].set_yticks(range(len(table.rows)), [row.label for row in table.rows])
+    axes[0].invert_yaxis()
     return figure
 
 
@@ -131,15 +125,13 @@ def curves_figure(table: Table) -> Figure | None:
     columns = [c for c in LABELS if any(c in run.metrics for row in table.rows for run in row.runs)]
     if not columns:
         return None
-    figure = Figure(figsize=(4.8 * len(columns), 3.8))
-    axes = figure.subplots(1, len(columns), squeeze=False)
-    for axis, column in zip(axes[0], columns, strict=True):
+    figure, axes = panels(len(columns), 4.8 * len(columns), 3.8)
+    for axis, column in zip(axes, columns, strict=True):
         for place, row in enumerate(table.rows):
             _draw_band(axis, row, column, row.label, _colour(place))
         axis.set(xlabel="epoch", ylabel=LABELS[column])
         axis.grid(alpha=0.3)
-    lines, labels = axes[0][0].get_legend_handles_labels()
-    figure.tight_layout()
+    lines, labels = axes[0].get_legend_handles_labels()
     figure.legend(lines, labels, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
@@ -158,24 +150,21 @@ def _draw_band(axis: Any, row: Row, column: str, label: str, colour: Any) -> Non
 
 def losses_figure(table: Table) -> Figure | None:
     """What each method logs of its loss, a panel for each row: scales and terms are its own."""
-    terms = [loss_terms(row.runs[0].metrics) for row in table.rows]
-    shown = [(row, found) for row, found in zip(table.rows, terms, strict=True) if found]
+    shown = [(row, terms) for row in table.rows if (terms := loss_terms(row.runs[0].metrics))]
     if not shown:
         return None
     columns = min(4, len(shown))
     lines = -(-len(shown) // columns)
-    figure = Figure(figsize=(3.6 * columns, 2.8 * lines))
-    axes = figure.subplots(lines, columns, squeeze=False)
-    for axis in axes.flat[len(shown) :]:
+    figure, axes = panels(columns, 3.6 * columns, 2.8 * lines, lines)
+    for axis in axes[len(shown) :]:
         axis.remove()
-    for axis, (row, found) in zip(axes.flat, shown, strict=False):
-        for place, (name, column) in enumerate(found.items()):
+    for axis, (row, terms) in zip(axes, shown, strict=False):
+        for place, (name, column) in enumerate(terms.items()):
             _draw_band(axis, row, column, name, _colour(place))
         axis.set_title(row.label, fontsize="small")
         axis.set(xlabel="epoch")
         axis.grid(alpha=0.3)
         axis.legend(fontsize="x-small")
-    figure.tight_layout()
     return figure
 
 
@@ -183,8 +172,9 @@ def time_figure(table: Table) -> Figure | None:
     """The first measure against seconds of training, of runs in one session that had their machine
     to themselves; None where not two rows have such runs."""
     measure = table.measures[0]
-    points = {
-        place: [
+    figure, (axis,) = panels(1, 6, 4)
+    for place, row in enumerate(table.rows):
+        points = [
             (run.result["training_seconds_of_last_sitting"], run.values()[measure][1])
             for run in row.runs
             if run.result.get("shared_machine") is False
@@ -193,33 +183,27 @@ def time_figure(table: Table) -> Figure | None:
             and not run.result.get("start")
             and measure in run.values()
         ]
-        for place, row in enumerate(table.rows)
-    }
-    if sum(map(bool, points.values())) < 2:
+        if points:
+            axis.plot(
+                *zip(*points, strict=True), "o", alpha=0.7, color=_colour(place), label=row.label
+            )
+    if len(axis.lines) < 2:
         return None
-    figure = Figure(figsize=(6, 4))
-    axis = figure.subplots()
-    for place, found in points.items():
-        if found:
-            seconds, values = zip(*found, strict=True)
-            label = table.rows[place].label
-            axis.plot(seconds, values, "o", alpha=0.7, color=_colour(place), label=label)
     axis.set(xlabel="training, s (runs alone on their machine)", ylabel=f"{measure}, top-1 (%)")
     axis.grid(alpha=0.3)
     axis.legend(fontsize="small")
-    figure.tight_layout()
     return figure
 
 
 def figures_of(table: Table) -> dict[str, Figure]:
     """Name -> picture, of those that there is something to show of."""
-    every = {
+    drawn = {
         "scores": scores_figure(table),
         "curves": curves_figure(table),
         "losses": losses_figure(table),
         "time": time_figure(table),
     }
-    return {name: figure for name, figure in every.items() if figure is not None}
+    return {name: figure for name, figure in drawn.items() if figure is not None}
 
 
 def _colour(place: int) -> Any:
@@ -240,118 +224,51 @@ def _svg(figure: Figure) -> str:
     return text.getvalue().split("?>\n", 1)[1].split("\n", 2)[2]  # without XML and DOCTYPE lines
 
 
-def command_of(run: Run) -> str:
+def _command(run: Run) -> str:
     """What repeats a run from the configuration that lies in its folder."""
-    return shlex.join(
-        [
-            "solo-mim",
-            "pretrain",
-            "--config-path",
-            str(run.folder.resolve()),
-            "--config-name",
-            "config",
-        ]
-    )
+    place = ["--config-path", str(run.folder.resolve()), "--config-name", "config"]
+    return shlex.join(["solo-mim", "pretrain", *place])
 
 
-def page(tables: list[Table], problems: list[Problem], title: str) -> str:
-    """One HTML page with everything in it: no network, no other file."""
-    template = files("solo_mim.evaluation").joinpath("report.html.j2").read_text()
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    shown = []
-    for table in tables:
-        shown.append(
-            {
-                "title": table.title,
-                "measures": table.measures,
-                "split": table.split,
-                "code": table.code,
-                "rows": [_row_for_page(row) for row in table.rows],
-                "pairs": table.pairs,
-                "matrix": _matrix(table),
-                "figures": [_svg(figure) for figure in figures_of(table).values()],
-                "published": table.published,
-                "diagnostics": {
-                    "title": DIAGNOSTICS,
-                    "names": table.diagnostics,
-                    "rows": [
-                        [row.label, *(_diagnostic(row, name) for name in table.diagnostics)]
-                        for row in table.rows
-                    ],
-                },
-                "source": PUBLISHED_SOURCE,
-            }
-        )
-    runs = sum(len(row.runs) for table in tables for row in table.rows)
-    return environment.from_string(template).render(
-        title=title, runs=runs, tables=shown, problems=problems
-    )
-
-
-def _row_for_page(row: Row) -> dict[str, Any]:
-    runs = []
-    for run in row.runs:
-        versions = run.result.get("versions", {})
-        runs.append(
-            {
-                "seed": run.seed,
-                "accuracies": [(measure, value) for measure, (_, value) in run.values().items()],
-                "commit": run.result.get("commit") or "unknown",
-                "code": run.code,
-                "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
-                "command": command_of(run),
-                "evaluations": [str(evaluation.folder) for evaluation in run.evaluations],
-                "embeddings": [_data_uri(picture) for picture in run.embeddings],
-            }
-        )
-    return {
-        "label": row.label,
-        "seeds": row.seeds,
-        "scores": row.scores,
-        "verdict": row.verdict,
-        "method": row.runs[0].result["method"],
-        "runs": runs,
-        "config": yaml.safe_dump(row.runs[0].config, sort_keys=False),
-    }
+def _matrix(table: Table) -> list[list[str]]:
+    """The p of each pair of rows."""
+    cells = [[""] * len(table.rows) for _ in table.rows]
+    for pair in table.pairs:
+        cells[pair.better][pair.worse] = cells[pair.worse][pair.better] = p_text(pair.p_holm)
+    return cells
 
 
 def _data_uri(png: Path) -> str:
     return f"data:image/png;base64,{base64.b64encode(png.read_bytes()).decode()}"
 
 
-def _matrix(table: Table) -> list[dict[str, Any]]:
-    tested: dict[tuple[int, int], Pair] = {}
-    for pair in table.pairs:
-        tested[pair.better, pair.worse] = tested[pair.worse, pair.better] = pair
-    places = range(len(table.rows))
-    return [
-        {
-            "label": row.label,
-            "cells": [p_text(tested[i, j].p_holm) if (i, j) in tested else "" for j in places],
-        }
-        for i, row in enumerate(table.rows)
+def page(tables: list[Table], problems: list[Problem], title: str) -> str:
+    """One HTML page with everything in it: no network, no other file."""
+    template = files("solo_mim.evaluation").joinpath("report.html.j2").read_text()
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    return environment.from_string(template).render(
+        title=title,
+        tables=tables,
+        problems=problems,
+        runs=sum(len(row.runs) for table in tables for row in table.rows),
+        source=PUBLISHED_SOURCE,
+        diagnostics_title=DIAGNOSTICS,
+        diagnostic=_diagnostic,
+        figures=lambda table: [_svg(figure) for figure in figures_of(table).values()],
+        matrix=_matrix,
+        command=_command,
+        data_uri=_data_uri,
+        yaml=lambda config: yaml.safe_dump(config, sort_keys=False),
+    )
+
+
+def _plain(table: Table) -> dict[str, Any]:
+    """All numbers, for programs; rows are counted from 1."""
+    pairs = [
+        {"better": p.better + 1, "worse": p.worse + 1, "p_holm": p.p_holm, **p.difference._asdict()}
+        for p in table.pairs
     ]
-
-
-def _plain(tables: list[Table], problems: list[Problem]) -> dict[str, Any]:
-    """All numbers, for programs."""
-    shown = []
-    for table in tables:
-        pairs = [
-            {"better": p.better + 1, "worse": p.worse + 1, "p_holm": p.p_holm}
-            | p.difference._asdict()
-            for p in table.pairs
-        ]
-        shown.append(
-            {
-                "title": table.title,
-                "split": table.split,
-                "rows": as_records(table),
-                "pairs": pairs,
-            }
-        )
-    reasons = [{"folder": str(p.folder), "reason": p.reason} for p in problems]
-    return {"tables": shown, "problems": reasons}
+    return {"title": table.title, "split": table.split, "rows": as_records(table), "pairs": pairs}
 
 
 def write_all(
@@ -359,19 +276,17 @@ def write_all(
     problems: list[Problem],
     output: Path,
     title: str,
-    write: Callable[[Path, str], None],
     with_latex: bool = False,
 ) -> list[Path]:
-    """Every form of the report into a folder; the files that were written.
-
-    Args:
-        write: writes a text file whole or not at all.
-    """
+    """Every form of the report into a folder; the files that were written."""
     output.mkdir(parents=True, exist_ok=True)
+    records = [{"table": table.title, **row} for table in tables for row in as_records(table)]
+    reasons = [{"folder": str(p.folder), "reason": p.reason} for p in problems]
+    content = {"tables": [_plain(table) for table in tables], "problems": reasons}
     texts = {
         "report.md": f"# {title}\n\n{markdown(tables, problems)}",
-        "report.csv": frame(tables).to_csv(index=False),
-        "report.json": json.dumps(_plain(tables, problems), indent=1),
+        "report.csv": pd.DataFrame(records).to_csv(index=False),
+        "report.json": json.dumps(content, indent=1),
         "report.html": page(tables, problems, title),
     }
     if with_latex:
@@ -382,7 +297,6 @@ def write_all(
     for number, table in enumerate(tables, start=1):
         for kind, figure in figures_of(table).items():
             for ending in ("png", "svg"):
-                path = output / f"{kind}-{number}.{ending}"
-                _save(figure, path, ending)
-                written.append(path)
+                written.append(output / f"{kind}-{number}.{ending}")
+                _save(figure, written[-1], ending)
     return written

@@ -55,14 +55,20 @@ def _embedded(
     where = where if split == usual else _SPLITS.get(split, figures.evaluated_on(recipe))
     data.plain_dataloader(split)  # refuses a split that is not there
     device = figures.device(recipe)
-    model, no_z = _model(network, data)
+    model, no_z = None, None
+    try:
+        model = trained.whole_model(network, data.num_large_crops, data.num_small_crops)
+    except ConfigError as error:
+        no_z = str(error)
     folder.begin()
-    features, z, targets = _features(network, model, data, split, device)
-    kinds = {"features": features} if z is None else {"features": features, "z": z}
-    _write_arrays(folder.path / ARRAYS, kinds, targets, data.class_names)
-    ranks = {kind: float(effective_rank(values)) for kind, values in kinds.items()}
-    _draw(folder.path, kinds, ranks, targets, data.class_names, where)
-    module = FeaturesAsZ(network.backbone) if z is None else model
+    found, targets = _features(network, model, data, split, device)
+    ranks = {kind: float(effective_rank(values)) for kind, values in found.items()}
+    arrays: dict[str, Any] = {kind: values.numpy() for kind, values in found.items()}
+    arrays |= {"targets": targets.numpy(), "class_names": np.array(data.class_names, dtype=str)}
+    with whole(folder.path / ARRAYS) as partial, partial.open("wb") as file:
+        np.savez(file, **arrays)
+    _draw(folder.path, found, ranks, targets, data.class_names, where)
+    module = model if "z" in found else FeaturesAsZ(network.backbone)
     views = project_views(module.to(device), data.views_dataloader(split, max_images=MAX_IMAGES))
     result = {
         "data": recipe.data.dataset,
@@ -70,10 +76,10 @@ def _embedded(
         "protocol": "offline",
         "split": where,
         "images": len(targets),
-        "dimensions": {kind: values.shape[1] for kind, values in kinds.items()},
+        "dimensions": {kind: values.shape[1] for kind, values in found.items()},
         "no_z": no_z,
         "effective_rank": ranks,
-        "information_of": "features" if z is None else "z",
+        "information_of": "z" if "z" in found else "features",
         "information": None if views is None else asdict(held_out_information(views)),
         "corrupt_images": data.corrupt_images,
         "trained": network.origin,
@@ -84,52 +90,34 @@ def _embedded(
     return result
 
 
-def _model(network: trained.Opened, data: SSLDataModule) -> tuple[Any, str | None]:
-    """The model with the projector, or None and why there is none."""
-    try:
-        return trained.whole_model(network, data.num_large_crops, data.num_small_crops), None
-    except ConfigError as error:
-        return None, str(error)
-
-
 def _features(
     network: trained.Opened, model: Any, data: SSLDataModule, split: str, device: torch.device
-) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Features, z where the model gives one, and targets of a split's images, on the CPU."""
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Features and, where the model gives one, z of a split's images, and their targets: all on the
+    CPU."""
 
     def both(images: Tensor) -> Tensor:
         out = model(images)
         return torch.cat([out["feats"].flatten(1), *([out["z"]] if "z" in out else [])], 1)
 
-    recipe, backbone = network.recipe, network.backbone.to(device)
-    if model is None:
-        features, targets = figures.plain_features(recipe, data, split, backbone, device)
-        return features, None, targets
-    model.to(device)
-    joined, targets = figures.plain_features(recipe, data, split, both, device)
-    dim = model.features_dim
-    z = joined[:, dim:] if joined.shape[1] > dim else None
-    return joined[:, :dim], z, targets
-
-
-def _write_arrays(
-    path: Path, kinds: dict[str, Tensor], targets: Tensor, class_names: tuple[str, ...]
-) -> None:
-    arrays: dict[str, Any] = {kind: values.numpy() for kind, values in kinds.items()}
-    arrays |= {"targets": targets.numpy(), "class_names": np.array(class_names, dtype=str)}
-    with whole(path) as partial, partial.open("wb") as file:
-        np.savez(file, **arrays)
+    of = network.backbone.to(device) if model is None else both
+    if model is not None:
+        model.to(device)
+    joined, targets = figures.plain_features(network.recipe, data, split, of, device)
+    dim = joined.shape[1] if model is None else model.features_dim
+    found = {"features": joined[:, :dim], "z": joined[:, dim:]}
+    return {kind: values for kind, values in found.items() if values.shape[1]}, targets
 
 
 def _draw(
     folder: Path,
-    kinds: dict[str, Tensor],
+    found: dict[str, Tensor],
     ranks: dict[str, float],
     targets: Tensor,
     class_names: tuple[str, ...],
     where: str,
 ) -> None:
-    features, classes = kinds["features"].numpy(), targets.numpy()
+    features, classes = found["features"].numpy(), targets.numpy()
     label, rows, points = neighbour_plane(features)
     planes = {
         f"PCA of {len(classes):,} images": (principal_plane(features), classes),
@@ -137,21 +125,23 @@ def _draw(
     }
     plot_planes(planes, class_names, folder / PLANES, f"features, {where}")
     spectra = {
-        f"{kind}: effective rank {ranks[kind]:.1f} of {z.shape[1]}": covariance_spectrum(z)
-        for kind, z in kinds.items()
+        f"{kind}: effective rank {ranks[kind]:.1f} of {values.shape[1]}": covariance_spectrum(
+            values
+        )
+        for kind, values in found.items()
     }
     plot_spectra(spectra, folder / SPECTRA, where)
 
 
 def summary(result: Result) -> str:
     """The closing lines, from the result."""
+    kinds = ", ".join(
+        f"{kind} of {dim} dimensions, effective rank {result['effective_rank'][kind]:.1f}"
+        for kind, dim in result["dimensions"].items()
+    )
     lines = [
         f"{result['backbone']} of {result['trained']['checkpoint']} on {result['data']}",
-        f"  {result['images']:,} {result['split']}: "
-        + ", ".join(
-            f"{kind} of {dim} dimensions, effective rank {result['effective_rank'][kind]:.1f}"
-            for kind, dim in result["dimensions"].items()
-        ),
+        f"  {result['images']:,} {result['split']}: {kinds}",
     ]
     if result["no_z"]:
         lines.append(f"  no z: {result['no_z']}")

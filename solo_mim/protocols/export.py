@@ -26,26 +26,23 @@ def export(run: str, library: str, path: Path, overrides: list[str]) -> Result:
         raise ConfigError(f"{path}: name the weights' file; its .json is written beside it")
     network = trained.opened(run, overrides, needs_data=False)
     recipe = network.recipe
-    known = network.source.cfg is not None
     pipeline = recipe.augmentations[0]
-    size = pipeline["crop_size"]
+    # Of a file without a configuration nothing says how its images were made.
+    images = dict.fromkeys(("size", "normalised as", "mean", "std"))
+    if network.source.cfg is not None:
+        images |= {"size": pipeline["crop_size"], "normalised as": recipe.data.dataset}
+        images |= {key: pipeline.get(key) for key in ("mean", "std")}
     stem = trained.stem_of(recipe)
     wanted = target(library, recipe.backbone.name, stem, recipe.backbone.kwargs)
     state = {key: value.contiguous() for key, value in network.backbone.state_dict().items()}
-    apart = _compared(wanted, library, state, network.backbone, size)
+    apart = _compared(wanted, library, state, network.backbone, pipeline["crop_size"])
     result = {
         "lines": wanted.lines(str(path)),
         "library": library,
         "model": wanted.model,
         "backbone": recipe.backbone.name,
         "stem": "small" if wanted.small_stem else "the library's",
-        # Of a file without a configuration nothing says how its images were made.
-        "images": {
-            "size": size if known else None,
-            "normalised as": recipe.data.dataset if known else None,
-            "mean": pipeline.get("mean") if known else None,
-            "std": pipeline.get("std") if known else None,
-        },
+        "images": images,
         "difference": apart,
         "trained": network.origin,
         **figures.provenance(str(path.parent), recipe.method, None),

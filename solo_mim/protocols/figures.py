@@ -38,6 +38,15 @@ def plain_features(
     )
 
 
+def train_and_test(
+    recipe: Recipe, data: SSLDataModule, backbone: Any, on: torch.device | str
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """`plain_features` of the training images, and of the split that offline figures are of."""
+    split, _ = offline_split(recipe)
+    train, test = (plain_features(recipe, data, part, backbone, on) for part in ("train", split))
+    return train, test
+
+
 def evaluated_on(recipe: Recipe) -> str:
     """What the split `val` is called in results."""
     return "validation split" if recipe.data.validation_split else "held-out images"

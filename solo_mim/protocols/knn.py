@@ -29,7 +29,6 @@ def knn(run: str, overrides: list[str]) -> Result:
 
 def _evaluated(network: trained.Opened, data: SSLDataModule, folder: RunFolder) -> Result:
     recipe = network.recipe
-    split, where = figures.offline_split(recipe)
     if data.num_val_images == 0:
         raise ConfigError(
             f"data.dataset={recipe.data.dataset}: there are no labelled images to evaluate on; "
@@ -38,16 +37,14 @@ def _evaluated(network: trained.Opened, data: SSLDataModule, folder: RunFolder) 
     folder.begin()
     started = time.perf_counter()
     device = figures.device(recipe)
-    train, test = (
-        figures.plain_features(recipe, data, part, network.backbone.to(device), device)
-        for part in ("train", split)
-    )
+    train, test = figures.train_and_test(recipe, data, network.backbone.to(device), device)
     if len(train[1]) < 2:
         raise ConfigError("data.train_path: neighbours need two training images")
     found, queries = chosen_neighbours(
         train, test, data.num_classes, device, shows_progress(recipe)
     )
     chosen_on = f"{queries:,} training images, each from all others"
+    where = figures.offline_split(recipe)[1]
     result = {
         "data": recipe.data.dataset,
         "backbone": recipe.backbone.name,
@@ -65,8 +62,8 @@ def _evaluated(network: trained.Opened, data: SSLDataModule, folder: RunFolder) 
 
 
 def _row(distance: str, of: Neighbours, split: str, images: int) -> dict[str, Any]:
-    setting = f"k = {of.setting.k}"
-    setting += f", T = {of.setting.temperature:g}" if of.setting.temperature else ""
+    temperature = of.setting.temperature
+    setting = f"k = {of.setting.k}" + (f", T = {temperature:g}" if temperature else "")
     scores = {"setting": setting, "top1": of.top1, "top5": of.top5}
     return figures.measured(f"kNN, {distance}", split, images, scores)
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
@@ -19,18 +18,16 @@ from torchvision.transforms import InterpolationMode
 
 from solo_mim import trained
 from solo_mim.data import SSLDataModule
-from solo_mim.divergence import Divergence
 from solo_mim.errors import ConfigError
 from solo_mim.evaluation.linear import LinearModel
 from solo_mim.evaluation.offline import chosen_probe
-from solo_mim.progress import EpochLines
 from solo_mim.protocols import figures
 from solo_mim.recipe.checks import check_run, checked
 from solo_mim.recipe.compose import refusal
 from solo_mim.recipe.schema import LinearRecipe, host_config
 from solo_mim.runs.collect import FINE_TUNED, LINEAR_LAYER
 from solo_mim.runs.folder import Result, RunFolder
-from solo_mim.trainer import epoch_end, fit, peak_memory_mib, trainer_of
+from solo_mim.trainer import fit, peak_memory_mib, trainer_of
 
 KEY = "pretrained_feature_extractor"
 # solo-learn's, of data sets whose images are not cropped to 224 pixels.
@@ -80,16 +77,9 @@ def prepared(cfg: DictConfig) -> tuple[LinearRecipe, trained.Source]:
     size = recipe.data.augmentations.crop_size or _CROP_SIZES.get(recipe.data.dataset, _CROP_SIZE)
     images = replace(recipe.data.augmentations, crop_size=size)
     # Of one process strategy and synchronisation say nothing; a list names its device.
-    return (
-        replace(
-            recipe,
-            data=replace(recipe.data, augmentations=images),
-            devices=recipe.devices if isinstance(recipe.devices, list) else 1,
-            strategy=None,
-            sync_batchnorm=False,
-        ),
-        source,
-    )
+    devices = recipe.devices if isinstance(recipe.devices, list) else 1
+    one = {"devices": devices, "strategy": None, "sync_batchnorm": False}
+    return replace(recipe, data=replace(recipe.data, augmentations=images), **one), source
 
 
 def _refuse_impossible(recipe: LinearRecipe) -> None:
@@ -159,33 +149,27 @@ def linear(cfg: DictConfig) -> Result:
     return folder.once(work.probed if recipe.fast else work.trained, summary)
 
 
+@dataclass
 class _Classifier:
     """The work of one: a logistic regression that is `probed`, or a layer that is `trained`."""
 
-    def __init__(
-        self,
-        recipe: LinearRecipe,
-        backbone: nn.Module,
-        data: SSLDataModule,
-        folder: RunFolder,
-        origin: dict[str, Any],
-    ) -> None:
-        self.recipe, self.backbone, self.data = recipe, backbone, data
-        self.folder, self.origin = folder, origin
-        self.split, self.where = figures.offline_split(recipe)
-        self.started = 0.0
+    recipe: LinearRecipe
+    backbone: nn.Module
+    data: SSLDataModule
+    folder: RunFolder
+    origin: dict[str, Any]
+    started: float = 0.0
 
     def probed(self) -> Result:
         """Chooses the penalty on training images and evaluates once."""
         device = figures.device(self.recipe)
         self._begin()
-        train, test = (
-            figures.plain_features(self.recipe, self.data, part, self.backbone.to(device), device)
-            for part in ("train", self.split)
-        )
+        backbone = self.backbone.to(device)
+        train, test = figures.train_and_test(self.recipe, self.data, backbone, device)
         probe = asdict(chosen_probe(train, test, self.data.num_classes))
         found = {key: probe.pop(key) for key in ("top1", "top5", "nll")}
-        measured = figures.measured("logistic regression", self.where, len(test[1]), found)
+        where = figures.offline_split(self.recipe)[1]
+        measured = figures.measured("logistic regression", where, len(test[1]), found)
         probe["chosen_on"] = (
             f"top-1 of {probe.pop('held_out'):,} training images held out by class; then refitted "
             f"on all {len(train[1]):,}"
@@ -201,24 +185,19 @@ class _Classifier:
         model = LinearModel(self.backbone, data.num_classes, cfg)
         if not recipe.performance.disable_channel_last:
             model = model.to(memory_format=torch.channels_last)
-        lines, epochs = EpochLines(), epoch_end(recipe, self.folder)
-        watch = Divergence("the classifier", recipe.optimizer.lr)
-        callbacks: list[Callback] = [watch, lines, epochs]
-        trainer = trainer_of(recipe, cfg, self.folder, callbacks)
+        trainer, lines, _ = trainer_of(recipe, cfg, self.folder, "the classifier", [])
         checkpoint = self.folder.newest_checkpoint()
         self._begin(checkpoint)
         fit(trainer, model, data, checkpoint)
-        (found,) = trainer.validate(model, data.val_dataloader(self.split), verbose=False)
+        split, where = figures.offline_split(recipe)
+        (found,) = trainer.validate(model, data.val_dataloader(split), verbose=False)
         if not math.isfinite(found["val_loss"]):
             rate = recipe.optimizer.lr
             raise ConfigError(f"optimizer.lr={rate:g}: the classifier diverged; lower it")
-        scores = {
-            "top1": found["val_acc1"],
-            "top5": found.get("val_acc5"),
-            "nll": found["val_loss"],
-        }
+        keys = {"top1": "val_acc1", "top5": "val_acc5", "nll": "val_loss"}
+        scores = {name: found.get(key) for name, key in keys.items()}
         classifier = FINE_TUNED if recipe.finetune else LINEAR_LAYER
-        measured = figures.measured(classifier, self.where, model.images, scores)
+        measured = figures.measured(classifier, where, model.images, scores)
         speeds = lines.images_per_second
         speed = statistics.median(speeds) if speeds else None
         more = {"epochs": trainer.current_epoch, "images_per_second": speed}

@@ -1,6 +1,6 @@
 """Runs one command whole, and once more with a kill at one moment after another.
 
-In forks of this process, which has paid for the imports. Prints one JSON list per killed session:
+In forks of this process, which has paid for the imports. Prints one JSON list per killed sitting:
 the moment, the signal that ended it, the epochs whose checkpoints it left.
 
     python killed_worker.py FOLDER KEY=VALUE ...
@@ -19,6 +19,7 @@ from typing import Any
 import solo_mim.training as command
 from solo_mim.commands import main
 from solo_mim.data.photo_patches import photo_patches
+from solo_mim.progress import EpochLines
 from solo_mim.runs import checkpoints, files
 
 
@@ -58,7 +59,7 @@ def half_a_checkpoint() -> None:
     checkpoints.torch.save = cut  # type: ignore[assignment]
 
 
-# `os.replace` puts in place, in this order: configuration, provenance, in a session that resumes
+# `os.replace` puts in place, in this order: configuration, provenance, in a sitting that resumes
 # the metrics that its checkpoint brings, then for each epoch metrics and checkpoint.
 MOMENTS: dict[str, Callable[[], None]] = {
     "configuration written, not in place": at_call(files.os, "replace", 1),
@@ -68,13 +69,13 @@ MOMENTS: dict[str, Callable[[], None]] = {
     "half a checkpoint, a later one": half_a_checkpoint,
     "metrics written, not in place": at_call(files.os, "replace", 4),
     "checkpoint in place, the one before not gone": at_call(files.os, "replace", 5, whole=True),
-    "second epoch of this session": at_call(command.EpochLines, "on_train_batch_end", 5),
+    "second epoch of this session": at_call(EpochLines, "on_train_batch_end", 5),
     "evaluation": at_call(command, "evaluate_features", 3),
     "curves drawn, no result": at_call(files, "write_json", 2),
 }
 
 
-def session(arguments: list[str], moment: Callable[[], None], seconds: float | None = None) -> int:
+def sitting(arguments: list[str], moment: Callable[[], None], seconds: float | None = None) -> int:
     """The wait status of a fork that runs the command."""
     child = os.fork()
     if child == 0:
@@ -95,14 +96,14 @@ if __name__ == "__main__":
 
     photo_patches()  # cached, and so shared with the forks
     started = time.perf_counter()
-    assert session(run_in("whole"), lambda: None) == 0
+    assert sitting(run_in("whole"), lambda: None) == 0
     whole = time.perf_counter() - started
     for name, moment in MOMENTS.items():
-        status = session(run_in("killed"), moment)
+        status = sitting(run_in("killed"), moment)
         left = sorted(int(p.stem[6:]) for p in Path(output).glob("killed/*/checkpoints/*.ckpt"))
         print(json.dumps([name, os.waitstatus_to_exitcode(status), left]))
     draw = random.Random(0)
     for _ in range(2):
-        session(run_in("timed"), lambda: None, seconds=draw.uniform(0.3, 0.9) * whole)
+        sitting(run_in("timed"), lambda: None, seconds=draw.uniform(0.3, 0.9) * whole)
     for folder in ("killed", "timed"):
-        assert session(run_in(folder), lambda: None) == 0
+        assert sitting(run_in(folder), lambda: None) == 0

@@ -23,6 +23,7 @@ from lightning.pytorch.utilities import rank_zero_only
 import solo_mim.training as command
 from solo_mim.commands import main
 from solo_mim.data.photo_patches import photo_patches
+from solo_mim.progress import EpochLines
 from solo_mim.protocols import figures
 from solo_mim.runs import checkpoints
 
@@ -43,7 +44,7 @@ def strike(folder: Path, rank: int, numbers: tuple[int, ...]) -> None:
 def at(where: str, call: int, target: int, *numbers: int) -> Callable[[Path, int], None]:
     """Has signals sent amid one call of a function: to its process, or by the first to all."""
     owner, name = {
-        "batch": (command.EpochLines, "on_train_batch_end"),
+        "batch": (EpochLines, "on_train_batch_end"),
         "save": (checkpoints.torch, "save"),
         "evaluation": (command, "evaluate_features"),
     }[where]

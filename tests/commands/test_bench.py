@@ -104,7 +104,7 @@ def test_a_step_that_does_not_fit_is_said_and_left_out(monkeypatch, capsys):
 
     monkeypatch.setattr(bench, "measure_steps", full)
     found = bench.Benchmark("step", 1, 1, "cpu")
-    found.steps([8], [4], ["32-true"], [32], ["small_cnn"], [])
+    found.run([32], [8], [4], ["32-true"], ["small_cnn"], [])
     assert found.rows == []
     said = "small_cnn, 32 px, N = 8, D = 4, 32-true: does not fit into memory"
     assert said in capsys.readouterr().out

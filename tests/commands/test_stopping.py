@@ -230,7 +230,7 @@ def test_damaged_yardsticks_are_measured_again(tmp_path, monkeypatch, capsys, co
         data=SimpleNamespace(num_train_images=1, crop_size=2),
         _offline=lambda *_: SimpleNamespace(accuracies=lambda: {"probe_top1": 1.0}),
     )
-    found = training._Run._yardsticks(run, torch.nn.Identity())
+    found = training._Run._baselines(run, torch.nn.Identity())
     assert found == {name: {"probe_top1": 1.0} for name in ("untrained", "raw_pixels")}
     assert json.loads(path.read_text()) == found
     assert f"{path} is damaged" in capsys.readouterr().out
