@@ -151,18 +151,14 @@ def measure(samples: int, dim: int, repeats: int, device: torch.device) -> list[
     for name, step in steps.items():
         low, high = torch.tensor(times[name]).quantile(torch.tensor(SPREAD)).tolist()
         of_ours = [a / b for a, b in zip(times[OURS], times[name], strict=True)]
-        rows.append(
-            {
-                "N": samples,
-                "D": dim,
-                "loss": name,
-                "ms": 1e3 * statistics.median(times[name]),
-                "ms_low": 1e3 * low,
-                "ms_high": 1e3 * high,
-                "explicit_mim_over_this": statistics.median(of_ours),
-                "peak_mib": peak_memory(step, device),
-            }
-        )
+        ms = {
+            "ms": 1e3 * statistics.median(times[name]),
+            "ms_low": 1e3 * low,
+            "ms_high": 1e3 * high,
+        }
+        of = {"N": samples, "D": dim, "loss": name, **ms}
+        of["explicit_mim_over_this"] = statistics.median(of_ours)
+        rows.append({**of, "peak_mib": peak_memory(step, device)})
     return rows
 
 
@@ -212,18 +208,9 @@ def measure_steps(
     rows = []
     for name in of:
         ratio, low, high = median_ratio(times[name], times[TRIVIAL])
-        rows.append(
-            {
-                "backbone": backbone,
-                "N": samples,
-                "D": dim,
-                "loss": name,
-                "ms": 1e3 * statistics.median(times[name]),
-                "over_trivial": ratio,
-                "low": low,
-                "high": high,
-            }
-        )
+        ms = 1e3 * statistics.median(times[name])
+        of_step = {"backbone": backbone, "N": samples, "D": dim, "loss": name, "ms": ms}
+        rows.append({**of_step, "over_trivial": ratio, "low": low, "high": high})
     return rows
 
 
