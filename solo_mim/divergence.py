@@ -16,13 +16,8 @@ from solo_mim.errors import RunError
 def diverged(
     trainer: Trainer, what: str, lr: float, reason: object, step: int | None = None
 ) -> RunError:
-    """The error of a training, in the epoch in which it was noticed, that has diverged.
-
-    Args:
-        what, lr: as of `Divergence`.
-        reason: what was found.
-        step: batch of the epoch, from 1; by default the present one.
-    """
+    """The error of a training, as of `Divergence`, that has diverged in the present epoch, in a
+    step counted from 1, by default the present one."""
     step = step or trainer.fit_loop.batch_idx + 1
     return RunError(
         f"optimizer.lr={lr:g}: {what} has diverged in epoch {trainer.current_epoch + 1}, "

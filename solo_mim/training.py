@@ -42,6 +42,7 @@ from solo_mim.trainer import fit, peak_memory_mib, trainer_of
 
 # Raw pixels of larger data sets are not worth their memory: their kNN says little anyway.
 _RAW_PIXELS_LIMIT = 2**31  # bytes as float32
+_ONLINE = {"probe_top1": "val_acc1", "probe_top5": "val_acc5", "knn_top1": "val_knn_acc1"}
 
 
 def pretrain(recipe: PretrainRecipe) -> Result:
@@ -154,8 +155,22 @@ class _Run:
         return path, None if is_plain else content
 
     def _begin(self, checkpoint: Path | None, foreign: dict[str, Any] | None) -> None:
+        recipe, data, opt = self.recipe, self.data, self.recipe.optimizer
+        several = recipe.processes > 1
+        joint = f" x {recipe.processes} processes = {recipe.global_batch}" if several else ""
+        steps = recipe.accumulate_grad_batches or 1
+        accumulated = f", gradients of {steps} batches in each step" if steps > 1 else ""
         differs = self.folder.begin(checkpoint)
-        print("\n".join([*_announcement(self.recipe, self.data, self.folder), *differs]))
+        print(
+            f"{recipe.method} on {recipe.data.dataset}: {data.num_train_images:,} training and "
+            f"{data.num_val_images:,} held-out images, {data.num_classes} classes, "
+            f"{data.num_large_crops + data.num_small_crops} views of {data.crop_size} px\n"
+            f"{recipe.backbone.name}, {epochs(recipe.max_epochs)}, batch {opt.batch_size}{joint}"
+            f"{accumulated}, {opt.name}, lr {recipe.scaled(opt.lr):g} (scaled to the batch), "
+            f"seed {recipe.seed}\nrun folder: {self.folder}",
+            *differs,
+            sep="\n",
+        )
         if self.start and checkpoint is None:
             print(f"starts from {self.start.source.path}: {' and '.join(self.taken)}")
         if foreign is not None:  # the other processes wait for it before they read
@@ -225,11 +240,7 @@ class _Run:
             "epochs": self.trainer.current_epoch,
             "evaluated_on": figures.evaluated_on(recipe),
             "offline_evaluated_on": figures.offline_split(recipe)[1],
-            "online": {
-                "probe_top1": _last(metrics, "val_acc1"),
-                "probe_top5": _last(metrics, "val_acc5"),
-                "knn_top1": _last(metrics, "val_knn_acc1"),
-            },
+            "online": {name: _last(metrics, column) for name, column in _ONLINE.items()},
             # Of a validation that the processes share: `SSLDataModule.val_dataloader`.
             "online_left_out": data.num_val_images % self.trainer.world_size,
             "offline": offline,
@@ -262,22 +273,6 @@ def _of_all_processes(paths: list[str]) -> list[str]:
         met = [[]] * dist.get_world_size()
         dist.all_gather_object(met, paths)
     return list(dict.fromkeys(itertools.chain(*met)))
-
-
-def _announcement(recipe: PretrainRecipe, data: SSLDataModule, folder: RunFolder) -> list[str]:
-    opt, world_size = recipe.optimizer, recipe.processes
-    joint = f" x {world_size} processes = {recipe.global_batch}" if world_size > 1 else ""
-    steps = recipe.accumulate_grad_batches or 1
-    accumulated = f", gradients of {steps} batches in each step" if steps > 1 else ""
-    return [
-        f"{recipe.method} on {recipe.data.dataset}: {data.num_train_images:,} training and "
-        f"{data.num_val_images:,} held-out images, {data.num_classes} classes, "
-        f"{data.num_large_crops + data.num_small_crops} views of {data.crop_size} px",
-        f"{recipe.backbone.name}, {epochs(recipe.max_epochs)}, batch {opt.batch_size}{joint}"
-        f"{accumulated}, {opt.name}, lr {recipe.scaled(opt.lr):g} (scaled to the batch), "
-        f"seed {recipe.seed}",
-        f"run folder: {folder}",
-    ]
 
 
 def summary(result: dict[str, Any]) -> str:

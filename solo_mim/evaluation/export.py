@@ -14,16 +14,14 @@ from torch import nn
 from solo_mim.errors import ConfigError, nearest
 
 _RESNETS = {"resnet18": "resnet18", "resnet50": "resnet50"}
+_SIZES = ("tiny", "small", "base", "large")
 # Ours, or the host's -> the library's.
 MODELS: dict[str, dict[str, str]] = {
     "torchvision": _RESNETS,
     "timm": {
         **_RESNETS,
-        **{f"vit_{size}": f"vit_{size}_patch16_224" for size in ("tiny", "small", "base", "large")},
-        **{
-            f"swin_{size}": f"swin_{size}_patch4_window7_224"
-            for size in ("tiny", "small", "base", "large")
-        },
+        **{f"vit_{size}": f"vit_{size}_patch16_224" for size in _SIZES},
+        **{f"swin_{size}": f"swin_{size}_patch4_window7_224" for size in _SIZES},
     },
 }
 TOLERANCE = 1e-5  # of features, as a share of the largest

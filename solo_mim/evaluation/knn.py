@@ -14,6 +14,8 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 from tqdm import tqdm
 
+Features = tuple[Tensor, Tensor]  # of images, N x D, and their N targets
+
 TEMPERATURE = 0.07
 EPSILON = 1e-5
 MAX_DISTANCE_MATRIX_SIZE = int(5e6)
@@ -201,11 +203,7 @@ def settings(distance: str, images: int) -> list[Setting]:
 
 
 def leave_one_out(
-    features: Tensor,
-    targets: Tensor,
-    queries: Tensor,
-    distance: str,
-    progress: bool = False,
+    features: Tensor, targets: Tensor, queries: Tensor, distance: str, progress: bool = False
 ) -> dict[Setting, float]:
     """Top-1 accuracy (%) of training images, each predicted from all others, for every setting.
 
@@ -263,8 +261,8 @@ class Neighbours:
 
 
 def chosen_neighbours(
-    train: tuple[Tensor, Tensor],
-    test: tuple[Tensor, Tensor],
+    train: Features,
+    test: Features,
     num_classes: int,
     device: torch.device | str = "cpu",
     progress: bool = False,

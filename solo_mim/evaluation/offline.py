@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from solo_mim.errors import ConfigError
-from solo_mim.evaluation.knn import knn_predictions
+from solo_mim.evaluation.knn import Features, knn_predictions
 
 # Inverse L2 penalties to choose from, strongest first: of equals the first is taken.
 PROBE_CS = (0.001, 0.01, 0.1, 1.0, 10.0)
@@ -41,12 +41,11 @@ class Predictions:
 
     def accuracies(self) -> dict[str, float | None]:
         """`knn_top1` and `probe_top1` in percent; None of no probe."""
-
-        def top1(predicted: Tensor) -> float:
-            return 100 * (predicted == self.target).double().mean().item()
-
-        probe = None if self.probe is None else top1(self.probe)
-        return {"knn_top1": top1(self.knn), "probe_top1": probe}
+        predicted = {"knn_top1": self.knn, "probe_top1": self.probe}
+        return {
+            name: None if found is None else 100 * (found == self.target).double().mean().item()
+            for name, found in predicted.items()
+        }
 
 
 @torch.inference_mode()
@@ -56,7 +55,7 @@ def extract_features(
     device: torch.device | str = "cpu",
     description: str = "features",
     progress: bool = False,
-) -> tuple[Tensor, Tensor]:
+) -> Features:
     """Features (images x dimensions, on the CPU) and targets of every image of a loader.
 
     A module is put into evaluation mode while it runs and back afterwards.
@@ -85,11 +84,7 @@ def extract_features(
 
 
 def evaluate_features(
-    train: tuple[Tensor, Tensor],
-    test: tuple[Tensor, Tensor],
-    k: int = 20,
-    distance: str = "euclidean",
-    probe: bool = True,
+    train: Features, test: Features, k: int = 20, distance: str = "euclidean", probe: bool = True
 ) -> Predictions:
     """Weighted kNN and, on request, a linear probe from training features to test features.
 
@@ -133,9 +128,7 @@ class ChosenProbe:
     converged: bool
 
 
-def chosen_probe(
-    train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], num_classes: int
-) -> ChosenProbe:
+def chosen_probe(train: Features, test: Features, num_classes: int) -> ChosenProbe:
     """Fits probes of `PROBE_CS` on part of the training features, chooses by the rest of them,
     which are drawn by class, refits on all, and evaluates that once.
 

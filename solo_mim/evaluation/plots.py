@@ -92,7 +92,7 @@ def plot_planes(
     if len(class_names) <= 20:
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="center right", fontsize="x-small", markerscale=3)
-        figure.get_layout_engine().set(rect=(0, 0, 0.86, 1))
+        figure.set_layout_engine("tight", rect=(0, 0, 0.86, 1))
     figure.suptitle(title)
     figure.savefig(path, dpi=120)
 

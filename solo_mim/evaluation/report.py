@@ -272,11 +272,7 @@ def _plain(table: Table) -> dict[str, Any]:
 
 
 def write_all(
-    tables: list[Table],
-    problems: list[Problem],
-    output: Path,
-    title: str,
-    with_latex: bool = False,
+    tables: list[Table], problems: list[Problem], output: Path, title: str, with_latex: bool
 ) -> list[Path]:
     """Every form of the report into a folder; the files that were written."""
     output.mkdir(parents=True, exist_ok=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from solo_mim.data import SSLDataModule
+from solo_mim.evaluation.knn import Features
 from solo_mim.evaluation.offline import extract_features
 from solo_mim.recipe.schema import Recipe
 from solo_mim.runs import sources
@@ -27,7 +27,7 @@ def device(recipe: Recipe) -> torch.device:
 
 def plain_features(
     recipe: Recipe, data: SSLDataModule, split: str, backbone: Any, on: torch.device | str
-) -> tuple[Tensor, Tensor]:
+) -> Features:
     """Features of a split's un-augmented images, N x D, and their classes."""
     return extract_features(
         backbone,
@@ -40,7 +40,7 @@ def plain_features(
 
 def train_and_test(
     recipe: Recipe, data: SSLDataModule, backbone: Any, on: torch.device | str
-) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+) -> tuple[Features, Features]:
     """`plain_features` of the training images, and of the split that offline figures are of."""
     split, _ = offline_split(recipe)
     train, test = (plain_features(recipe, data, part, backbone, on) for part in ("train", split))
@@ -64,8 +64,7 @@ def offline_split(recipe: Any) -> tuple[str, str]:
 
 
 def measured(classifier: str, split: str, images: int, figures: dict[str, Any]) -> dict[str, Any]:
-    """Accuracies (%), losses (nats) and what was chosen for them, with what they are of, so that
-    no table mixes them."""
+    """Accuracies (%), losses (nats) and what was chosen for them, with what they are of."""
     of = {"protocol": "offline", "classifier": classifier, "split": split, "images": images}
     return {**of, **figures}
 
@@ -88,13 +87,8 @@ def skipped_images(result: dict[str, Any]) -> list[str]:
 
 
 def provenance(folder: RunFolder | str, method: str | None, images: str | None) -> dict[str, Any]:
-    """The end of a result: where all lies, and what it was made with.
-
-    Args:
-        folder: of the result.
-        method: that trained the network.
-        images: their fingerprint.
-    """
+    """The end of a result: the folder that it lies in and what it was made with: the method that
+    trained the network, and the images by their fingerprint."""
     return {
         "folder": str(folder),
         "versions": versions(method),

@@ -44,12 +44,18 @@ def _evaluated(network: trained.Opened, data: SSLDataModule, folder: RunFolder) 
         train, test, data.num_classes, device, shows_progress(recipe)
     )
     chosen_on = f"{queries:,} training images, each from all others"
+    chosen = {}
+    for distance, of in found.items():
+        tried = [
+            {"k": s.k, "temperature": s.temperature, "top1": t} for s, t in of.candidates.items()
+        ]
+        chosen[distance] = {**asdict(of.setting), "chosen_on": chosen_on, "candidates": tried}
     where = figures.offline_split(recipe)[1]
     result = {
         "data": recipe.data.dataset,
         "backbone": recipe.backbone.name,
         "measured": [_row(distance, of, where, len(test[1])) for distance, of in found.items()],
-        "chosen": {distance: _choice(of, chosen_on) for distance, of in found.items()},
+        "chosen": chosen,
         "seconds": time.perf_counter() - started,
         "corrupt_images": data.corrupt_images,
         "peak_memory_mib": peak_memory_mib(),
@@ -66,14 +72,6 @@ def _row(distance: str, of: Neighbours, split: str, images: int) -> dict[str, An
     setting = f"k = {of.setting.k}" + (f", T = {temperature:g}" if temperature else "")
     scores = {"setting": setting, "top1": of.top1, "top5": of.top5}
     return figures.measured(f"kNN, {distance}", split, images, scores)
-
-
-def _choice(of: Neighbours, chosen_on: str) -> dict[str, Any]:
-    candidates = [
-        {"k": setting.k, "temperature": setting.temperature, "top1": top1}
-        for setting, top1 in of.candidates.items()
-    ]
-    return {**asdict(of.setting), "chosen_on": chosen_on, "candidates": candidates}
 
 
 def summary(result: Result) -> str:
