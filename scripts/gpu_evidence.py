@@ -42,7 +42,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # not installed where there is no network
 
 WHEELS = ("hydra-core", "omegaconf", "antlr4-python3-runtime", "solo-learn")
-IMAGES = "cifar10.tar"
+IMAGES = "cifar10.tar.gz"
 MOST = 60 * 2**20  # bytes of a pack
 METHODS = ("explicit_mim", "vicreg", "simclr", "barlow_twins", "byol")
 LOSSES = ("explicit_mim", "vicreg", "barlow_twins", "simclr")
@@ -633,7 +633,7 @@ def pack(folder: Path, data: Path | None) -> None:
     wanted = [f"{name}=={importlib.metadata.version(name)}" for name in WHEELS]
     wheel = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir"]
     subprocess.run([*wheel, str(folder), *wanted], check=True)
-    with tarfile.open(folder / IMAGES, "w") as archive:
+    with tarfile.open(folder / IMAGES, "w:gz") as archive:
         for part in PARTS.values():
             archive.add(data / part, part)
     size = sum(path.stat().st_size for path in folder.iterdir())

@@ -56,7 +56,7 @@ def finish_folder(folder, run, predicted, target):
 
 
 def test_every_swept_arm_has_as_many_settings_and_rates(study):
-    assert {len(study.ARMS[name].settings()) for name in study.ARMS} == {3}
+    assert {len(study.ARMS[name].settings()) for name in study.TUNED} == {3}
     assert all([run.rate for run in study.sweep(name)] == list(study.RATES) for name in study.ARMS)
     names = [run.name for name in study.ARMS for run in study.sweep(name)]
     assert len(set(names)) == len(names)
@@ -136,7 +136,7 @@ def test_one_rate_serves_all_untuned_methods_in_22_conditions_without_the_studys
     assert len(runs) == 22 * len(study.UNTUNED)
     assert len({run.line() for run in runs}) == len(runs)
     settings = {(run.arm, run.setting) for run in runs}
-    assert {("linear", "0.3"), ("vicreg", "25"), ("simclr", "0.2")} <= settings
+    assert {("isotropic", "0.001"), ("vicreg", "25"), ("simclr", "0.2")} <= settings
 
 
 def test_regret_is_the_distance_to_the_best_of_each_condition(study, records):
@@ -159,9 +159,9 @@ def test_a_finished_stage_is_tested_by_seed(study, records, capsys):
     def chosen(run):
         return 50.0 - abs(run.rate - 3e-3) + (run.setting == study.ARMS[run.arm].settings()[0])
 
-    for arm in ("linear", "vicreg"):
+    for arm in ("isotropic", "vicreg"):
         records.sweep(arm, chosen)
-    lead = {"vicreg": [6, 6, 6, 6, 7], "linear": 5 * [0]}
+    lead = {"vicreg": [6, 6, 6, 6, 7], "isotropic": 5 * [0]}
     tuned = study.expected("tuned", records)
     records.finish(tuned, lambda run: 50.0 + run.seed + lead[run.arm][run.seed - 1])
     study.report(records)
@@ -169,7 +169,7 @@ def test_a_finished_stage_is_tested_by_seed(study, records, capsys):
     probe = "59.20 ± 1.92 | -6.20 [-6.76, -5.64] | < 0.001"
     knn = "29.60 ± 0.96 | -3.10 [-3.38, -2.82] | < 0.001"
     assert f"| vicreg | 0.003, 25 | {probe} | {knn} |" in said
-    assert "| linear | 0.003, 0.3 | 53.00 ± 1.58 |  |  | 26.50 ± 0.79 |  |  |" in said
+    assert "| isotropic | 0.003, 0.001 | 53.00 ± 1.58 |  |  | 26.50 ± 0.79 |  |  |" in said
     written = json.loads((records.path.parent / "study2.json").read_text())
     assert written["tuned"]["vicreg"]["probe mean"] == pytest.approx(-6.2)
 
@@ -184,7 +184,7 @@ def test_one_seed_is_compared_without_a_test(study, records, capsys):
         )
     larger = study.expected("larger", records)
     assert len(larger) == len(study.LARGER)
-    records.finish(larger, lambda run: {"linear": 60.0, "vicreg": 61.5}.get(run.arm, 59.0))
+    records.finish(larger, lambda run: {"isotropic": 60.0, "vicreg": 61.5}.get(run.arm, 59.0))
     study.report(records)
     said = capsys.readouterr().out
     assert "| vicreg | 0.003, 25 | 61.50 | -1.50 | one seed | 30.75 | -0.75 | one seed |" in said

@@ -1,8 +1,11 @@
 """Data sets that torchvision downloads and checks: CIFAR, Fashion-MNIST, STL-10."""
 
+import gzip
+import zlib
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -75,8 +78,13 @@ def _two_splits(
     statistics: tuple[RGB, RGB],
     data: Mapping[str, Any],
 ) -> DataSplits:
-    def both(root: Path, fetch: bool) -> tuple[Any, Any]:
-        return archive(root, train=True, download=fetch), archive(root, train=False)
+    def both(root: Path, fetch: bool) -> tuple[Any, ...]:
+        try:
+            return archive(root, train=True, download=fetch), archive(root, train=False)
+        except RuntimeError:
+            if archive is FashionMNIST and not fetch and (found := _compressed(root)):
+                return found
+            raise
 
     sets, parts = [], _present(data, archive, both)
     for part in parts:
@@ -85,6 +93,35 @@ def _two_splits(
         sets.append(ImageSet(Pixels(pixels), np.asarray(part.targets, np.int64)))
     train, test = sets
     return DataSplits(train, test, test, tuple(parts[0].classes), *statistics)
+
+
+def _compressed(root: Path) -> tuple[Any, ...] | None:
+    """Fashion-MNIST of the four files as they are published and as Debian has them, in the folder
+    or where torchvision looks for them unpacked; None where they are not there."""
+    for folder in (root, root / "FashionMNIST" / "raw"):
+        files = [folder / name for name, _ in FashionMNIST.resources]
+        if all(file.is_file() for file in files):
+            images, labels, test_images, test_labels = map(_idx, files)
+            classes = FashionMNIST.classes
+            return (
+                SimpleNamespace(data=images, targets=labels, classes=classes),
+                SimpleNamespace(data=test_images, targets=test_labels, classes=classes),
+            )
+    return None
+
+
+def _idx(file: Path) -> np.ndarray:
+    """The bytes of one of MNIST's files, whose head says how many there are in each direction.
+
+    Raises:
+        ValueError: it is cut short, or no such file.
+    """
+    try:
+        content = gzip.decompress(file.read_bytes())
+        shape = np.frombuffer(content, ">i4", count=content[3], offset=4)
+        return np.frombuffer(content, np.uint8, offset=4 + shape.nbytes).reshape(shape)
+    except (OSError, EOFError, IndexError, zlib.error) as error:
+        raise ValueError(f"{file} is damaged: {error}") from error
 
 
 def _present(data: Mapping[str, Any], archive: Archive, read: Callable[[Path, bool], Any]) -> Any:

@@ -63,7 +63,6 @@ def in_memory(images: ImageSet, on_corrupt: OnCorrupt) -> ImageSet:
     if isinstance(source, Pixels):
         pixels = source.pixels[: len(images)] if images.rows is None else source.pixels[images.rows]
         return ImageSet(Pixels(pixels), images.labels)
-    assert isinstance(source, Files)
     array, unreadable = np.empty((0, 0, 0, 3), np.uint8), {}
     for index in tqdm(range(len(images)), "decoding", unit=" images", leave=False, disable=None):
         try:
@@ -76,6 +75,7 @@ def in_memory(images: ImageSet, on_corrupt: OnCorrupt) -> ImageSet:
         if not array.size:
             array, first = np.zeros((len(images), *pixels.shape), np.uint8), index
         if pixels.shape != array.shape[1:]:
+            assert isinstance(source, Files)  # arrays on disk are of one size
             paths = [_path(images, source, i) for i in (first, index)]
             sizes = [f"{w} x {h}" for h, w, _ in (array.shape[1:], pixels.shape)]
             raise DataError(

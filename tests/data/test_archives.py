@@ -1,3 +1,4 @@
+import gzip
 import pickle
 import tracemalloc
 from collections import Counter
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import sklearn.model_selection  # noqa: F401  # its import must not count as memory of a data set
+import torch
 from torchvision.datasets import CIFAR10, CIFAR100, STL10, FashionMNIST
 
 from solo_mim.data import DataError, SSLDataModule
@@ -138,6 +140,33 @@ def test_fashion_mnist_becomes_rgb(fake_fashion_mnist: Path) -> None:
         assert splits.test[i] == reference[i][0].convert("RGB")
 
 
+@pytest.mark.parametrize("place", [".", "FashionMNIST/raw"])
+def test_fashion_mnist_is_read_compressed_as_it_is_published(
+    place: str, fake_fashion_mnist: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """And nothing is written beside it."""
+    folder = tmp_path_factory.mktemp("compressed")
+    (folder / place).mkdir(parents=True, exist_ok=True)
+    for file in (fake_fashion_mnist / "FashionMNIST" / "raw").iterdir():
+        (folder / place / f"{file.name}.gz").write_bytes(gzip.compress(file.read_bytes()))
+    there = sorted(folder.rglob("*"))
+    found, reference = (
+        load_splits({"dataset": "fashion_mnist", "train_path": str(root)})
+        for root in (folder, fake_fashion_mnist)
+    )
+    assert sorted(folder.rglob("*")) == there
+    assert (found.class_names, found.fingerprint) == (reference.class_names, reference.fingerprint)
+    for ours, theirs in ((found.train, reference.train), (found.test, reference.test)):
+        assert ours is not None
+        assert theirs is not None
+        assert ours.labels.tolist() == theirs.labels.tolist()
+        assert all(ours[i] == theirs[i] for i in range(len(theirs)))
+    cut = next(folder.rglob("t10k-images*"))
+    cut.write_bytes(cut.read_bytes()[:-9])
+    with pytest.raises(DataError, match=r"t10k-images-idx3-ubyte\.gz is damaged"):
+        load_splits({"dataset": "fashion_mnist", "train_path": str(folder), "download": False})
+
+
 def test_fashion_mnist_is_resized_to_the_crops(
     fake_fashion_mnist: Path, make_cfg: Callable[..., Any]
 ) -> None:
@@ -202,6 +231,18 @@ def test_stl10_is_what_torchvision_reads(fake_stl10: Path) -> None:
     assert splits.train.labels.tolist() == [*range(10)] * 4 + [-1] * 60
     assert (splits.class_names, splits.num_classes) == (STL10_CLASSES, 10)
     assert (splits.mean, splits.std) == STL10_STATISTICS
+
+
+def test_stl10_in_memory_is_the_same_images(fake_stl10: Path, make_cfg: Callable[..., Any]) -> None:
+    keys = {"dataset": "stl10", "train_path": str(fake_stl10)}
+    on_disk, in_memory = (
+        list(SSLDataModule(make_cfg(20, format=name, **keys)).plain_dataloader("train"))
+        for name in ("image_folder", "tensor")
+    )
+    pairs = zip(on_disk, in_memory, strict=True)
+    assert all(torch.equal(a, b) for one, other in pairs for a, b in zip(one, other, strict=True))
+    loader = SSLDataModule(make_cfg(20, format="tensor", **keys)).train_dataloader()
+    assert {x.shape for _, X, _ in loader for x in X} == {(20, 3, 32, 32)}
 
 
 def test_stl10_holds_labelled_images_out(fake_stl10: Path) -> None:
