@@ -276,11 +276,11 @@ def losses_lines(found: dict[str, Any]) -> list[str]:
 def steps(job: Job) -> dict[str, Any]:
     chosen = ["--losses", *LOSSES]
     if job.small:
-        size = ["-N", "16", "-D", "128", "-b", "small_cnn", "--repeats", "3"]
+        size = ["-N", "16", "-D", "128", "--backbones", "small_cnn", "--repeats", "3"]
         return bench(job, "step", {"small": [*size, *chosen]})
     calls = {}
-    small = ["-b", "resnet18", "--crop-sizes", "32"]
-    large = ["-b", "resnet50", "--crop-sizes", "224", "-N", "256", "-D", "2048"]
+    small = ["--backbones", "resnet18", "--crop-sizes", "32"]
+    large = ["--backbones", "resnet50", "--crop-sizes", "224", "-N", "256", "-D", "2048"]
     for p in MIXED:
         calls[f"resnet18-{p}"] = [*small, "-N", "256", "-D", "128", "2048", "--precision", p]
         calls[f"resnet50-{p}"] = [*large, "--precision", p, "--repeats", "7"]
