@@ -69,6 +69,8 @@ def step_cost(model: Any, images: int, crop_sizes: Sequence[int], num_classes: i
 def _counted_step(model: Any, images: list[Any]) -> tuple[Any, int, int]:
     """Trains one step of all images: index, views, class each; the optimiser, operations and bytes
     kept for the backward."""
+    shown = ("enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+    quiet: Any = dict.fromkeys(shown, False)
     trainer = pl.Trainer(
         max_steps=1,
         limit_val_batches=0,
@@ -76,9 +78,7 @@ def _counted_step(model: Any, images: list[Any]) -> tuple[Any, int, int]:
         accelerator="cpu",
         devices=1,
         logger=False,
-        **dict.fromkeys(
-            ("enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False
-        ),
+        **quiet,
     )
     parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept: dict[int, int] = {}

@@ -55,7 +55,8 @@ def _embedded(
     where = where if split == usual else _SPLITS.get(split, figures.evaluated_on(recipe))
     data.plain_dataloader(split)  # refuses a split that is not there
     device = figures.device(recipe)
-    model, no_z = None, None
+    model: Any = None
+    no_z = None
     try:
         model = trained.whole_model(network, data.num_large_crops, data.num_small_crops)
     except ConfigError as error:

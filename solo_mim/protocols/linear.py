@@ -78,7 +78,7 @@ def prepared(cfg: DictConfig) -> tuple[LinearRecipe, trained.Source]:
     images = replace(recipe.data.augmentations, crop_size=size)
     # Of one process strategy and synchronisation say nothing; a list names its device.
     devices = recipe.devices if isinstance(recipe.devices, list) else 1
-    one = {"devices": devices, "strategy": None, "sync_batchnorm": False}
+    one: Any = {"devices": devices, "strategy": None, "sync_batchnorm": False}
     return replace(recipe, data=replace(recipe.data, augmentations=images), **one), source
 
 
