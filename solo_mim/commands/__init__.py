@@ -73,6 +73,17 @@ def _interrupted(error: BaseException, number: int) -> int:
     return 128 + number
 
 
+def _nobody_reads() -> bool:
+    """Whether stdout is a pipe without a reader, as in `solo-mim report runs | head`; then what is
+    left to print goes nowhere."""
+    try:
+        print(flush=True)  # an empty buffer alone would tell nothing
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs one command.
 
@@ -93,11 +104,12 @@ def main(argv: list[str] | None = None) -> int:
             if command not in COMMANDS:
                 raise ConfigError(f"unknown command '{command}'{nearest(command, COMMANDS)}")
             # Imported here: torch and lightning take seconds that `--help` should not.
-            return importlib.import_module(f"solo_mim.commands.{command}").run(rest)
-        except BrokenPipeError:  # of `solo-mim report runs | head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 128 + signal.SIGPIPE
+            code: int = importlib.import_module(f"solo_mim.commands.{command}").run(rest)
+            sys.stdout.flush()
+            return code
         except (Exception, KeyboardInterrupt) as error:
+            if isinstance(error, BrokenPipeError) and _nobody_reads():
+                return 141  # as a shell has it of SIGPIPE
             refused = isinstance(error, (ConfigError, MissingHostError, RunError))
             # A library that is interrupted amid its import may make another error of it.
             if isinstance(error, KeyboardInterrupt) or (signals and not refused):

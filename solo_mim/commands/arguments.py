@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from solo_mim.installed import CONFIG_FOLDER
+from solo_mim.installed import CONFIG_FOLDER, recipe_folders
 
 
 def is_override(argument: str) -> bool:
@@ -44,21 +44,17 @@ def of_a_network(
     return parser
 
 
-def asks_for_help(arguments: list[str]) -> bool:
-    """Whether help is wanted of a command whose arguments are Hydra's."""
-    return bool({"--help", "-h"} & set(arguments))
-
-
-def help_of(command: str) -> str:
-    """What `configs/COMMAND.yaml` has for Hydra's help, without Hydra."""
+def shows_help(command: str, arguments: list[str]) -> bool:
+    """Prints what Hydra's help has of `configs/COMMAND.yaml`, without Hydra, where it is asked for;
+    whether it is."""
+    if not {"--help", "-h"} & set(arguments):
+        return False
+    groups: dict[str, set[str]] = {}
+    for folder in (CONFIG_FOLDER, *recipe_folders().values()):
+        for path in folder.glob("*/**/*.yaml"):
+            groups.setdefault(path.parent.relative_to(folder).as_posix(), set()).add(path.stem)
+    listed = [f"{name}: {', '.join(sorted(options))}\n" for name, options in sorted(groups.items())]
     said = yaml.safe_load((CONFIG_FOLDER / f"{command}.yaml").read_text())["hydra"]["help"]
-    groups = {
-        folder.name: sorted(path.stem for path in folder.glob("*.yaml"))
-        for folder in sorted(CONFIG_FOLDER.iterdir())
-        if folder.is_dir()
-    }
-    listed = "\n".join(
-        f"{name}: {', '.join(options)}" for name, options in groups.items() if options
-    )
     text = said["template"].replace("${hydra.help.header}", said["header"].rstrip())
-    return text.replace("$APP_CONFIG_GROUPS", f"{listed}\n")
+    print(text.replace("$APP_CONFIG_GROUPS", "".join(listed)))
+    return True

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from solo_mim.commands.arguments import asks_for_help, help_of, is_override
+from solo_mim.commands.arguments import is_override, shows_help
 
 # Hydra's options that the next argument belongs to.
 _TAKE_A_VALUE = {
@@ -49,8 +49,7 @@ def hydra_arguments(arguments: list[str]) -> list[str]:
 
 def run(arguments: list[str]) -> int:
     """The command: the network, and Hydra's arguments."""
-    if asks_for_help(arguments):
-        print(help_of("linear"))
+    if shows_help("linear", arguments):
         return 0
     from solo_mim.protocols.linear import linear
     from solo_mim.recipe.compose import run_by_hydra

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from solo_mim.commands.arguments import asks_for_help, help_of
+from solo_mim.commands.arguments import shows_help
 
 
 def run(arguments: list[str]) -> int:
     """The command: `arguments` are Hydra's."""
-    if asks_for_help(arguments):
-        print(help_of("pretrain"))
+    if shows_help("pretrain", arguments):
         return 0
     from solo_mim.recipe.checks import checked
     from solo_mim.recipe.compose import run_by_hydra

@@ -191,9 +191,9 @@ def _readable(name: str, folder: Path) -> str:
     file = folder / f"{stem}.yml"
     if (folder / f"{stem}.yaml").is_file() or not file.is_file():
         return name
-    place = Path(tempfile.mkdtemp())
-    atexit.register(shutil.rmtree, place, ignore_errors=True)
-    _COPIES[Path(shutil.copy(file, place / f"{stem}.yaml"))] = file
+    copies = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, copies, ignore_errors=True)
+    _COPIES[Path(shutil.copy(file, copies / f"{stem}.yaml"))] = file
     return stem
 
 

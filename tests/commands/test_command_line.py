@@ -14,13 +14,15 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 
 from solo_mim import trainer, training
 from solo_mim.commands import COMMANDS, main
 from solo_mim.data.photo_patches import photo_patches
 from solo_mim.errors import ConfigError
-from solo_mim.installed import PACKAGE
+from solo_mim.installed import CONFIG_FOLDER, PACKAGE
 from solo_mim.protocols import linear
 from solo_mim.recipe.checks import checked
 from solo_mim.runs import sources
@@ -887,6 +889,42 @@ def test_help_is_readable_everywhere(monkeypatch, capsys):
         if command == "pretrain":
             assert re.search("method: .*barlow_twins, .*explicit_mim, .*vicreg", shown)
             assert "== Config ==" not in shown
+
+
+def test_help_lists_the_groups_that_hydra_finds(solo_mim):
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+        found = GlobalHydra.instance().hydra.list_all_config_groups()
+    assert "data/method/vit" in found
+    shown = solo_mim("pretrain", "--help").out
+    groups = shown.partition("option of each)")[2].partition("Examples")[0].split("\n")
+    listed = [line.partition(":")[0] for line in groups if line]
+    assert listed == sorted(group for group in found if not group.startswith("hydra"))
+
+
+def test_a_reader_that_leaves_early_is_no_error():
+    reads, writes = os.pipe()
+    os.close(reads)
+    try:
+        for environment in ({}, {"PYTHONUNBUFFERED": "1"}):
+            done = subprocess.run(
+                [sys.executable, "-m", "solo_mim", "methods"],
+                env={**os.environ, **environment},
+                stdout=writes,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            assert (done.returncode, done.stderr) == (141, "")
+    finally:
+        os.close(writes)
+
+
+def test_another_broken_pipe_is_an_error_as_any_other(monkeypatch, capsys):
+    def broken(arguments):
+        raise BrokenPipeError("of a worker")
+
+    monkeypatch.setattr("solo_mim.commands.doctor.run", broken)
+    with pytest.raises(BrokenPipeError, match="of a worker"):
+        main(["doctor"])
 
 
 def test_doctor_and_methods_fit_one_screen(capsys):
