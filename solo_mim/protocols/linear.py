@@ -95,7 +95,7 @@ def prepared(cfg: DictConfig) -> tuple[LinearRecipe, trained.Source]:
 def _refuse_impossible(recipe: LinearRecipe) -> None:
     if recipe.processes > 1:
         raise ConfigError("devices: a classifier is trained on one device; set devices=1")
-    if recipe.trainer["limit_val_batches"] == 0:
+    if recipe.plain["limit_val_batches"] == 0:
         raise ConfigError("limit_val_batches=0: nothing would be evaluated; leave it out")
     if recipe.auto_augment:
         raise ConfigError("auto_augment=true: there is no RandAugment here; set it to false")

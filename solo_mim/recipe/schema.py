@@ -1,7 +1,6 @@
 """What a run is asked for: main's schema plus ours, as frozen dataclasses.
 
-Keys, types and defaults stand here, what values they may have in `checks`. Below the command line
-everything takes one of these; `host_config` is what the host's classes take.
+Keys, types and defaults stand here, what values they may have in `checks`.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ from dataclasses import asdict, dataclass, field, fields, make_dataclass
 from typing import Any
 
 import torch
-from hydra.core.config_store import ConfigStore
 from lightning.pytorch import Trainer
 from omegaconf import MISSING, DictConfig, OmegaConf
 
@@ -232,13 +230,7 @@ class Recipe:
         return asdict(self)
 
     @property
-    def trainer(self) -> dict[str, Any]:
-        """The arguments of lightning's Trainer among it."""
-        return {key: getattr(self, key) for key in sorted(TRAINER_KEYS)}
-
-    @property
     def on_cpu(self) -> bool:
-        """Whether it trains on CPUs."""
         automatic = self.accelerator == "auto" and not torch.cuda.is_available()
         return self.accelerator == "cpu" or automatic
 
@@ -249,7 +241,7 @@ class Recipe:
 
     @property
     def global_batch(self) -> int:
-        """Images of a step's batch in all processes."""
+        """Images of a step in all processes."""
         return self.optimizer.batch_size * self.processes
 
     def scaled(self, rate: float) -> float:
@@ -323,9 +315,6 @@ def node(recipe: type[Recipe]) -> DictConfig:
     return writable(OmegaConf.structured(with_trainer_keys(recipe)))  # type: ignore[arg-type]
 
 
-ConfigStore.instance().store(name="schema", node=node(PretrainRecipe))
-ConfigStore.instance().store(name="linear_schema", node=node(LinearRecipe))
-
 # Of the optimisers, which main fills in.
 _OPTIMIZER_DEFAULTS: dict[str, dict[str, Any]] = {
     "sgd": {"momentum": 0.9},
@@ -348,10 +337,10 @@ def host_config(
                 "sync_batchnorm=true: there is none on CPUs; set it to false, or devices to 1"
             )
         cfg.sync_batchnorm = False
-    elif isinstance(recipe.devices, str) or recipe.devices == -1:
-        listed = "," in str(recipe.devices)
-        indexes = [int(d) for d in recipe.devices.split(",")] if listed else None
-        cfg.devices = indexes or num_devices(recipe.devices, on_cpu=False)
+    elif isinstance(recipe.devices, str) and "," in recipe.devices:
+        cfg.devices = [int(index) for index in recipe.devices.split(",")]
+    elif not isinstance(recipe.devices, list):
+        cfg.devices = num_devices(recipe.devices, on_cpu=False)
     cfg.data.num_classes = num_classes
     cfg.data.num_large_crops, cfg.data.num_small_crops = num_large_crops, num_small_crops
     for key in ("lr", "classifier_lr"):
