@@ -33,18 +33,14 @@ COMMANDS = {
     "doctor": "tell what is installed: host, versions, devices, optional parts",
 }
 
-USAGE = "\n".join(
-    [
-        "solo-mim: explicit mutual information maximisation beside the solo-learn baselines",
-        "",
-        "usage: solo-mim COMMAND [--help] ...",
-        "",
-        *(f"  {name:<10} {what}" for name, what in COMMANDS.items()),
-        "",
-        "example: solo-mim pretrain method=vicreg data=photo_patches max_epochs=5",
-    ]
-)
+_LISTED = "\n".join(f"  {name:<10} {what}" for name, what in COMMANDS.items())
+USAGE = f"""solo-mim: explicit mutual information maximisation beside the solo-learn baselines
 
+usage: solo-mim COMMAND [--help] ...
+
+{_LISTED}
+
+example: solo-mim pretrain method=vicreg data=photo_patches max_epochs=5"""
 
 # With it an error shows its whole traceback.
 DEBUG = "SOLO_MIM_DEBUG"
@@ -52,12 +48,11 @@ DEBUG = "SOLO_MIM_DEBUG"
 
 def _requeued() -> str:
     """Puts the SLURM job that this runs in back into the queue, and says so; "" outside of one."""
-    environment = os.environ
-    job = environment.get("SLURM_JOB_ID")
-    if job is None or environment.get("SLURM_PROCID", "0") != "0":
+    job = os.environ.get("SLURM_JOB_ID")
+    if job is None or os.environ.get("SLURM_PROCID", "0") != "0":
         return ""
-    if "SLURM_ARRAY_JOB_ID" in environment:
-        job = f"{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}"
+    if "SLURM_ARRAY_JOB_ID" in os.environ:
+        job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     try:
         subprocess.run(["scontrol", "requeue", job], check=True)
     except (OSError, subprocess.CalledProcessError) as error:

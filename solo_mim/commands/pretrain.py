@@ -8,7 +8,6 @@ from solo_mim.commands.arguments import shows_help
 
 
 def run(arguments: list[str]) -> int:
-    """The command: `arguments` are Hydra's."""
     if shows_help("pretrain", arguments):
         return 0
     from solo_mim.recipe.checks import checked
@@ -17,8 +16,7 @@ def run(arguments: list[str]) -> int:
     from solo_mim.training import pretrain
 
     def job(cfg: Any) -> float | None:
-        """Objective of Hydra's sweepers: top-1 in percent."""
-        knn_top1: float | None = pretrain(checked(cfg))["online"]["knn_top1"]
-        return knn_top1
+        objective: float | None = pretrain(checked(cfg))["online"]["knn_top1"]
+        return objective  # of Hydra's sweepers, in percent
 
     return run_by_hydra("pretrain", job, arguments, PretrainRecipe)
