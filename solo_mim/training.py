@@ -145,7 +145,10 @@ class _Run:
             return own, None
         path = Path(self.recipe.resume_from_checkpoint)
         content, is_plain = checkpoints.read(path)
-        checkpoints.refuse_misfit(content, self.model, path, LATE_STATE)
+        state, ours = content["state_dict"], self.model.state_dict()
+        if wrong := checkpoints.misfit(state, ours, LATE_STATE):
+            key = checkpoints.KEY
+            raise ConfigError(f"{key}: {path} does not fit this configuration; {wrong}")
         if (done := content["epoch"] + 1) >= self.recipe.max_epochs:
             raise ConfigError(
                 f"max_epochs={self.recipe.max_epochs}: {path} has {done} behind it already"
@@ -202,7 +205,8 @@ class _Run:
             predictions = self._offline(self.model.backbone, self.trainer.strategy.root_device)
             offline["trained"] = predictions.accuracies()
             columns = {k: v.tolist() for k, v in vars(predictions).items() if v is not None}
-            self.folder.write_predictions(columns)
+            rows = pd.DataFrame(columns).to_csv(index=False)
+            files.write(self.folder.path / files.PREDICTIONS, rows)
         return _Evaluated(information, offline)
 
     def _offline(self, backbone: Any, device: Any, probe: bool = True) -> Predictions:
@@ -228,7 +232,7 @@ class _Run:
         for name, (backbone, where, probe) in backbones.items():
             if name not in found:
                 found[name] = self._offline(backbone.to(where), where, probe).accuracies()
-                self.folder.write_yardsticks(found)
+                files.write_json(self.folder.path / files.YARDSTICKS, found)
         return found
 
     # Its result
@@ -265,7 +269,7 @@ class _Run:
         picture = io.BytesIO()
         plot_curves(metrics, picture, self.folder.path.name)
         if curves := picture.getvalue():
-            self.folder.write_curves(curves)
+            files.write(self.folder.path / files.CURVES, curves)
         self.folder.finish(result)
         return result
 
