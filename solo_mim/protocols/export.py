@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 
 from solo_mim import trained
+from solo_mim.backbones import resolved_stem
 from solo_mim.errors import ConfigError, is_out_of_memory
 from solo_mim.evaluation.export import TOLERANCE, Target, difference, target
 from solo_mim.protocols import figures
@@ -29,7 +31,7 @@ def export(run: str, library: str, path: Path, overrides: list[str]) -> Result:
     known = network.source.cfg is not None
     pipeline = recipe.augmentations[0]
     size = pipeline["crop_size"]
-    stem = trained.stem_of(recipe)
+    stem = resolved_stem(OmegaConf.create(recipe.plain))
     wanted = target(library, recipe.backbone.name, stem, recipe.backbone.kwargs)
     state = {key: value.contiguous() for key, value in network.backbone.state_dict().items()}
     apart = _compared(wanted, library, state, network.backbone, size)
