@@ -56,9 +56,8 @@ class Source:
 
 
 def find(given: str | Path) -> Source:
-    """A run's newest whole checkpoint, or a file with the configuration that belongs to it.
-
-    That is `config.yaml` of the run around a checkpoint, or solo-learn's `args.json` beside it.
+    """A run's newest whole checkpoint, or a file with the configuration that belongs to it: that of
+    the run around it, or solo-learn's `args.json` beside it.
 
     Raises:
         ConfigError: there is nothing, or the configuration cannot be read.
@@ -124,10 +123,9 @@ def recipe_of(source: Source, overrides: list[str], needs_data: bool = True) -> 
     """
     groups, keys = split(overrides)
     if source.cfg is None:
-        if "backbone" not in groups and not any(k.startswith("backbone.name=") for k in keys):
+        named = "backbone" in groups or any(k.startswith("backbone.name=") for k in keys)
+        if not named or (needs_data and "data" not in groups):
             raise nameless(source.path, needs_data)
-        if needs_data and "data" not in groups:
-            raise nameless(source.path)
         return checked(composed("pretrain", overrides))
     cfg = source.cfg.copy()
     if groups:
@@ -311,11 +309,9 @@ class Opened:
 
     @property
     def origin(self) -> dict[str, Any]:
-        """What a result says of it."""
         return origin(self.source, self.weights)
 
     def folder(self, command: str, name: str, images: str) -> RunFolder:
-        """Of a command's results on it, as `folder_for` names it."""
         plain, digest = self.recipe.plain, self.weights.digest
         path = folder_for(command, name, plain, self.source, digest, images)
         return RunFolder(path, plain, images)

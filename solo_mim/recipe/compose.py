@@ -64,10 +64,8 @@ def on_command_line(key: str) -> bool:
 
 
 def place(key: str) -> str:
-    """What Hydra took a dotted key from: "the command line", or the path of the file.
-
-    Empty for a key that nothing sets, and where the configuration is not Hydra's.
-    """
+    """What Hydra took a dotted key from: "the command line", or the path of the file; empty where
+    nothing sets it, or the configuration is not Hydra's."""
     if not HydraConfig.initialized():
         return ""
     if on_command_line(key):
@@ -260,8 +258,7 @@ _LEAVES_NOTHING = [
 
 def _for_hydra(arguments: list[str]) -> list[str]:
     """Paths of checkpoints quoted, keys of open sections added, overrides before options, and
-    --config-path absolute: Hydra takes a relative one as relative to a file, not to where the user
-    is."""
+    --config-path absolute, for Hydra takes it as relative to a file."""
     found = [_added(_quoted(argument)) for argument in arguments]
     # Its parser does not take overrides on both sides of an option.
     found.sort(key=lambda argument: not re.match(r"~|\+*[\w./@\[\]]+=", argument))

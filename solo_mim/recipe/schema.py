@@ -285,12 +285,10 @@ def num_devices(devices: Any, on_cpu: bool) -> int:
     return count
 
 
-# Arguments of lightning's Trainer that the command itself decides on.
-_RESERVED = {
-    *("self", "logger", "callbacks", "default_root_dir"),
-    *("enable_checkpointing", "enable_progress_bar"),
+# But for those arguments of lightning's Trainer that the command itself decides on.
+TRAINER_KEYS = set(inspect.signature(Trainer).parameters) - {
+    *("logger", "callbacks", "default_root_dir", "enable_checkpointing", "enable_progress_bar")
 }
-TRAINER_KEYS = set(inspect.signature(Trainer.__init__).parameters) - _RESERVED
 
 
 @functools.cache

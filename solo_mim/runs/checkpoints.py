@@ -69,10 +69,11 @@ class EpochEnd(Checkpoint):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Removes what a kill has left between a checkpoint and the removal of the one before, and
         writes the metrics that a checkpoint brings."""
-        if self.rows and trainer.is_global_zero:
+        if not trainer.is_global_zero:
+            return
+        if self.rows:
             files.write(self.folder / files.METRICS, self.metrics.to_csv(index=False))
-        newest = files.newest_checkpoint(self.folder)
-        if self.enabled and newest is not None and trainer.is_global_zero:
+        if self.enabled and (newest := files.newest_checkpoint(self.folder)):
             self._remove_all_but(newest[0])
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

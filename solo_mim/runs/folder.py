@@ -28,8 +28,7 @@ Result = dict[str, Any]
 class FolderLock:
     """One process at a time in a run's folder; given back at the end, or by the system at a kill.
 
-    Use as a context manager; `acquire` inside of it makes the folder. The file has a byte for as
-    long as it is held, and keeps it where the holder is killed.
+    The file has a byte for as long as it is held, and keeps it where the holder is killed.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -41,7 +40,7 @@ class FolderLock:
         return self
 
     def acquire(self) -> None:
-        """Raises ConfigError where another process holds it, or the folder cannot be made."""
+        """Makes the folder; ConfigError where that fails, or another process holds it."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._file = (self.folder / files.LOCK).open("a")
@@ -73,10 +72,8 @@ class RunFolder:
     """The folder of a run, or of an evaluation.
 
     Args:
-        path: as `runs.identity` names it.
-        config: plain, checked.
-        images: their fingerprint.
-        weights: digest of trained weights that the run starts from, if it does.
+        path, config: as `runs.identity` names it after a plain, checked configuration.
+        images, weights: their fingerprint, and the digest of those that the run starts from.
         resumes: whether the work leaves checkpoints to resume from.
     """
 
