@@ -374,7 +374,8 @@ def folder_for(
 
     The hash is of configuration, weights, fingerprint of the images, version and host.
     """
-    usual = (source.cfg or {}).get("output_dir") or "runs"  # solo-learn's args.json has none
+    own: Any = source.cfg or {}
+    usual = own.get("output_dir") or "runs"  # solo-learn's args.json has none
     elsewhere = config["output_dir"] not in (None, usual)
     parent = Path(config["output_dir"]) if elsewhere else source.run or ELSEWHERE
     made_with = f"{command} {host_identity()} {digest}"
