@@ -70,18 +70,16 @@ def commit_of(folder: Path) -> str | None:
     """Commit of a checkout, `+` appended when it has changes; None of a folder that is none."""
     if not (folder / ".git").exists():
         return None
-    found = []
     # A kill amid a refresh of the index would leave its lock.
-    for command in (["rev-parse", "HEAD"], ["--no-optional-locks", "status", "--porcelain"]):
-        try:
-            done = subprocess.run(
-                ["git", "-C", str(folder), *command], capture_output=True, text=True, check=True
-            )
-        except (OSError, subprocess.CalledProcessError):
-            return None
-        found.append(done.stdout.strip())
-    revision, changes = found
-    return revision + ("+" if changes else "")
+    git = ["git", "-C", str(folder), "--no-optional-locks"]
+    try:
+        revision, changes = (
+            subprocess.run([*git, *command], capture_output=True, text=True, check=True).stdout
+            for command in (["rev-parse", "HEAD"], ["status", "--porcelain"])
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return revision.strip() + ("+" if changes.strip() else "")
 
 
 # Plug-ins (docs/plugins.md)
@@ -106,17 +104,14 @@ def plugin_packages(method: str | None) -> list[str]:
 
 
 def _locations(plugin: EntryPoint) -> list[Path]:
-    """Folders of a plug-in's outermost package, or its file where it is a module alone.
-
-    Of the outermost, for finding one further in would import those around it.
-    """
+    """Folders of a plug-in's outermost package, for to find one further in imports those around it;
+    or its file where it is a module alone."""
     try:
         spec = importlib.util.find_spec(plugin.value.partition(":")[0].partition(".")[0])
     except ValueError:  # no name of a module; `find_method` says so
         return []
-    if spec is None:
-        return []
-    return [Path(place) for place in spec.submodule_search_locations or filter(None, [spec.origin])]
+    places = spec and (spec.submodule_search_locations or filter(None, [spec.origin]))
+    return [Path(place) for place in places or []]
 
 
 def plugin_sources(method: str | None) -> list[Path]:
@@ -126,14 +121,12 @@ def plugin_sources(method: str | None) -> list[Path]:
 
 def recipe_folders() -> dict[str, Path]:
     """Package -> the folder `configs` inside it, where that has a recipe of one of its methods."""
-    found = {}
-    for name, claims in plugins().items():
-        for plugin in claims:
-            for location in _locations(plugin):
-                folder = location / "configs"
-                if (folder / "method" / f"{name}.yaml").is_file():
-                    found[package_of(plugin)] = folder
-    return found
+    return {
+        package_of(plugin): place / "configs"
+        for plugin in entry_points(group=PLUGIN_GROUP)
+        for place in _locations(plugin)
+        if (place / "configs" / "method" / f"{plugin.name}.yaml").is_file()
+    }
 
 
 # Methods and backbones, by name

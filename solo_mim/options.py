@@ -88,7 +88,6 @@ def checked_options(
     Raises:
         ConfigError: naming the key, and of an unknown one the nearest that is known.
     """
-    hints = typing.get_type_hints(declared, include_extras=True)
     known = {field.name: field for field in fields(declared)}  # type: ignore[arg-type]
     with warnings.catch_warnings(record=True) as older:
         warnings.simplefilter("always")
@@ -98,17 +97,17 @@ def checked_options(
     for key in given:
         if key not in known:
             raise ConfigError(f"unknown key '{SECTION}.{key}'{nearest(str(key), known)}")
+    hints = typing.get_type_hints(declared, include_extras=True)
     values = {key: value for key, value in given.items() if value not in (None, "???")}
     for key, value in values.items():
         _check(f"{SECTION}.{key}", hints[key], value)
     needed = [
-        key
+        f"{SECTION}.{key}"
         for key, field in known.items()
         if key not in values and field.default is MISSING and field.default_factory is MISSING
     ]
     if needed:
-        listed = ", ".join(f"{SECTION}.{key}" for key in needed)
-        raise ConfigError(f"method={method} needs {listed}")
+        raise ConfigError(f"method={method} needs {', '.join(needed)}")
     try:
         return declared(**values)
     except (TypeError, ValueError) as error:
@@ -116,16 +115,15 @@ def checked_options(
 
 
 def _check(key: str, hint: Any, value: Any) -> None:
-    kinds, ranges = _parts(hint)
-    if choices := [choice for kind in kinds for choice in _choices(kind)]:
+    kinds, choices, ranges = _parts(hint)
+    if choices:
         if value not in choices:
             raise ConfigError(f"{key}: unknown value '{value}'{nearest(str(value), choices)}")
         return
-    numbers = [kind for kind in kinds if kind in (int, float, bool, list)]
-    if not numbers:
+    if not {int, float, bool, list} & set(kinds):
         return
+    whole = float not in kinds
     for one in value if isinstance(value, list | tuple) and list in kinds else [value]:
-        whole = float not in numbers
         if isinstance(one, bool) and bool in kinds:
             continue
         if isinstance(one, bool) or not isinstance(one, int if whole else int | float):
@@ -136,23 +134,24 @@ def _check(key: str, hint: Any, value: Any) -> None:
             raise ConfigError(f"{key}: a finite number{allowed} is needed, not {one}")
 
 
-def _parts(hint: Any) -> tuple[list[Any], list[Range]]:
-    """The types that a value may have, `list` for lists of numbers, and its range if it has one."""
-    origin = typing.get_origin(hint)
+def _parts(hint: Any) -> tuple[list[Any], list[Any], list[Range]]:
+    """The types that a value may have, `list` for lists of numbers; its choices; its range."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
-        kinds, _ = _parts(hint.__origin__)
-        return kinds, [one for one in hint.__metadata__ if isinstance(one, Range)]
-    if origin in (typing.Union, types.UnionType):
-        found = [_parts(arm) for arm in typing.get_args(hint)]
-        return [k for kinds, _ in found for k in kinds], [r for _, ranges in found for r in ranges]
+        kinds, choices, _ = _parts(arguments[0])
+        return kinds, choices, [one for one in arguments if isinstance(one, Range)]
+    if origin is Literal:
+        return [], list(arguments), []
     if origin is list:
-        kinds, ranges = _parts(typing.get_args(hint)[0])
-        return [list, *kinds], ranges
-    return [hint], []
-
-
-def _choices(kind: Any) -> tuple[Any, ...]:
-    return typing.get_args(kind) if typing.get_origin(kind) is Literal else ()
+        kinds, choices, ranges = _parts(arguments[0])
+        return [list, *kinds], choices, ranges
+    if origin in (typing.Union, types.UnionType):
+        kinds, choices, ranges = (
+            [one for part in parts for one in part]
+            for parts in zip(*map(_parts, arguments), strict=True)
+        )
+        return kinds, choices, ranges
+    return [hint], [], []
 
 
 def described(declared: type) -> list[tuple[str, str, str, str]]:
@@ -163,10 +162,9 @@ def described(declared: type) -> list[tuple[str, str, str, str]]:
         lines |= _attributes(cls.__doc__ or "")
     rows = []
     for field in fields(declared):
-        kinds, ranges = _parts(hints[field.name])
+        kinds, choices, ranges = _parts(hints[field.name])
         names = [getattr(kind, "__name__", str(kind)) for kind in kinds if kind is not type(None)]
-        choices = [str(choice) for kind in kinds for choice in _choices(kind)]
-        what = " | ".join(choices or dict.fromkeys(names)) + str(*ranges)
+        what = " | ".join(map(str, choices) if choices else dict.fromkeys(names)) + str(*ranges)
         default = field.default
         if default is MISSING and field.default_factory is not MISSING:
             default = field.default_factory()

@@ -31,9 +31,7 @@ def together(last_words: Callable[[], None]) -> Iterator[None]:
     """Ends this process soon after another of the run is gone: one that it has started, or the one
     that has started it. Those that lightning starts in here end with this block.
 
-    Args:
-        last_words: called before such an end, in a thread, for this process may be waiting in the
-            backend.
+    `last_words` are called before such an end, in a thread: this process may wait in the backend.
     """
     started: list[subprocess.Popen[bytes]] = []
     parent = os.getppid()

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from yaml import YAMLError
 
 from solo_mim import host
-from solo_mim.backbones import fitted_to_weights, resolved_stem
+from solo_mim.backbones import fitted_to_weights
 from solo_mim.errors import ConfigError
 from solo_mim.host.lifecycle import LATE_STATE
 from solo_mim.methods import find_method
@@ -48,24 +48,16 @@ _HEAD = re.compile(r"(fc|head|classifier)\.(.*\.)?(weight|bias)")
 
 @dataclass(frozen=True)
 class Source:
-    """Where a network comes from.
+    """Where a network comes from."""
 
-    Attributes:
-        path: of the file with its weights.
-        run: folder of the run that it belongs to, if any.
-        cfg: its configuration as it was written, as far as its keys are ours; None where none lies
-            beside it.
-    """
-
-    path: Path
-    run: Path | None
-    cfg: DictConfig | None
+    path: Path  # of the file with its weights
+    run: Path | None  # folder of the run that it belongs to
+    cfg: DictConfig | None  # as it lies beside it, as far as its keys are ours
 
 
 def find(given: str | Path) -> Source:
-    """A run's newest whole checkpoint, or a file with the configuration that belongs to it.
-
-    That is `config.yaml` of the run around a checkpoint, or solo-learn's `args.json` beside it.
+    """A run's newest whole checkpoint, or a file with the configuration that belongs to it: that of
+    the run around it, or solo-learn's `args.json` beside it.
 
     Raises:
         ConfigError: there is nothing, or the configuration cannot be read.
@@ -97,10 +89,8 @@ def _configuration_in(path: Path) -> DictConfig | None:
     if not isinstance(content, dict) or not {"backbone", "augmentations", "data"} <= set(content):
         return None
     content.pop("other_code", None)  # what was accepted of the run says nothing of evaluations
-    schema = OmegaConf.to_container(node(PretrainRecipe))
-    known = OmegaConf.create(_known(content, schema))
-    assert isinstance(known, DictConfig)
-    return known
+    known: Any = _known(content, OmegaConf.to_container(node(PretrainRecipe)))
+    return OmegaConf.create(known)
 
 
 def _known(node: Any, schema: Any) -> Any:
@@ -112,36 +102,30 @@ def _known(node: Any, schema: Any) -> Any:
 
 def split(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
     """The groups `data` and `backbone` that overrides choose, and the other overrides."""
-    groups = {}
-    others = []
-    for argument in arguments:
-        name, equals, option = argument.lstrip("+").partition("=")
-        if equals and name in ("data", "backbone"):
-            groups[name] = option
-        else:
-            others.append(argument)
+    chosen = [re.fullmatch(r"\+*(data|backbone)=(.*)", argument) for argument in arguments]
+    groups = {group[1]: group[2] for group in chosen if group}
+    others = [argument for argument, group in zip(arguments, chosen, strict=True) if not group]
     return groups, others
 
 
 def recipe_of(source: Source, overrides: list[str], needs_data: bool = True) -> PretrainRecipe:
     """The recipe of pre-training that a network is evaluated under.
 
+    It is the network's own, with another data set or backbone where `overrides` choose one; the
+    images keep the size that it was trained on. Without one it is the shipped one of the chosen
+    backbone and data set, which has to be named where it `needs_data`.
+
     Args:
-        source: whose own it is, with another data set or backbone where `overrides` choose one;
-            the images keep the size that it was trained on. Without one of its own it is the
-            shipped one of the chosen data set and backbone.
         overrides: `group=option` and `key=value`, as of `solo-mim pretrain`.
-        needs_data: whether a network without a configuration has to have its data named.
 
     Raises:
         ConfigError: an override is refused, or backbone or data has to be named.
     """
     groups, keys = split(overrides)
     if source.cfg is None:
-        if "backbone" not in groups and not any(k.startswith("backbone.name=") for k in keys):
+        named = "backbone" in groups or any(k.startswith("backbone.name=") for k in keys)
+        if not named or (needs_data and "data" not in groups):
             raise nameless(source.path, needs_data)
-        if needs_data and "data" not in groups:
-            raise nameless(source.path)
         return checked(composed("pretrain", overrides))
     cfg = source.cfg.copy()
     if groups:
@@ -166,23 +150,16 @@ def nameless(path: Path, needs_data: bool = True) -> ConfigError:
 
 @dataclass(frozen=True)
 class Weights:
-    """What of a file is weights.
-
-    Attributes:
-        backbone: state dict of the backbone.
-        model: of the whole model, where the file is a checkpoint of a training run.
-        epochs: that it was trained for, where the file says.
-        digest: of the backbone's weights, twelve hex digits.
-    """
+    """What of a file is weights: state dicts, and what is known of them."""
 
     backbone: dict[str, Tensor]
-    model: dict[str, Tensor] | None
-    epochs: int | None
-    digest: str
+    model: dict[str, Tensor] | None  # where the file is a checkpoint of a training run
+    epochs: int | None  # that it was trained for, where the file says
+    digest: str  # of the backbone's, twelve hex digits
 
     @property
     def projector(self) -> dict[str, Tensor]:
-        """State dict of the projector; empty where the file has none."""
+        """Empty where the file has none."""
         return _part(self.model or {}, "projector.")
 
 
@@ -197,22 +174,14 @@ def weights(path: Path) -> Weights:
     if isinstance(content, dict):
         state = content.get("state_dict", content.get("model", content))
         epoch = content.get("epoch")
-    if not isinstance(state, Mapping) or not state:
-        raise ConfigError(f"{path} holds no weights; give a checkpoint or a state dict")
-    tensors = {str(key): value for key, value in state.items() if isinstance(value, Tensor)}
+    given = state if isinstance(state, Mapping) else {}
+    tensors = {str(key): value for key, value in given.items() if isinstance(value, Tensor)}
     if not tensors:
         raise ConfigError(f"{path} holds no weights; give a checkpoint or a state dict")
-    model = None
-    backbone = {}
-    for prefix in ("backbone.", "encoder."):  # main's; 1.0.2's
-        if any(key.startswith(prefix) for key in tensors):
-            model = tensors
-            backbone = _part(tensors, prefix)
-            break
-    else:
-        backbone = tensors
+    of_a_model = _part(tensors, "backbone.") or _part(tensors, "encoder.")  # main's; 1.0.2's
+    backbone = of_a_model or tensors
     epochs = epoch + 1 if isinstance(epoch, int) else None
-    return Weights(backbone, model, epochs, _digest(backbone))
+    return Weights(backbone, tensors if of_a_model else None, epochs, _digest(backbone))
 
 
 def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -227,41 +196,28 @@ def _digest(state: Mapping[str, Tensor]) -> str:
     return found.hexdigest()[:12]
 
 
-def _host_view(backbone: Backbone, crop_sizes: list[int]) -> DictConfig:
-    """What the host's builder of backbones reads of a configuration."""
-    small = sum(size != crop_sizes[0] for size in crop_sizes)
-    return OmegaConf.create(
-        {
-            "backbone": asdict(backbone),
-            "augmentations": [{"crop_size": size} for size in crop_sizes],
-            "data": {"num_small_crops": small},
-        }
-    )
-
-
-def stem_of(recipe: PretrainRecipe) -> str:
-    """`small` or `imagenet`, see `resolved_stem`."""
-    return resolved_stem(_host_view(recipe.backbone, recipe.crop_sizes))
-
-
 def with_weights(
     backbone: Backbone, crop_sizes: list[int], found: Weights, path: Path, method: str | None
 ) -> tuple[nn.Module, Backbone]:
-    """A backbone with weights of a file, in evaluation mode, and its recipe, completed.
-
-    The weights decide on the stem where the recipe does not.
+    """A backbone with the weights of a file, in evaluation mode, and its recipe, completed: the
+    weights decide on the stem where it does not.
 
     Args:
-        backbone: the recipe.
+        backbone, found, path: the recipe, the weights, and where they lie.
         crop_sizes: of the images that it is to take, in pixels, large ones first.
-        found, path: the weights, and where they lie.
         method: that trained it; MAE and MoCo v3 of main have vision transformers of their own.
 
     Raises:
         ConfigError: they do not fit, naming keys; or the configuration cannot be built.
     """
     backbone = fitted_to_weights(backbone, found.backbone)
-    cfg = _host_view(backbone, crop_sizes)
+    cfg = OmegaConf.create(  # as the host's builder reads it
+        {
+            "backbone": asdict(backbone),
+            "augmentations": [{"crop_size": size} for size in crop_sizes],
+            "data": {"num_small_crops": sum(size != crop_sizes[0] for size in crop_sizes)},
+        }
+    )
     module = host.build_backbone(cfg, method)
     if wrong := _give(found.backbone, module):
         stem = "" if backbone.stem == "auto" else f" with backbone.stem={backbone.stem}"
@@ -298,9 +254,7 @@ class Start:
 
     def give(self, model: Any) -> list[str]:
         """Loads them into a new model and, where it has one, its momentum network; the names of
-        the parts that took them.
-
-        The projector is one of them where its layers have the names of the model's.
+        the parts that took them: the projector where its layers have the names of the model's.
 
         Raises:
             ConfigError: they do not fit, naming keys.
@@ -355,14 +309,12 @@ class Opened:
 
     @property
     def origin(self) -> dict[str, Any]:
-        """What a result says of it."""
         return origin(self.source, self.weights)
 
     def folder(self, command: str, name: str, images: str) -> RunFolder:
-        """Of a command's results on it, as `folder_for` names it."""
-        recipe, digest = self.recipe.plain, self.weights.digest
-        path = folder_for(command, name, recipe, self.source, digest, images)
-        return RunFolder(path, recipe, images)
+        plain, digest = self.recipe.plain, self.weights.digest
+        path = folder_for(command, name, plain, self.source, digest, images)
+        return RunFolder(path, plain, images)
 
 
 def opened(given: str | Path, overrides: list[str], needs_data: bool = True) -> Opened:
@@ -403,31 +355,29 @@ def whole_model(network: Opened, large_crops: int, small_crops: int) -> Any:
 def origin(source: Source, found: Weights) -> dict[str, Any]:
     """What a result says of the network that it is of."""
     hashed = re.search(r"-([0-9a-f]{8})$", source.run.resolve().name) if source.run else None
+    cfg: Any = source.cfg or {}
     return {
         "checkpoint": str(source.path),
         "epochs": found.epochs,
         "weights": found.digest,
         "run": str(source.run) if source.run else None,
         "config_hash": hashed[1] if hashed else None,
-        "seed": source.cfg.get("seed") if source.cfg is not None else None,
-        "method": source.cfg.get("method") if source.cfg is not None else None,
+        "seed": cfg.get("seed"),
+        "method": cfg.get("method"),
     }
 
 
 def folder_for(
     command: str, name: str, config: dict[str, Any], source: Source, digest: str, images: str
 ) -> Path:
-    """Where the results of a command go: `RUN/COMMAND/NAME-HASH`.
+    """Where the results of a command go: `RUN/COMMAND/NAME-HASH`, in `evaluations` instead of `RUN`
+    where the weights are no run's, in `output_dir` where that is not the run's own.
 
-    In `evaluations` instead of `RUN` where the weights are no run's, in `output_dir` where that is
-    not the run's own. The hash is of configuration, weights, fingerprint of the images, version and
-    host.
+    The hash is of configuration, weights, fingerprint of the images, version and host.
     """
-    usual = source.cfg.get("output_dir") if source.cfg is not None else None
-    usual = usual or "runs"  # solo-learn's args.json has none
-    if config["output_dir"] not in (None, usual):
-        parent = Path(config["output_dir"])
-    else:
-        parent = source.run or ELSEWHERE
+    own: Any = source.cfg or {}
+    usual = own.get("output_dir") or "runs"  # solo-learn's args.json has none
+    elsewhere = config["output_dir"] not in (None, usual)
+    parent = Path(config["output_dir"]) if elsewhere else source.run or ELSEWHERE
     made_with = f"{command} {host_identity()} {digest}"
     return folder_by_identity(parent / command / name, config, made_with, images)

@@ -147,7 +147,10 @@ class _Run:
             return own, None
         path = Path(self.recipe.resume_from_checkpoint)
         content, is_plain = checkpoints.read(path)
-        checkpoints.refuse_misfit(content, self.model, path, LATE_STATE)
+        state, ours = content["state_dict"], self.model.state_dict()
+        if wrong := checkpoints.misfit(state, ours, LATE_STATE):
+            key = checkpoints.KEY
+            raise ConfigError(f"{key}: {path} does not fit this configuration; {wrong}")
         if (done := content["epoch"] + 1) >= self.recipe.max_epochs:
             raise ConfigError(
                 f"max_epochs={self.recipe.max_epochs}: {path} has {done} behind it already"

@@ -33,18 +33,14 @@ COMMANDS = {
     "doctor": "tell what is installed: host, versions, devices, optional parts",
 }
 
-USAGE = "\n".join(
-    [
-        "solo-mim: explicit mutual information maximisation beside the solo-learn baselines",
-        "",
-        "usage: solo-mim COMMAND [--help] ...",
-        "",
-        *(f"  {name:<10} {what}" for name, what in COMMANDS.items()),
-        "",
-        "example: solo-mim pretrain method=vicreg data=photo_patches max_epochs=5",
-    ]
-)
+_LISTED = "\n".join(f"  {name:<10} {what}" for name, what in COMMANDS.items())
+USAGE = f"""solo-mim: explicit mutual information maximisation beside the solo-learn baselines
 
+usage: solo-mim COMMAND [--help] ...
+
+{_LISTED}
+
+example: solo-mim pretrain method=vicreg data=photo_patches max_epochs=5"""
 
 # With it an error shows its whole traceback.
 DEBUG = "SOLO_MIM_DEBUG"
@@ -52,12 +48,11 @@ DEBUG = "SOLO_MIM_DEBUG"
 
 def _requeued() -> str:
     """Puts the SLURM job that this runs in back into the queue, and says so; "" outside of one."""
-    environment = os.environ
-    job = environment.get("SLURM_JOB_ID")
-    if job is None or environment.get("SLURM_PROCID", "0") != "0":
+    job = os.environ.get("SLURM_JOB_ID")
+    if job is None or os.environ.get("SLURM_PROCID", "0") != "0":
         return ""
-    if "SLURM_ARRAY_JOB_ID" in environment:
-        job = f"{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}"
+    if "SLURM_ARRAY_JOB_ID" in os.environ:
+        job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     try:
         subprocess.run(["scontrol", "requeue", job], check=True)
     except (OSError, subprocess.CalledProcessError) as error:
@@ -74,9 +69,10 @@ def _interrupted(error: BaseException, number: int) -> int:
 
 
 def _nobody_reads() -> bool:
-    """Whether stdout is a pipe whose reader has gone; what is left for it goes nowhere then."""
+    """Whether stdout is a pipe without a reader, as in `solo-mim report runs | head`; then what is
+    left to print goes nowhere."""
     try:
-        print(flush=True)  # what has failed is not in its buffer any more
+        print(flush=True)  # an empty buffer alone would tell nothing
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return True
@@ -103,10 +99,12 @@ def main(argv: list[str] | None = None) -> int:
             if command not in COMMANDS:
                 raise ConfigError(f"unknown command '{command}'{nearest(command, COMMANDS)}")
             # Imported here: torch and lightning take seconds that `--help` should not.
-            return importlib.import_module(f"solo_mim.commands.{command}").run(rest)
+            code: int = importlib.import_module(f"solo_mim.commands.{command}").run(rest)
+            sys.stdout.flush()
+            return code
         except (Exception, KeyboardInterrupt) as error:
             if isinstance(error, BrokenPipeError) and _nobody_reads():
-                return 141  # as `solo-mim report runs | head` is ended elsewhere
+                return 141  # as a shell has it of SIGPIPE
             refused = isinstance(error, (ConfigError, MissingHostError, RunError))
             # A library that is interrupted amid its import may make another error of it.
             if isinstance(error, KeyboardInterrupt) or (signals and not refused):

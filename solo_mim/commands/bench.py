@@ -13,7 +13,6 @@ PRECISIONS = ["32-true", "16-mixed", "bf16-mixed"]
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command's arguments."""
     parser = argparse.ArgumentParser(
         prog="solo-mim bench",
         description="`loss`: time and peak memory of the losses of two views, forward and "
@@ -52,7 +51,6 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(arguments: list[str]) -> int:
-    """Measures, prints the table, writes it as JSON and Markdown, and of the losses a picture."""
     given = parser().parse_args(arguments)
     whole = given.what == "step"
     sizes = given.samples or ([256] if whole else [64, 256, 1024])

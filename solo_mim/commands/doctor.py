@@ -19,8 +19,6 @@ OPTIONAL = {
 
 
 def run(arguments: list[str]) -> int:
-    """Prints host, versions, devices and optional parts; exit code 2 where solo-learn is
-    missing."""
     parser = argparse.ArgumentParser(
         prog="solo-mim doctor",
         description="Tell what is installed: host, versions, devices, optional parts.",

@@ -20,7 +20,6 @@ EXAMPLES = """examples:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command's arguments."""
     parser = of_a_network("embed", DESCRIPTION, EXAMPLES)
     parser.add_argument(
         "--split",
@@ -31,7 +30,6 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(arguments: list[str]) -> int:
-    """The command: the network, overrides and the split."""
     given = parser().parse_intermixed_args(arguments)
     from solo_mim.protocols.embed import embed
 

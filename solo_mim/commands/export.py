@@ -7,7 +7,6 @@ from pathlib import Path
 
 from solo_mim.commands.arguments import of_a_network
 
-LIBRARIES = ("torchvision", "timm")
 DESCRIPTION = """The backbone as a state dict that a model of torchvision or timm loads, and beside
 it a JSON file with the lines of Python that do. Features are compared before anything is written.
 """
@@ -19,14 +18,12 @@ EXAMPLES = """examples:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command's arguments."""
     parser = of_a_network("export", DESCRIPTION, EXAMPLES, file="OUT.pth")
-    parser.add_argument("--to", choices=LIBRARIES, required=True, help="the library")
+    parser.add_argument("--to", choices=("torchvision", "timm"), required=True, help="the library")
     return parser
 
 
 def run(arguments: list[str]) -> int:
-    """The command: the network, the library and the file."""
     given = parser().parse_intermixed_args(arguments)
     from solo_mim.protocols.export import export
 

@@ -19,12 +19,10 @@ EXAMPLES = """examples:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command's arguments."""
     return of_a_network("knn", DESCRIPTION, EXAMPLES)
 
 
 def run(arguments: list[str]) -> int:
-    """The command: the network, and overrides."""
     given = parser().parse_intermixed_args(arguments)
     from solo_mim.protocols.knn import knn
 

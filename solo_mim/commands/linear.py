@@ -3,6 +3,7 @@ features."""
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 from solo_mim.commands.arguments import helped, is_override
@@ -27,7 +28,7 @@ def hydra_arguments(arguments: list[str]) -> list[str]:
 
     found: list[str] = []
     options: list[str] = []
-    for argument, before in zip(arguments, ["", *arguments], strict=False):
+    for before, argument in pairwise(["", *arguments]):
         is_option = argument.startswith("-") or before in _TAKE_A_VALUE
         (options if is_option else found).append(argument)
     if found and not is_override(found[0]):
@@ -56,8 +57,7 @@ def run(arguments: list[str]) -> int:
     from solo_mim.recipe.schema import LinearRecipe
 
     def job(cfg: Any) -> float:
-        """Objective of Hydra's sweepers: top-1 in percent."""
-        top1: float = linear(cfg)["measured"][0]["top1"]
-        return top1
+        objective: float = linear(cfg)["measured"][0]["top1"]  # of Hydra's sweepers, in percent
+        return objective
 
     return run_by_hydra("linear", job, hydra_arguments(arguments), LinearRecipe)

@@ -5,16 +5,14 @@ from __future__ import annotations
 import argparse
 import textwrap
 
-from solo_mim.installed import CONFIG_FOLDER
+from solo_mim import installed
 
 
 def _listed() -> None:
     """Every method with where it comes from and whether a recipe ships for it."""
-    from solo_mim.installed import OUR_BACKBONES, host_backbones, origins, recipe_folders
-
-    folders = [CONFIG_FOLDER, *recipe_folders().values()]
+    folders = [installed.CONFIG_FOLDER, *installed.recipe_folders().values()]
     recipes = {path.stem for folder in folders for path in (folder / "method").glob("*.yaml")}
-    found = origins()
+    found = installed.origins()
     print(f"{'method':<16}{'from':<26}recipe")
     for name, packages in sorted(found.items()):
         recipe = f"method={name}" if name in recipes else "-"
@@ -22,7 +20,8 @@ def _listed() -> None:
     print("\nrecipe -: takes a YAML of your own, and is not tested here")
     if absent := sorted(recipes - set(found)):
         print(f"recipes for methods that only solo-learn main has: {', '.join(absent)}")
-    print(f"backbones: {', '.join(sorted([*host_backbones(), *OUR_BACKBONES]))}")
+    backbones = sorted([*installed.host_backbones(), *installed.OUR_BACKBONES])
+    print(f"backbones: {', '.join(backbones)}")
     print("solo-mim methods NAME: its method_kwargs")
 
 
@@ -46,7 +45,6 @@ def _described(name: str) -> None:
 
 
 def run(arguments: list[str]) -> int:
-    """Lists methods, or the options of one."""
     parser = argparse.ArgumentParser(
         prog="solo-mim methods",
         description="List methods and backbones, and which of them have a recipe; or the options "

@@ -32,7 +32,6 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(arguments: list[str]) -> int:
-    """The command: its options, and Hydra's arguments as of `solo-mim pretrain`."""
     given, overrides = parser().parse_known_args(arguments)
     if given.gpu not in GPUS:
         raise ConfigError(f"--gpu {given.gpu} is not known{nearest(given.gpu, GPUS)}")

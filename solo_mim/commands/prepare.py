@@ -54,7 +54,6 @@ def summary(manifest: dict[str, Any], target: Path) -> str:
 
 
 def report(findings: Any) -> str:
-    """Counts, and every file by name."""
     lines = []
     for kind, paths in findings._asdict().items():
         lines.append(f"{NAMES[kind]}: {len(paths)}")
@@ -63,7 +62,6 @@ def report(findings: Any) -> str:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command's arguments."""
     parser = argparse.ArgumentParser(
         prog="solo-mim prepare",
         description=DESCRIPTION,
@@ -86,7 +84,6 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(arguments: list[str]) -> int:
-    """Prepares, verifies, or both; 1 where files are missing, unreadable or not of the manifest."""
     given = parser().parse_args(arguments)
     if given.source is None and not given.verify:
         parser().error("give --from SOURCE, or --verify for what is there")

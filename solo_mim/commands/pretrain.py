@@ -17,8 +17,7 @@ def run(arguments: list[str]) -> int:
     from solo_mim.training import pretrain
 
     def job(cfg: Any) -> float | None:
-        """Objective of Hydra's sweepers: top-1 in percent."""
-        knn_top1: float | None = pretrain(checked(cfg))["online"]["knn_top1"]
-        return knn_top1
+        objective: float | None = pretrain(checked(cfg))["online"]["knn_top1"]
+        return objective  # of Hydra's sweepers, in percent
 
     return run_by_hydra("pretrain", job, arguments, PretrainRecipe)

@@ -9,7 +9,6 @@ from solo_mim.errors import ConfigError
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command's arguments."""
     parser = argparse.ArgumentParser(
         prog="solo-mim report",
         description="Tables of the finished runs below folders: mean and deviation over seeds, "
@@ -26,7 +25,6 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(arguments: list[str]) -> int:
-    """Collects the runs below the folders, prints the tables and writes the report."""
     given = parser().parse_args(arguments)
     folders = [folder for folder in given.folder if not folder.is_file()]  # logs lie beside runs
     for folder in folders or given.folder:

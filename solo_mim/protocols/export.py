@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 
 from solo_mim import trained
+from solo_mim.backbones import resolved_stem
 from solo_mim.errors import ConfigError, is_out_of_memory
 from solo_mim.evaluation.export import TOLERANCE, Target, difference, target
 from solo_mim.protocols import figures
@@ -32,7 +34,7 @@ def export(run: str, library: str, path: Path, overrides: list[str]) -> Result:
     if network.source.cfg is not None:
         images |= {"size": pipeline["crop_size"], "normalised as": recipe.data.dataset}
         images |= {key: pipeline.get(key) for key in ("mean", "std")}
-    stem = trained.stem_of(recipe)
+    stem = resolved_stem(OmegaConf.create(recipe.plain))
     wanted = target(library, recipe.backbone.name, stem, recipe.backbone.kwargs)
     state = {key: value.contiguous() for key, value in network.backbone.state_dict().items()}
     apart = _compared(wanted, library, state, network.backbone, pipeline["crop_size"])

@@ -21,7 +21,6 @@ from solo_mim.runs import files
 
 _Recipe = TypeVar("_Recipe", bound=Recipe)
 
-
 _CHOICES = {
     "optimizer.name": tuple(OPTIMIZERS),
     "scheduler.name": ("warmup_cosine", "step", "none"),
@@ -29,7 +28,6 @@ _CHOICES = {
     "knn_eval.distance_func": ("euclidean", "cosine"),
     "other_code": ("refuse", "accept"),
 }
-
 
 # Key -> the least and the greatest value that it can have; all are finite.
 _RANGES: dict[str, tuple[float, float]] = {
@@ -60,12 +58,7 @@ _RANGES: dict[str, tuple[float, float]] = {
 
 
 def checked(cfg: DictConfig, schema: type[_Recipe] = PretrainRecipe) -> _Recipe:  # type: ignore[assignment]
-    """The recipe of a configuration: types and values checked, defaults filled, unknown keys
-    refused.
-
-    Args:
-        cfg: as it was composed.
-        schema: `PretrainRecipe` or `LinearRecipe`.
+    """The recipe of a composed configuration: types and values checked, defaults filled.
 
     Raises:
         ConfigError: naming the key and where it is set; for an unknown one the nearest known.
@@ -124,7 +117,7 @@ def _check_choices(cfg: DictConfig) -> None:
 
 
 def check_run(cfg: Recipe) -> None:
-    """What a recipe that trains is held to beside `checked`: name and warm-up.
+    """What a recipe that trains is held to beside `checked`.
 
     A warm-up longer than the run is only said where it is a recipe's and `max_epochs` cuts the run
     short from elsewhere.
@@ -150,14 +143,15 @@ def check_run(cfg: Recipe) -> None:
     note(f"{said}: optimizer.lr is never reached")
 
 
-def _arguments(optimizer: type) -> dict[str, Any]:
-    parameters = inspect.signature(optimizer).parameters
-    given = ("params", "lr", "weight_decay")
-    return {name: p.default for name, p in parameters.items() if name not in given}
-
-
 # Name -> its arguments with their defaults.
-_OPTIMIZER_KWARGS = {name: _arguments(optimizer) for name, optimizer in OPTIMIZERS.items()}
+_OPTIMIZER_KWARGS: dict[str, dict[str, Any]] = {
+    name: {
+        key: parameter.default
+        for key, parameter in inspect.signature(optimizer).parameters.items()
+        if key not in ("params", "lr", "weight_decay")
+    }
+    for name, optimizer in OPTIMIZERS.items()
+}
 
 
 def _optimizer_kwargs(optimizer: DictConfig) -> dict[str, Any]:

@@ -41,13 +41,11 @@ def _position(key: str) -> list[str]:
     return re.sub(r"\[(\d+)\]", r".\1", key).split(".")
 
 
-def _holds(node: Any, position: list[str]) -> bool:
+def _holds(section: Any, position: list[str]) -> bool:
     for part in position:
-        if isinstance(node, list) and part.isdigit() and int(part) < len(node):
-            node = node[int(part)]
-        elif isinstance(node, dict) and part in node:
-            node = node[part]
-        else:
+        try:
+            section = section[int(part) if isinstance(section, list) else part]
+        except (LookupError, TypeError, ValueError):
             return False
     return True
 
@@ -66,44 +64,25 @@ def on_command_line(key: str) -> bool:
 
 
 def place(key: str) -> str:
-    """What Hydra took a dotted key from: "the command line", or the path of the file.
-
-    Empty for a key that nothing sets, and where the configuration is not Hydra's.
-    """
+    """What Hydra took a dotted key from: "the command line", or the path of the file; empty where
+    nothing sets it, or the configuration is not Hydra's."""
     if not HydraConfig.initialized():
         return ""
     if on_command_line(key):
         return "the command line"
     hydra, position = HydraConfig.get(), _position(key)
-    overrides = list(hydra.overrides.task)
     folders = [Path(s.path) for s in hydra.runtime.config_sources if s.schema == "file"]
     loader = GlobalHydra.instance().config_loader()
-    composed = loader.compute_defaults_list(hydra.job.config_name, overrides, RunMode.RUN).defaults
-    for default in reversed(composed):  # the last one wins
+    name, overrides = hydra.job.config_name, list(hydra.overrides.task)
+    defaults = loader.compute_defaults_list(name, overrides, RunMode.RUN).defaults
+    for default in reversed(defaults):  # the last one wins
         package = [part for part in (default.package or "").split(".") if part]
         file = _file_of(default.config_path or "", folders)
         if file is None or position[: len(package)] != package:
             continue
-        content = OmegaConf.to_container(OmegaConf.load(file))
-        if _holds(content, position[len(package) :]):
+        if _holds(OmegaConf.to_container(OmegaConf.load(file)), position[len(package) :]):
             return str(file)
     return ""
-
-
-def composed_from(message: str, arguments: list[str]) -> str:
-    """As `place`, for an error of Hydra's own, from before there is a configuration to look into.
-
-    Args:
-        message: Hydra's: "In 'method/vicreg': ..." of a file, something else of an override.
-        arguments: of the command.
-    """
-    config = re.match(r"In '(.+?)': ", message)
-    if config is None:
-        return "the command line"
-    given, _ = _options(arguments)
-    named = [Path(folder) for folder in (given.config_path, given.config_dir) if folder]
-    file = _file_of(config[1], [*named, CONFIG_FOLDER, *(copy.parent for copy in _COPIES)])
-    return str(file or config[1])
 
 
 def _options(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -123,12 +102,8 @@ def _file_of(config: str, folders: list[Path]) -> Path | None:
 
 
 def located(error: ConfigError, source: str | None = None) -> ConfigError:
-    """The same error, its cause included, with the place of its key: the command line or a file.
-
-    Args:
-        error: where it is about a key, of the form "unknown key 'a.b' ..." or "a.b ...".
-        source: the place, where it is known already; else it is looked up.
-    """
+    """The same error, its cause included, with the place of its key, which is looked up where no
+    `source` is given. Its words are "unknown key 'a.b' ..." or "a.b ..." where it has one."""
     named = re.match(r"(?:unknown key ')?([a-z_]+[\w.\[\]]*)", str(error))
     source = place(named[1]) if source is None and named else source
     suffix = f" (set {'on' if source == 'the command line' else 'in'} {source})"
@@ -138,12 +113,7 @@ def located(error: ConfigError, source: str | None = None) -> ConfigError:
 
 
 def refusal(error: OmegaConfBaseException, of: type[Recipe] = PretrainRecipe) -> ConfigError:
-    """OmegaConf's error in our words: the key, and the nearest of those that its section has.
-
-    Args:
-        error: with the key in it.
-        of: the schema.
-    """
+    """OmegaConf's error in our words: the key, and the nearest of those that its section has."""
     key = str(error.full_key or error.key or "configuration")
     if not isinstance(error, (ConfigKeyError, ConfigAttributeError)):
         return ConfigError(f"{key}: {str(error).splitlines()[0]}")
@@ -203,22 +173,19 @@ def _explained(error: BaseException, schema: type[Recipe], arguments: list[str])
     """Hydra's and OmegaConf's errors in our words: the key, what sets it, what comes nearest."""
     if isinstance(error, MissingConfigException) and error.options is not None:
         wanted = (error.missing_cfg_file or "").split("/")[-1]
-        return ConfigError(
-            f"{error.missing_cfg_file}: no such config{nearest(wanted, error.options)}"
-        )
+        near = nearest(wanted, error.options)
+        return ConfigError(f"{error.missing_cfg_file}: no such config{near}")
     cause = error.__cause__ or error.__context__
     if isinstance(error, ConfigCompositionException) and isinstance(cause, OmegaConfBaseException):
-        return located(refusal(cause, schema), composed_from(str(error), arguments))
+        source = "the command line"
+        if config := re.match(r"In '(.+?)': ", str(error)):  # as in 'method/vicreg'
+            given, _ = _options(arguments)
+            named = [Path(folder) for folder in (given.config_path, given.config_dir) if folder]
+            folders = [*named, CONFIG_FOLDER, *(copy.parent for copy in _COPIES)]
+            source = str(_file_of(config[1], folders) or config[1])
+        return located(refusal(cause, schema), source)
     override = getattr(error, "override", None)  # of one that does not parse
     return ConfigError(" ".join([*([f"{override}:"] if override else []), *str(error).split()]))
-
-
-def _unreadable(error: Exception) -> ConfigError:
-    """Of a file that is no YAML, or none in UTF-8, which Hydra's frame that has opened it names."""
-    frames = (frame.f_locals for frame, _ in traceback.walk_tb(error.__traceback__))
-    file = next((names["full_path"] for names in frames if "full_path" in names), "a file")
-    reason = " ".join(str(error).split())
-    return ConfigError(f"{file} cannot be read, as YAML in UTF-8: {reason}")
 
 
 @contextlib.contextmanager
@@ -229,7 +196,11 @@ def _in_our_words(schema: type[Recipe], arguments: list[str]) -> Iterator[None]:
     except (HydraException, OmegaConfBaseException) as error:
         raise _explained(error, schema, arguments) from error
     except (YAMLError, UnicodeDecodeError) as error:
-        raise _unreadable(error) from error
+        # Hydra's frame that has opened the file names it.
+        frames = (frame.f_locals for frame, _ in traceback.walk_tb(error.__traceback__))
+        file = next((names["full_path"] for names in frames if "full_path" in names), "a file")
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{file} cannot be read, as YAML in UTF-8: {reason}") from error
     except ValueError as error:
         if not str(error).startswith("Config group override"):
             raise
@@ -287,8 +258,7 @@ _LEAVES_NOTHING = [
 
 def _for_hydra(arguments: list[str]) -> list[str]:
     """Paths of checkpoints quoted, keys of open sections added, overrides before options, and
-    --config-path absolute: Hydra takes a relative one as relative to a file, not to where the user
-    is."""
+    --config-path absolute, for Hydra takes it as relative to a file."""
     found = [_added(_quoted(argument)) for argument in arguments]
     # Its parser does not take overrides on both sides of an option.
     found.sort(key=lambda argument: not re.match(r"~|\+*[\w./@\[\]]+=", argument))
@@ -307,29 +277,21 @@ def run_by_hydra(
 ) -> int:
     """Has Hydra compose `configs/COMMAND.yaml` with `arguments`, and calls `job` on what comes out.
 
-    Args:
-        command: of the command line.
-        job: raises ConfigError where it refuses the configuration, RunError where it cannot go on.
-        arguments: Hydra's.
-        schema: of the configuration, for the nearest key to an unknown one.
+    Raises:
+        ConfigError, RunError: of `job`; where it is a sweep's, the last of them, once it is done.
     """
     refused: list[ConfigError | RunError] = []
 
     @hydra.main(config_path=str(CONFIG_FOLDER), config_name=command, version_base="1.3")
     def main(cfg: DictConfig) -> Any:
-        # Hydra has read its arguments; lightning starts further processes by the whole command
-        # line.
-        if sys.argv[1:2] != [command]:
+        if sys.argv[1:2] != [command]:  # lightning starts further processes by the whole line
             sys.argv.insert(1, command)
         OmegaConf.set_struct(cfg, False)
         try:
             return job(cfg)
-        except ConfigError as error:
-            # To be raised below: here Hydra would print a line of its own and give a sweep's rest
-            # up.
-            refused.append(located(error))
-        except RunError as error:  # likewise
-            refused.append(error)
+        # To be raised below: here Hydra would print a line of its own and give a sweep's rest up.
+        except (ConfigError, RunError) as error:
+            refused.append(located(error) if isinstance(error, ConfigError) else error)
         return None
 
     Plugins.instance().register(_MoreFolders)

@@ -1,5 +1,4 @@
-"""What solo-learn main's own files set and nothing reads: here, or there either. Each is told of in
-a printed line."""
+"""What solo-learn main's own files set and nothing reads here, or there either; each is noted."""
 
 from __future__ import annotations
 
@@ -40,7 +39,7 @@ _TOLD = ("data.num_classes", "data.num_large_crops", "data.num_small_crops")
 
 @rank_zero_only
 def note(text: str) -> None:
-    """Prints a remark on the configuration, once for all processes."""
+    """Prints a remark, once for all processes."""
     print(f"note: {text}")
 
 
@@ -49,10 +48,8 @@ def _note_unread(key: str, value: Any, reason: str) -> None:
 
 
 def without_unread(cfg: DictConfig) -> DictConfig:
-    """A copy of what was composed, without what its method's files have in vain.
-
-    It is not of the schema's type, as Hydra's is: what `+` has added to that, a merge lets pass.
-    """
+    """A copy without what the method's files have in vain; not of the schema's type, as Hydra's is:
+    what `+` has added to that, a merge lets pass."""
     plain: Any = OmegaConf.to_container(cfg)
     cfg = OmegaConf.create(plain)
     method = None if OmegaConf.is_missing(cfg, "method") else cfg.get("method")
@@ -65,8 +62,7 @@ def without_unread(cfg: DictConfig) -> DictConfig:
 
 
 def in_our_spelling(cfg: DictConfig) -> None:
-    """Tells of what nothing reads here, and brings main's way of writing some values to ours, in
-    place."""
+    """Notes what nothing reads, and brings main's spelling of some values to ours, in place."""
     for key, reason in _IDLE.items():
         if value := OmegaConf.select(cfg, key):
             _note_unread(key, value, reason)

@@ -1,7 +1,6 @@
 """What a run is asked for: main's schema plus ours, as frozen dataclasses.
 
-Keys, types and defaults stand here, what values they may have in `checks`. Below the command line
-everything takes one of these; `host_config` is what the host's classes take.
+Keys, types and defaults stand here, what values they may have in `checks`.
 """
 
 from __future__ import annotations
@@ -232,7 +231,6 @@ class Recipe:
 
     @property
     def on_cpu(self) -> bool:
-        """Whether it trains on CPUs."""
         automatic = self.accelerator == "auto" and not torch.cuda.is_available()
         return self.accelerator == "cpu" or automatic
 
@@ -243,7 +241,7 @@ class Recipe:
 
     @property
     def global_batch(self) -> int:
-        """Images of a step's batch in all processes."""
+        """Images of a step in all processes."""
         return self.optimizer.batch_size * self.processes
 
     def scaled(self, rate: float) -> float:
@@ -292,12 +290,10 @@ def num_devices(devices: Any, on_cpu: bool) -> int:
     return count
 
 
-# Arguments of lightning's Trainer that the command itself decides on.
-_RESERVED = {
-    *("self", "logger", "callbacks", "default_root_dir"),
-    *("enable_checkpointing", "enable_progress_bar"),
+# But for those arguments of lightning's Trainer that the command itself decides on.
+TRAINER_KEYS = set(inspect.signature(Trainer).parameters) - {
+    *("logger", "callbacks", "default_root_dir", "enable_checkpointing", "enable_progress_bar")
 }
-TRAINER_KEYS = set(inspect.signature(Trainer.__init__).parameters) - _RESERVED
 
 
 @functools.cache
@@ -344,10 +340,10 @@ def host_config(
                 "sync_batchnorm=true: there is none on CPUs; set it to false, or devices to 1"
             )
         cfg.sync_batchnorm = False
-    elif isinstance(recipe.devices, str) or recipe.devices == -1:
-        listed = "," in str(recipe.devices)
-        indexes = [int(d) for d in recipe.devices.split(",")] if listed else None
-        cfg.devices = indexes or num_devices(recipe.devices, on_cpu=False)
+    elif isinstance(recipe.devices, str) and "," in recipe.devices:
+        cfg.devices = [int(index) for index in recipe.devices.split(",")]
+    elif not isinstance(recipe.devices, list):
+        cfg.devices = num_devices(recipe.devices, on_cpu=False)
     cfg.data.num_classes = num_classes
     cfg.data.num_large_crops, cfg.data.num_small_crops = num_large_crops, num_small_crops
     for key in ("lr", "classifier_lr"):

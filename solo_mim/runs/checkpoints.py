@@ -16,7 +16,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
-from torch import Tensor, nn
+from torch import Tensor
 
 from solo_mim import stopping
 from solo_mim.errors import ConfigError, is_out_of_memory
@@ -36,7 +36,6 @@ class WholeCheckpoints(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
-        """`torch.save`, in a folder that is made where there is none."""
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         with files.whole(Path(path)) as partial, partial.open("wb") as file:
             torch.save(checkpoint, file)
@@ -62,20 +61,19 @@ class EpochEnd(Checkpoint):
         return pd.DataFrame(self.rows or {"epoch": []})
 
     def state_dict(self) -> dict[str, Any]:
-        """The metrics of all epochs so far, for the checkpoint."""
         return {"rows": self.rows}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes the metrics of a checkpoint up."""
         self.rows = state_dict["rows"]
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Removes what a kill has left between a checkpoint and the removal of the one before, and
         writes the metrics that a checkpoint brings."""
-        if self.rows and trainer.is_global_zero:
+        if not trainer.is_global_zero:
+            return
+        if self.rows:
             files.write(self.folder / files.METRICS, self.metrics.to_csv(index=False))
-        newest = files.newest_checkpoint(self.folder)
-        if self.enabled and newest is not None and trainer.is_global_zero:
+        if self.enabled and (newest := files.newest_checkpoint(self.folder)):
             self._remove_all_but(newest[0])
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -96,7 +94,6 @@ class EpochEnd(Checkpoint):
                     self._remove_all_but(epoch)
 
     def _remove_all_but(self, epoch: int) -> None:
-        """Deletes all checkpoints but that of `epoch` and the retained multiples of `frequency`."""
         found = files.checkpoints(self.folder)
         multiples = [e for e in found if self.frequency > 0 and (e + 1) % self.frequency == 0]
         kept = {epoch, *(multiples if self.keep_prev else multiples[-1:])}
@@ -115,7 +112,7 @@ class _Inert:
         return super().__new__(cls)
 
     def __setstate__(self, state: Any) -> None:
-        """Forgets the state."""
+        pass
 
 
 def _empty(*_: Any) -> dict[Any, Any]:
@@ -131,25 +128,22 @@ def load(
 ) -> tuple[Any, bool]:
     """What `torch.save` has written, and whether it is plain: tensors, numbers, text, containers.
 
-    Whatever else is in it is read as inert objects: no code of a file is run.
-
-    Args:
-        path: of the file.
-        stands_in: of the dotted name of something that is not plain: whether it is read so, or
-            makes the file one to be refused.
+    Whatever else is in it is read as inert objects where `stands_in` of its dotted name is true,
+    and otherwise refused: no code of a file is run.
 
     Raises:
         ConfigError: the file is not there, is none of torch's, or holds what is refused.
     """
     try:
-        names = _unsafe_names(path)
+        names: list[str] = []
+        if zipfile.is_zipfile(path):  # torch's format before 1.6, which tells of none, is not
+            with torch.serialization.safe_globals(_CONTAINERS):
+                names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
         if refused := [name for name in names if not stands_in(name)]:
             raise _not_opened(path, refused[0])
         inert: list[Any] = [(_Inert, name) for name in names]
-        with (
-            torch.serialization.safe_globals([*_CONTAINERS, *inert]),
-            warnings.catch_warnings(),
-        ):
+        safe = torch.serialization.safe_globals([*_CONTAINERS, *inert])
+        with safe, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what is refused below
             return torch.load(path, map_location="cpu", weights_only=True), not names
     except ConfigError:
@@ -172,17 +166,9 @@ def load(
                 f"{path} is a TorchScript program, and no code of a file is run; give the "
                 "model's state dict"
             ) from error
-        reason = f"{type(error).__name__}: {_line(error)}"
+        first_line = str(error).split("\n")[0]
+        reason = f"{type(error).__name__}: {first_line}"
         raise ConfigError(f"{path} is cut short, or not of torch.save ({reason})") from error
-
-
-def _unsafe_names(path: str | Path) -> list[str]:
-    """Dotted names of what is not plain in a file of torch's; of its format before 1.6, which is no
-    archive, nothing is told, and nothing of it stands in."""
-    if not zipfile.is_zipfile(path):
-        return []
-    with torch.serialization.safe_globals(_CONTAINERS):
-        return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
 
 
 def _not_opened(path: str | Path, name: str) -> ConfigError:
@@ -194,8 +180,7 @@ def _not_opened(path: str | Path, name: str) -> ConfigError:
 def read(path: str | Path) -> tuple[dict[str, Any], bool]:
     """A lightning checkpoint to resume from, and whether it is plain.
 
-    solo-learn's own of SimSiam and NNSiam hold a function bound to the schedule
-    (docs/host.md). Such parts are dropped.
+    What is not, as a function in solo-learn's own of SimSiam and NNSiam (docs/host.md), is dropped.
 
     Raises:
         ConfigError: the file is not there, or is no lightning checkpoint.
@@ -214,10 +199,6 @@ def read(path: str | Path) -> tuple[dict[str, Any], bool]:
     return _without_inert(checkpoint), is_plain
 
 
-def _line(error: Exception) -> str:
-    return str(error).split("\n")[0]
-
-
 def _without_inert(node: Any) -> Any:
     if isinstance(node, dict):
         kept = {key: value for key, value in node.items() if not isinstance(value, _Inert)}
@@ -227,30 +208,14 @@ def _without_inert(node: Any) -> Any:
     return node
 
 
-def refuse_misfit(
-    checkpoint: dict[str, Any], model: nn.Module, path: str | Path, late: Collection[str]
-) -> None:
-    """Raises ConfigError where a checkpoint's weights are not those of the model; names keys.
-
-    Args:
-        checkpoint, model, path: what is loaded into what, and where it lies.
-        late: as of `misfit`.
-    """
-    if wrong := misfit(checkpoint["state_dict"], model.state_dict(), late):
-        raise ConfigError(f"{KEY}: {path} does not fit this configuration; {wrong}")
-
-
 def misfit(
     theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor], late: Collection[str] = ()
 ) -> str:
-    """Which weights of a file are not those of a network, the first three of a kind; empty of
-    none.
+    """Which weights of a file's state dict are not those of a network's, the first three of a kind;
+    empty of none.
 
-    Counts of batches, which old files lack, are not missed.
-
-    Args:
-        theirs, ours: state dicts of the file and of the network.
-        late: names that are passed over, as a model registers them when its training starts.
+    Counts of batches, which old files lack, are not missed; nor are `late` ones, which a model
+    registers when its training starts.
     """
     theirs, ours = (
         {key: value for key, value in weights.items() if key not in late}

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 import yaml
@@ -33,6 +34,7 @@ LINEAR_LAYER, FINE_TUNED = TRAINED_CLASSIFIERS = (
 )
 # What does not make another method of it.
 _NOT_THE_METHOD = (*NOT_IDENTITY, "name", "seed", "evaluation")
+_Found = TypeVar("_Found")
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,6 @@ class Run:
 
     @property
     def seed(self) -> int:
-        """Random seed of the run."""
         return int(self.result["seed"])
 
     @property
@@ -68,8 +69,8 @@ class Run:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Configuration by dotted key, without what does not make another method of it, the
-        versions of solo-mim and solo-learn, the code, and the weights that it starts from."""
+        """What makes a method of it, by dotted key: the configuration, the versions of solo-mim and
+        solo-learn, the code, and the weights that it starts from."""
         found = settings_of(self.config, _NOT_THE_METHOD)
         versions = self.result.get("versions", {})
         found |= {package: versions.get(package) for package in ("solo-mim", "solo-learn")}
@@ -102,9 +103,8 @@ class Run:
 
     @property
     def diagnostics(self) -> dict[str, float]:
-        """What was measured of the projected features of held-out images, of what there is: bounds
-        of the information less chance, spectrum, and the distances from the Gaussian that the
-        bounds take for granted."""
+        """What was measured of the projected features of held-out images: bounds of the information
+        less chance, spectrum, and the distances from the Gaussian that the bounds assume."""
         if not self.result.get("information"):
             return {}
         found = HeldOutInformation(**self.result["information"])
@@ -132,6 +132,10 @@ class Problem:
     reason: str
 
 
+class _Unusable(Exception):
+    """Why a folder gives no figure."""
+
+
 def collect(*roots: Path) -> tuple[list[Run], list[Problem]]:
     """Every run folder at or below one of `roots`, in the order of their paths, each once."""
     runs: list[Run] = []
@@ -146,98 +150,98 @@ def collect(*roots: Path) -> tuple[list[Run], list[Problem]]:
             if not any((parent / files.PROVENANCE).exists() for parent in around):
                 folders.setdefault(folder.resolve(), folder)
     for folder in sorted(folders.values()):
-        found = _read(folder)
-        if isinstance(found, Problem):
-            problems.append(found)
-        else:
-            evaluations, more = _evaluations(found)
-            problems += more
-            runs.append(replace(found, evaluations=evaluations))
+        if run := _tried(problems, _run_in, folder):
+            runs.append(replace(run, evaluations=_evaluations(run, problems)))
     return _without_copies(_with_fingerprints(runs), problems)
+
+
+def _tried(
+    problems: list[Problem], read: Callable[..., _Found], folder: Path, *more: Any
+) -> _Found | None:
+    """What `read` makes of a folder; None, and a problem more, where that gives no figure."""
+    try:
+        return read(folder, *more)
+    except _Unusable as error:
+        reason = str(error)
+    except FileNotFoundError as error:
+        reason = f"{Path(error.filename).name} is missing"
+    except (ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
+        reason = f"a file is cut short or was changed ({' '.join(str(error).split())})"
+    problems.append(Problem(folder, reason))
+    return None
 
 
 def _with_fingerprints(runs: list[Run]) -> list[Run]:
     """A run from before there were fingerprints has the one of the runs under the same paths, where
     they have one."""
-    by_paths: dict[str, set[str]] = {}
-    for run in runs:
-        if run.fingerprint:
-            key = json.dumps(images_of(run.config, None))
-            by_paths.setdefault(key, set()).add(run.fingerprint)
+    paths = [json.dumps(images_of(run.config, None)) for run in runs]
     found = []
-    for run in runs:
-        known = by_paths.get(json.dumps(images_of(run.config, None)), set())
+    for run, key in zip(runs, paths, strict=True):
+        known = {r.fingerprint for r, at in zip(runs, paths, strict=True) if at == key} - {None}
         if not run.fingerprint and len(known) == 1:
-            run = replace(run, result={**run.result, "fingerprint": next(iter(known))})
+            run = replace(run, result={**run.result, "fingerprint": known.pop()})
         found.append(run)
     return found
 
 
-def _read(folder: Path) -> Run | Problem:
-    result_path = folder / files.RESULT
-    if not result_path.exists():
-        return Problem(folder, _why_unfinished(folder))
-    try:
-        result = json.loads(result_path.read_text())
-        if "measured" in result:
-            return Problem(folder, "an evaluation of weights that are of no run here")
-        config = yaml.safe_load((folder / files.CONFIGURATION).read_text())
-        provenance = json.loads((folder / files.PROVENANCE).read_text())
-        metrics = pd.read_csv(folder / files.METRICS)
-        run = Run(folder, config, result, provenance, metrics)
-        values, _ = run.values(), (run.seed, run.data, run.settings, run.diagnostics)
-        result["method"], result["data"], dict(result.get("versions", {}))
-    except FileNotFoundError as error:
-        return Problem(folder, f"{Path(error.filename).name} is missing")
-    except (ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        return Problem(folder, f"a file is cut short or was changed ({reason})")
+def _run_in(folder: Path) -> Run:
+    result = _result_in(folder)
+    if "measured" in result:
+        raise _Unusable("an evaluation of weights that are of no run here")
+    config = yaml.safe_load((folder / files.CONFIGURATION).read_text())
+    provenance = json.loads((folder / files.PROVENANCE).read_text())
+    run = Run(folder, config, result, provenance, pd.read_csv(folder / files.METRICS))
+    values, _ = run.values(), (run.seed, run.data, run.settings, run.diagnostics)
+    result["method"], result["data"], dict(result.get("versions", {}))
     if not values:
-        return Problem(folder, "nothing was measured: no held-out images with labels")
-    broken = [measure for measure, (_, value) in values.items() if not math.isfinite(value)]
-    if broken:
-        return Problem(folder, f"{', '.join(broken)}: not a number")
+        raise _Unusable("nothing was measured: no held-out images with labels")
+    _refuse_broken(values)
     return run
 
 
-def _evaluations(run: Run) -> tuple[list[Evaluation], list[Problem]]:
+def _result_in(folder: Path) -> Any:
+    if (folder / files.RESULT).exists():
+        return json.loads((folder / files.RESULT).read_text())
+    if (folder / files.FAILURE).exists():
+        raise _Unusable(f"failed: {(folder / files.FAILURE).read_text().strip()}")
+    metrics = folder / files.METRICS
+    done = max(0, len(metrics.read_text().splitlines()) - 1) if metrics.exists() else 0
+    verb = "is" if done == 1 else "are"
+    raise _Unusable(f"not finished: {epochs(done)} {verb} done; the command that began it goes on")
+
+
+def _refuse_broken(values: dict[str, tuple[str, float]]) -> None:
+    if broken := [measure for measure, (_, value) in values.items() if not math.isfinite(value)]:
+        raise _Unusable(f"{', '.join(broken)}: not a number")
+
+
+def _evaluations(run: Run, problems: list[Problem]) -> list[Evaluation]:
     """Those of a run; without any two that have a measure in common, for nothing says which of
     them counts."""
-    found: list[Evaluation] = []
-    problems: list[Problem] = []
-    for config_path in sorted(run.folder.glob(f"*/*/{files.CONFIGURATION}")):
-        folder = config_path.parent
-        if not (folder / files.RESULT).exists():
-            problems.append(Problem(folder, _why_unfinished(folder)))
-            continue
-        try:
-            result = json.loads((folder / files.RESULT).read_text())
-            config = yaml.safe_load(config_path.read_text())
-            values = {
-                _measure(run, config, result, row): (row["split"], float(row["top1"]))
-                for row in result.get("measured", [])
-            }
-            trained: Any = result["trained"]["epochs"] if values else None
-        except (ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
-            reason = " ".join(str(error).split())
-            problems.append(Problem(folder, f"a file is cut short or was changed ({reason})"))
-            continue
-        if broken := [name for name, (_, value) in values.items() if not math.isfinite(value)]:
-            problems.append(Problem(folder, f"{', '.join(broken)}: not a number"))
-        elif values and trained != run.result.get("epochs"):
-            reason = f"of the network after {epochs(trained)}, not {run.result.get('epochs')}"
-            problems.append(Problem(folder, reason))
-        elif values:
-            found.append(Evaluation(folder, values, result.get("code") or UNKNOWN_CODE))
+    folders = sorted(path.parent for path in run.folder.glob(f"*/*/{files.CONFIGURATION}"))
+    tried = [_tried(problems, _evaluation_in, folder, run) for folder in folders]
+    found = [evaluation for evaluation in tried if evaluation and evaluation.values]
     counts = Counter(measure for evaluation in found for measure in evaluation.values)
-    single = []
-    for evaluation in found:
+    for evaluation in list(found):
         if twice := [measure for measure in evaluation.values if counts[measure] > 1]:
             reason = f"{twice[0]} of this run is there {counts[twice[0]]} times; keep one folder"
             problems.append(Problem(evaluation.folder, reason))
-        else:
-            single.append(evaluation)
-    return single, problems
+            found.remove(evaluation)
+    return found
+
+
+def _evaluation_in(folder: Path, run: Run) -> Evaluation:
+    result = _result_in(folder)
+    config = yaml.safe_load((folder / files.CONFIGURATION).read_text())
+    values = {
+        _measure(run, config, result, row): (row["split"], float(row["top1"]))
+        for row in result.get("measured", [])
+    }
+    _refuse_broken(values)
+    trained, of_the_run = result["trained"]["epochs"] if values else 0, run.result.get("epochs")
+    if values and trained != of_the_run:
+        raise _Unusable(f"of the network after {epochs(trained)}, not {of_the_run}")
+    return Evaluation(folder, values, result.get("code") or UNKNOWN_CODE)
 
 
 def _measure(run: Run, config: dict[str, Any], result: dict[str, Any], row: dict[str, Any]) -> str:
@@ -251,29 +255,14 @@ def _measure(run: Run, config: dict[str, Any], result: dict[str, Any], row: dict
     return f"{row['classifier']} ({', '.join([row['split'], *trained, *others])})"
 
 
-def _why_unfinished(folder: Path) -> str:
-    failure = folder / files.FAILURE
-    if failure.exists():
-        return f"failed: {failure.read_text().strip()}"
-    done = 0
-    if (folder / files.METRICS).exists():
-        done = max(0, len((folder / files.METRICS).read_text().splitlines()) - 1)
-    verb = "is" if done == 1 else "are"
-    return f"not finished: {epochs(done)} {verb} done; the command that began it goes on"
-
-
 def _without_copies(runs: list[Run], problems: list[Problem]) -> tuple[list[Run], list[Problem]]:
     kept: dict[str, Run] = {}
     for run in runs:
         splits = {measure: split for measure, (split, _) in run.values().items()}
         key = json.dumps([run.settings, run.data, run.seed, splits], default=str)
-        if key not in kept:
-            kept[key] = run
-            continue
-        first = kept[key]
-        if run.values() == first.values():
-            reason = f"a copy of {first.folder}: left out"
-        else:
-            reason = f"another run as {first.folder}, with other figures: left out"
-        problems.append(Problem(run.folder, reason))
+        first = kept.setdefault(key, run)
+        if first is not run:
+            same = run.values() == first.values()
+            what = "a copy of {}" if same else "another run as {}, with other figures"
+            problems.append(Problem(run.folder, f"{what.format(first.folder)}: left out"))
     return list(kept.values()), problems

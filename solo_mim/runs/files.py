@@ -94,17 +94,7 @@ def checkpoints(folder: Path) -> dict[int, Path]:
 
 
 def newest_checkpoint(folder: Path) -> tuple[int, Path] | None:
-    """Epoch, counted from 0, and file of the latest checkpoint that is whole.
-
-    A file that was copied here can be cut short. A zip archive has its directory at its end, so a
-    cut one is told by that.
-    """
-    return max(
-        ((e, path) for e, path in checkpoints(folder).items() if zipfile.is_zipfile(path)),
-        default=None,
-    )
-
-
-def cut_checkpoints(folder: Path) -> list[Path]:
-    """Those of which a part is missing."""
-    return [path for path in checkpoints(folder).values() if not zipfile.is_zipfile(path)]
+    """Epoch, counted from 0, and file of the latest checkpoint that is whole: a zip archive, whose
+    directory is at its end, is none where it was cut short."""
+    found = checkpoints(folder).items()
+    return max(((e, path) for e, path in found if zipfile.is_zipfile(path)), default=None)

@@ -8,6 +8,7 @@ import glob
 import re
 import sys
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,7 @@ Result = dict[str, Any]
 class FolderLock:
     """One process at a time in a run's folder; given back at the end, or by the system at a kill.
 
-    Use as a context manager; `acquire` inside of it makes the folder. The file has a byte for as
-    long as it is held, and keeps it where the holder is killed.
+    The file has a byte for as long as it is held, and keeps it where the holder is killed.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -41,7 +41,7 @@ class FolderLock:
         return self
 
     def acquire(self) -> None:
-        """Raises ConfigError where another process holds it, or the folder cannot be made."""
+        """Makes the folder; ConfigError where that fails, or another process holds it."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._file = (self.folder / files.LOCK).open("a")
@@ -51,20 +51,14 @@ class FolderLock:
             ) from error
         try:
             import fcntl
-        except ImportError:  # Windows
-            self._hold()
-            return
-        try:
+
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ConfigError(
                 f"another process is at work on this run, in {self.folder}; wait for it or stop it"
             ) from error
-        except OSError:  # a file system without locks
+        except (ImportError, OSError):  # Windows; a file system without locks
             pass
-        self._hold()
-
-    def _hold(self) -> None:
         self.held = True
         self._file.truncate(1)
 
@@ -79,10 +73,8 @@ class RunFolder:
     """The folder of a run, or of an evaluation.
 
     Args:
-        path: as `runs.identity` names it.
-        config: plain, checked.
-        images: their fingerprint.
-        weights: digest of trained weights that the run starts from, if it does.
+        path, config: as `runs.identity` names it after a plain, checked configuration.
+        images, weights: their fingerprint, and the digest of those that the run starts from.
         resumes: whether the work leaves checkpoints to resume from.
     """
 
@@ -94,9 +86,8 @@ class RunFolder:
         weights: str | None = None,
         resumes: bool = False,
     ) -> None:
-        self.path, self.config = path, config
-        self.images, self.weights = images, weights
-        self.resumes = resumes
+        self.path, self.config, self.resumes = path, config, resumes
+        self._images, self._weights = images, weights
         self._lock = FolderLock(path)
         self._method: str | None = config.get("method")
         self._code = sources.digest(self._method)
@@ -107,8 +98,8 @@ class RunFolder:
     # Once
 
     def once(self, work: Callable[[], Result], summary: Callable[[Result], str]) -> Result:
-        """The result in the folder: of `work`, which calls `begin`, or of an earlier run that
-        finished; `summary` is its closing table.
+        """The result of `work`, which calls `begin`, or of an earlier run that finished; `summary`
+        is its closing table.
 
         Raises:
             ConfigError: what is in the folder belongs to another configuration, or other code made
@@ -159,24 +150,11 @@ class RunFolder:
             return SystemExit(1)
         full = next((cause for cause in _causes(error) if _is_of_a_disk(cause, self.path)), None)
         ended = RunError(f"{self.path}: {full.strerror}; {self.standing()}") if full else error
-        if self._lock.held:
-            self._note_failure(ended)
-        return ended
+        return self._noted(ended) if self._lock.held else ended
 
-    def _lost(self) -> RunError | None:
-        """Error of a peer process that died; None where another process reports it."""
-        if not self._speaks():
-            return None
-        error = RunError(f"a process of this run died; {self.standing()}")
-        self._note_failure(error)
-        return error
-
-    def _last_words(self) -> None:
-        if error := self._lost():
-            print(f"solo-mim: {error}", file=sys.stderr, flush=True)
-
-    def _speaks(self) -> bool:
-        """Whether this process, the lowest rank that is alive, reports the failure of a peer."""
+    def _lost(self) -> BaseException | None:
+        """Error of a peer process that died; None where another process, of the ranks that are
+        alive a lower one, reports it."""
         lock = self.path / files.LOCK
         latest = time.monotonic() + processes.rank()
         while time.monotonic() < latest:
@@ -184,14 +162,19 @@ class RunFolder:
             # No byte in it: the first process has come to its own end.
             held = lock.exists() and lock.stat().st_size > 0
             if not held or (self.path / files.FAILURE).exists():
-                return False
-        return True
+                return None
+        return self._noted(RunError(f"a process of this run died; {self.standing()}"))
 
-    def _note_failure(self, error: BaseException) -> None:
-        """Leaves the reason for `solo-mim report`, unless the disk is full."""
+    def _last_words(self) -> None:
+        if error := self._lost():
+            print(f"solo-mim: {error}", file=sys.stderr, flush=True)
+
+    def _noted(self, error: BaseException) -> BaseException:
+        """The same error; its reason is left for `solo-mim report`, unless the disk is full."""
         with contextlib.suppress(OSError):
             said = " ".join(str(error).split()) or type(error).__name__
             files.write(self.path / files.FAILURE, said)
+        return error
 
     # Its beginning
 
@@ -201,44 +184,34 @@ class RunFolder:
         The last session's failure goes, and so do sessions of which no checkpoint is left and what
         a kill has left half-written.
 
-        Args:
-            checkpoint: that the run resumes from.
-
         Returns:
             Lines to print: what the run differs in from an earlier one, which checkpoints in its
-            folder are of no use, and what it resumes from.
+            folder are of no use, and which `checkpoint` it resumes from.
         """
-        departure = self._departure()
-        lines = [departure] if departure else []
+        lines = self._departure()
         self._lock.acquire()
         (self.path / files.FAILURE).unlink(missing_ok=True)
         for place in (self.path, self.path / files.CHECKPOINTS):
             for partial in place.glob(f"*{files.PARTIAL}"):
                 partial.unlink()
-        files.write(
-            self.path / files.CONFIGURATION, OmegaConf.to_yaml(OmegaConf.create(self.config))
-        )
+        configuration = OmegaConf.to_yaml(OmegaConf.create(self.config))
+        files.write(self.path / files.CONFIGURATION, configuration)
         provenance = self.path / files.PROVENANCE
         sessions = files.read_json(provenance, list) if self.newest_checkpoint() else None
         session = {
             "versions": versions(self._method),
             "commit": commit(),
             "code": self._code,
-            "fingerprint": self.images,
+            "fingerprint": self._images,
             "seed": self.config["seed"],
+            **({"weights": self._weights} if self._weights else {}),
         }
-        if self.weights:
-            session["weights"] = self.weights
         files.write_json(provenance, [*(sessions or []), session])
-        lines += [
-            f"a part of {cut} is missing: nothing resumes from it"
-            for cut in files.cut_checkpoints(self.path)
-        ]
+        cut = (p for p in files.checkpoints(self.path).values() if not zipfile.is_zipfile(p))
+        lines += [f"a part of {path} is missing: nothing resumes from it" for path in cut]
         return [*lines, *([f"resuming from {checkpoint}"] if checkpoint else [])]
 
     def _refuse_foreign(self) -> None:
-        """Raises ConfigError where the configuration in the folder is not the one it is named
-        after."""
         path = self.path / files.CONFIGURATION
         if not path.exists():
             return
@@ -254,22 +227,20 @@ class RunFolder:
             )
 
     def _other_code(self) -> list[str]:
-        """Digests of the sources that made what is here, other than those that run here.
-
-        Those of its sessions; where they are lost, of its result.
-        """
+        """Digests of the sources that made its sessions or, where those are lost, its result, other
+        than those that run here."""
         sessions = files.read_json(self.path / files.PROVENANCE, list)
         if sessions is None:
             sessions = [files.read_json(self.path / files.RESULT, dict) or {}]
         return [code for code in sources.codes_of(sessions) if code != self._code]
 
-    def _departure(self) -> str | None:
-        """One line on how a new run differs from the latest of its name and seed beside it, or a
+    def _departure(self) -> list[str]:
+        """A line on how a new run differs from the latest of its name and seed beside it, or a
         resumed one from its sessions before, if it does."""
         if self.path.exists():
             begun_by = self._other_code() if self.newest_checkpoint() else []
             said = f"begun by other code: {', '.join(begun_by)}; here it is {self._code}"
-            return said if begun_by else None
+            return [said] if begun_by else []
         name = self.path.name[: -len("01234567")]
         others = [
             path
@@ -277,24 +248,25 @@ class RunFolder:
             if re.fullmatch("[0-9a-f]{8}", path.parent.name[len(name) :])
         ]
         if not others:
-            return None
+            return []
         latest = max(others, key=lambda path: path.stat().st_mtime)
         try:
             changed = changes(_settings_in(latest), settings_of(self.config))
             sessions = files.read_json(latest.parent / files.PROVENANCE, list)
         except (YAMLError, OmegaConfBaseException, OSError, ValueError):
-            return None  # of no use, and no obstacle: the run goes in a folder of its own
+            return []  # of no use, and no obstacle: the run goes in a folder of its own
         if not changed and sessions:
-            keys = {"images": "fingerprint", "backbone.weights": "weights"}
-            made_from = {"images": self.images, "backbone.weights": self.weights}
-            there = sessions[-1]["versions"] | {key: sessions[-1].get(k) for key, k in keys.items()}
-            changed = changes(there, {**versions(self._method), **made_from})
-        return f"differs from the run in {latest.parent}: {changed}" if changed else None
+            last, here = sessions[-1], versions(self._method)
+            images, weights = last.get("fingerprint"), last.get("weights")
+            changed = changes(
+                {**last["versions"], "images": images, "backbone.weights": weights},
+                {**here, "images": self._images, "backbone.weights": self._weights},
+            )
+        return [f"differs from the run in {latest.parent}: {changed}"] if changed else []
 
     # What is in it
 
     def newest_checkpoint(self) -> Path | None:
-        """The whole checkpoint of the latest epoch."""
         newest = files.newest_checkpoint(self.path)
         return newest[1] if newest else None
 
@@ -331,8 +303,7 @@ class RunFolder:
 
     def write_predictions(self, columns: dict[str, list[int]]) -> None:
         """One row for each image that was evaluated offline, in the data set's order."""
-        content = pd.DataFrame(columns).to_csv(index=False)
-        files.write(self.path / files.PREDICTIONS, content)
+        files.write(self.path / files.PREDICTIONS, pd.DataFrame(columns).to_csv(index=False))
 
     def write_curves(self, png: bytes) -> None:
         """A picture of what is in the metrics."""

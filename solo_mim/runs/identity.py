@@ -3,6 +3,7 @@ starts from."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -20,19 +21,9 @@ DATA_PATHS = ("data.train_path", "data.val_path")
 NOT_IDENTITY = (
     *DATA_PATHS,
     # Of these three the weights count, not where they lie.
-    "backbone.weights",
-    "pretrained_feature_extractor",
-    "resume_from_checkpoint",
-    "output_dir",
-    "other_code",
-    "progress_bar",
-    "wandb",
-    "tensorboard",
-    "checkpoint",
-    "auto_resume",
-    "auto_umap",
-    "debug_augmentations",
-    "data.num_workers",
+    *("backbone.weights", "pretrained_feature_extractor", "resume_from_checkpoint"),
+    *("output_dir", "other_code", "progress_bar", "wandb", "tensorboard", "checkpoint"),
+    *("auto_resume", "auto_umap", "debug_augmentations", "data.num_workers"),
 )
 
 PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "timm", "numpy")
@@ -70,22 +61,17 @@ def changes(old: dict[str, Any], new: dict[str, Any]) -> str:
 def images_of(config: dict[str, Any], fingerprint: str | None) -> dict[str, Any]:
     """What tells the images of a configuration from others: by their paths where there is no
     fingerprint."""
-    data = config.get("data", {})
-    found = {key: data.get(key) for key in ("dataset", "fraction", "validation_split")}
-    if fingerprint:
-        return {**found, "images": fingerprint}
-    return {**found, **{key: data.get(key) for key in ("train_path", "val_path")}}
+    paths = () if fingerprint else ("train_path", "val_path")
+    keys = ("dataset", "fraction", "validation_split", *paths)
+    found = {key: config.get("data", {}).get(key) for key in keys}
+    return {**found, "images": fingerprint} if fingerprint else found
 
 
 def identity(config: dict[str, Any], made_with: str, images: str | None) -> str:
-    """Eight hex digits of the checked configuration, our version, the images and what else made the
-    result: the host, a plug-in, weights that it starts from.
+    """Eight hex digits of the checked configuration, our version, the fingerprint of the images and
+    what else made the result: the host, a plug-in, weights that it starts from.
 
-    Args:
-        config: plain.
-        made_with: all that is neither configuration nor images.
-        images: their fingerprint, which counts in the place of their paths; None for the identity
-            by paths, which runs from before there were fingerprints have.
+    None for the images gives the identity by paths, of runs from before there were fingerprints.
     """
     without = NOT_IDENTITY if images else [key for key in NOT_IDENTITY if key not in DATA_PATHS]
     settings = settings_of(config, without)
@@ -109,10 +95,8 @@ def folder_of(config: dict[str, Any], images: str, weights: str | None = None) -
     that it resumes from or the weights (their digest) that it starts from."""
     made_with = [host(), *installed.plugin_packages(config["method"])]
     start = Path(config["resume_from_checkpoint"] or "")
-    if start.is_file():
-        made_with.append(hashlib.sha256(start.read_bytes()).hexdigest())
-    if weights:
-        made_with.append(weights)
+    made_with += [hashlib.sha256(start.read_bytes()).hexdigest()] if start.is_file() else []
+    made_with += [weights] if weights else []
     folder = Path(config["output_dir"]) / f"{config['name']}-seed{config['seed']}"
     return folder_by_identity(folder, config, " ".join(made_with), images)
 
@@ -123,8 +107,7 @@ def host() -> str:
 
 
 def commit() -> str | None:
-    """Commit of the checkout that the package is imported from, `+` appended when it has
-    changes."""
+    """As `installed.commit_of`, of the checkout that the package is imported from."""
     return installed.commit_of(installed.PACKAGE.parent)
 
 
@@ -134,10 +117,8 @@ def versions(method: str | None = None) -> dict[str, str]:
     found = {"python": platform.python_version(), "solo-mim": solo_mim.__version__}
     found["solo-learn"] = f"{installed.host_version()} ({installed.host_generation()})"
     for package in PACKAGES:
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     for package in installed.plugin_packages(method):
         name, _, version = package.rpartition(" ")
         found[name] = version

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import re
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from solo_mim import installed
@@ -14,13 +13,8 @@ from solo_mim.installed import PACKAGE
 # What prints, refuses, plans, compares or draws changes no network and no figure. Whatever is not
 # named here counts, so that a new file is not forgotten.
 _CHANGES_NOTHING = {
-    "__main__.py",
-    "benchmarks.py",
-    "errors.py",
-    "planning.py",
-    "processes.py",
-    "progress.py",
-    "stopping.py",
+    *("__main__.py", "benchmarks.py", "errors.py", "planning.py"),
+    *("processes.py", "progress.py", "stopping.py"),
     *(f"commands/{name}.py" for name in ("__init__", "arguments", "bench", "doctor", "embed")),
     *(f"commands/{name}.py" for name in ("export", "knn", "methods", "plan", "prepare", "report")),
     "data/errors.py",
@@ -47,31 +41,22 @@ def digest(method: str | None = None) -> str:
     Of solo-learn's too where it is a checkout, for its version there does not tell of edits.
     Comments, docstrings and blank lines do not count.
     """
-    found = hashlib.sha256()
-    ours = [path for path in _modules(PACKAGE) if _name(path, PACKAGE) not in _CHANGES_NOTHING]
-    parts = [(PACKAGE, ours)]
+    places = [PACKAGE]
     if installed.host_generation() == "current":
-        parts.append((installed.host_location(), _modules(installed.host_location())))
-    for place in installed.plugin_sources(method):
-        parts.append((place, _modules(place)) if place.is_dir() else (place.parent, [place]))
-    for root, paths in parts:
-        for path in paths:
-            lines = code_lines(path.read_text("utf-8", errors="replace"))
-            found.update("\n".join([_name(path, root), *lines, ""]).encode())
+        places.append(installed.host_location())
+    found = hashlib.sha256()
+    for place in [*places, *installed.plugin_sources(method)]:
+        root = place if place.is_dir() else place.parent  # a module alone is its file
+        paths = place.rglob("*.py") if place.is_dir() else [place]
+        for name, path in sorted((path.relative_to(root).as_posix(), path) for path in paths):
+            if place != PACKAGE or name not in _CHANGES_NOTHING:
+                lines = code_lines(path.read_text("utf-8", errors="replace"))
+                found.update("\n".join([name, *lines, ""]).encode())
     return found.hexdigest()[:12]
 
 
-def _modules(root: Path) -> list[Path]:
-    return sorted(root.rglob("*.py"), key=lambda path: _name(path, root))
-
-
-def _name(path: Path, root: Path) -> str:
-    return path.relative_to(root).as_posix()
-
-
 def code_lines(source: str) -> list[str]:
-    """The lines of a Python source without comments, docstrings, blank lines and spaces at the
-    end."""
+    """The lines of a Python source without comments, docstrings, blank lines and last spaces."""
     kept: list[str] = []
     end = depth = 0
     for token in _TOKEN.finditer(source):

@@ -62,6 +62,16 @@ def register(tmp_path, monkeypatch):
     return write
 
 
+def test_help_lists_the_recipe_of_an_installed_package(installed):
+    done = subprocess.run(
+        [sys.executable, "-m", "solo_mim", "pretrain", "--help"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(installed), *sys.path[1:]])},
+        capture_output=True,
+        text=True,
+    )
+    assert re.search("method: .*align_uniform, .*vicreg", done.stdout), done.stderr
+
+
 def test_the_documented_package_trains_through_the_command_with_the_recipe_it_brings(
     installed, tmp_path
 ):
