@@ -394,7 +394,7 @@ INNER: dict[str, Callable[..., dict[str, Any]]] = {"stream": stream, "loaders": 
 
 def plan(job: Job) -> dict[str, Any]:
     """Short trainings beside what the planner says of them."""
-    networks = {"small_cnn at 32 px": ["optimizer.batch_size=64"]}
+    networks = {"small_cnn at 32 px": ["backbone=small_cnn", "optimizer.batch_size=64"]}
     if not job.small:
         large = ["backbone=resnet50", "augmentations=imagenet/symmetric"]
         networks = {
