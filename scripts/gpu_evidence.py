@@ -504,6 +504,7 @@ def training(job: Job) -> dict[str, Any]:
     job.solo_mim("report", "report", str(place), "--output", str(report))
     runs = [json.loads(path.read_text()) for path in sorted(place.glob("*/result.json"))]
     command = " ".join(argument for argument in common if not argument.startswith("output_dir"))
+    command = command.replace(str(job.data), "D")
     return {
         "command": f"solo-mim pretrain method=METHOD max_epochs={epochs} {command}",
         "runs": runs,
