@@ -114,24 +114,25 @@ class Job:
         said = self.call(name, sys.executable, here, "--inner", name, *given)
         return json.loads(said.strip().splitlines()[-1])
 
-    def images(self) -> list[str]:
-        """Overrides that choose the images."""
-        if self.data is None:
-            raise Failed("no images: give --data FOLDER, or --packed")
-        if (self.data / "cifar-10-batches-py").is_dir():
-            return ["data=cifar10", f"data.train_path={self.data}"]
-        return [
-            *("data=image_folder", "augmentations=symmetric"),
-            *(f"data.{key}_path={self.data / part}" for key, part in PARTS.items()),
-        ]
-
     def training(self) -> list[str]:
         """Overrides of every training here."""
         on = ["accelerator=cpu"] if self.small else ["accelerator=gpu", "precision=16-mixed"]
-        return [*self.images(), "data.format=tensor", *on, "progress_bar=false"]
+        return [*images_in(self.data), "data.format=tensor", *on, "progress_bar=false"]
 
 
 PARTS = {"train": "train", "val": "test"}
+
+
+def images_in(data: Path | None) -> list[str]:
+    """Overrides that choose the images."""
+    if data is None:
+        raise Failed("no images: give --data FOLDER, or --packed")
+    if (data / "cifar-10-batches-py").is_dir():
+        return ["data=cifar10", f"data.train_path={data}"]
+    return [
+        *("data=image_folder", "augmentations=symmetric"),
+        *(f"data.{key}_path={data / part}" for key, part in PARTS.items()),
+    ]
 
 
 def table(heads: list[str], rows: list[list[Any]]) -> list[str]:
@@ -302,7 +303,7 @@ def _commands(found: dict[str, Any]) -> list[str]:
 # loaders
 
 
-def loaders(device: str, data: str) -> dict[str, Any]:
+def loaders(device: str, data: Path | None) -> dict[str, Any]:
     """Images a second of each format alone, with a step of ResNet-18, and of the step alone."""
     import torch
 
@@ -314,7 +315,6 @@ def loaders(device: str, data: str) -> dict[str, Any]:
     from solo_mim.recipe.compose import composed
 
     place, small = torch.device(device), device == "cpu"
-    job = Job(Path("."), device, Path(data), 0.0, {})
     seconds = 3 if small else 8
     network = network_of("small_cnn" if small else "resnet18", 32, 128, place)
     step = TrainingStep(network, "32-true" if small else "16-mixed")
@@ -348,7 +348,7 @@ def loaders(device: str, data: str) -> dict[str, Any]:
         wait()
         return images / (time.perf_counter() - started)
 
-    overrides = [*job.images(), "optimizer.batch_size=256"]
+    overrides = [*images_in(data), "optimizer.batch_size=256"]
     found: dict[str, Any] = {"workers": 0, "formats": {}}
     formats = ["tensor", "image_folder", "dali"]
     if not present("nvidia.dali") or "data=cifar10" in overrides:
@@ -394,7 +394,7 @@ INNER: dict[str, Callable[..., dict[str, Any]]] = {"stream": stream, "loaders": 
 
 def plan(job: Job) -> dict[str, Any]:
     """Short trainings beside what the planner says of them."""
-    networks = {"small_cnn at 32 px": ["optimizer.batch_size=64"]}
+    networks = {"small_cnn at 32 px": ["backbone=small_cnn", "optimizer.batch_size=64"]}
     if not job.small:
         large = ["backbone=resnet50", "augmentations=imagenet/symmetric"]
         networks = {
@@ -505,6 +505,7 @@ def training(job: Job) -> dict[str, Any]:
     job.solo_mim("report", "report", str(place), "--output", str(report))
     runs = [json.loads(path.read_text()) for path in sorted(place.glob("*/result.json"))]
     command = " ".join(argument for argument in common if not argument.startswith("output_dir"))
+    command = command.replace(str(job.data), "D")
     return {
         "command": f"solo-mim pretrain method=METHOD max_epochs={epochs} {command}",
         "runs": runs,
@@ -677,7 +678,7 @@ def main() -> None:
         pack(given.pack, data)
         return
     if given.inner:
-        arguments = (given.device, str(data)) if given.inner == "loaders" else (given.device,)
+        arguments = (given.device, data) if given.inner == "loaders" else (given.device,)
         print(json.dumps(INNER[given.inner](*arguments)))
         return
     if given.minutes <= 0:

@@ -280,13 +280,9 @@ class DaliLoader:
                 remedy="image_folder reads the same files without it",
             )
         indexes, _ = self._under_way[0]
-        images: ImageSet = self.dataset.images
-        index = int(indexes[int(sample[1])])
-        row = index if images.rows is None else images.rows[index]
-        source: Any = images.source
         return DataError(
             "DALI cannot decode the image",
             key="data.train_path",
-            path=os.fsdecode(source.paths[row]),
+            path=self.dataset.images.path(int(indexes[int(sample[1])])),
             remedy="Replace or move the file, or set data.format: image_folder",
         )

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, ClassVar
+from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -95,7 +95,15 @@ class ImageSet:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> Image.Image:
-        return self.source[index if self.rows is None else self.rows[index]]
+        return self.source[self._row(index)]
+
+    def path(self, index: int) -> str:
+        """Of an image, where the source is ``Files``."""
+        files: Any = self.source
+        return os.fsdecode(files.paths[self._row(index)])
+
+    def _row(self, index: int) -> int:
+        return index if self.rows is None else self.rows[index]
 
     @property
     def labelled(self) -> bool:

@@ -7,9 +7,8 @@ hue in 8 bits. Indexes, order, epoch length, shards and resuming are those of ``
 """
 
 import functools
-import os
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,9 +21,9 @@ from tqdm import tqdm
 
 from solo_mim.data.batches import OnCorrupt
 from solo_mim.data.errors import DataError
-from solo_mim.data.images import Files, ImageSet, Pixels, Source
+from solo_mim.data.images import ImageSet, Pixels, Source
 from solo_mim.data.rows import ROW
-from solo_mim.data.transforms import Augmentation
+from solo_mim.data.transforms import RGB, Augmentation
 
 # Images that are computed at a time on a CPU: what they take stays in its cache.
 _CHUNK = 128
@@ -41,16 +40,12 @@ class Decoded(Source):
 
     decoded: ClassVar[bool] = True
     pixels: np.ndarray
-    files: Source
-    unreadable: dict[int, DataError] = field(default_factory=dict)
+    unreadable: dict[int, DataError]
 
     def __getitem__(self, index: int) -> Image.Image:
         if error := self.unreadable.get(int(index)):
             raise error
         return Image.fromarray(self.pixels[index])
-
-    def entries(self) -> Iterable[tuple[bytes, int]]:
-        return self.files.entries()
 
 
 def in_memory(images: ImageSet, on_corrupt: OnCorrupt) -> ImageSet:
@@ -75,8 +70,7 @@ def in_memory(images: ImageSet, on_corrupt: OnCorrupt) -> ImageSet:
         if not array.size:
             array, first = np.zeros((len(images), *pixels.shape), np.uint8), index
         if pixels.shape != array.shape[1:]:
-            assert isinstance(source, Files)  # arrays on disk are of one size
-            paths = [_path(images, source, i) for i in (first, index)]
+            paths = [images.path(i) for i in (first, index)]  # arrays on disk are of one size
             sizes = [f"{w} x {h}" for h, w, _ in (array.shape[1:], pixels.shape)]
             raise DataError(
                 f"the images are not of one size: {sizes[1]} pixels here, {sizes[0]} in {paths[0]}",
@@ -85,11 +79,7 @@ def in_memory(images: ImageSet, on_corrupt: OnCorrupt) -> ImageSet:
                 remedy="Set it to image_folder or dali; tensor takes images of one size",
             )
         array[index] = pixels
-    return ImageSet(Decoded(array, source, unreadable), images.labels)
-
-
-def _path(images: ImageSet, files: Files, index: int) -> str:
-    return os.fsdecode(files.paths[index if images.rows is None else images.rows[index]])
+    return ImageSet(Decoded(array, unreadable), images.labels)
 
 
 # From an array to views
@@ -106,16 +96,23 @@ class TensorLoader:
         self.batches = batches
         self.sampler = batches.sampler  # Lightning calls its set_epoch
         self.dataset = batches.dataset  # of which methods take the length
+        self.device = device
+
+    @functools.cached_property
+    def pixels(self) -> Tensor:
+        """N x H x 3 x W: both directions of a resampling are then products without a copy.
+
+        Taken to the device by the first epoch, not by a loader that is only made to be checked.
+        """
         pixels = self.dataset.images.source.pixels
-        # N x H x 3 x W: both directions of a resampling are then products without a copy.
-        self.pixels = torch.from_numpy(np.ascontiguousarray(pixels.swapaxes(2, 3))).to(device)
+        return torch.from_numpy(np.ascontiguousarray(pixels.swapaxes(2, 3))).to(self.device)
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[Any]:
         for indexes, rows, targets in self.batches:
-            images = self.pixels[indexes.to(self.pixels.device, non_blocking=True)]
+            images = self.pixels[indexes.to(self.device, non_blocking=True)]
             drawn = zip(rows, self.dataset.augmentations, strict=True)
             X = [views(images, torch.from_numpy(row), augment) for row, augment in drawn]
             yield [indexes, X, targets]
@@ -127,7 +124,7 @@ def views(images: Tensor, rows: Tensor, augment: Augmentation) -> Tensor:
 
     Args:
         images: uint8 B x H x 3 x W.
-        rows: float32 B x columns of ``Row``, on the CPU.
+        rows: float32 B x columns of ``ROW``, on the CPU.
         augment: of which the rows were drawn.
 
     Returns:
@@ -135,10 +132,7 @@ def views(images: Tensor, rows: Tensor, augment: Augmentation) -> Tensor:
     """
     side = augment.crop_size
     found = torch.empty(len(images), 3, side, side, device=images.device)
-    mean, std = (
-        255 * torch.tensor(c, device=images.device).view(1, 3, 1)
-        for c in (augment.mean, augment.std)
-    )
+    mean, std = (_levels(c, images.device) for c in (augment.mean, augment.std))
     chunk = _CHUNK if images.device.type == "cpu" else len(images)
     parts = zip(*(part.split(chunk) for part in (found, images, rows)), strict=True)
     for out, of_images, of_rows in parts:
@@ -147,11 +141,18 @@ def views(images: Tensor, rows: Tensor, augment: Augmentation) -> Tensor:
     return found
 
 
+@functools.lru_cache(maxsize=8)
+def _levels(constants: RGB, device: torch.device) -> Tensor:
+    """Constants of the channels in grey levels; kept, as to send them waits for a GPU."""
+    return 255 * torch.tensor(constants, device=device).view(1, 3, 1)
+
+
 def _view(images: Tensor, rows: Tensor, augment: Augmentation) -> Tensor:
     """Grey levels as whole numbers, float32 B x side x 3 x side."""
-    x = _resampled(images, rows, augment)
+    there = rows.to(images.device, non_blocking=True)
+    x = _resampled(images, there, augment)
     if augment.color_jitter is not None:
-        x = _jittered(x, rows)
+        x = _jittered(x, rows, there)
     if augment.grayscale:
         x = _of_chosen(x, rows[:, ROW.grayscale] > 0, lambda x, _: _grey(x).expand_as(x))
     if augment.gaussian_blur:
@@ -176,7 +177,7 @@ def _of_chosen(x: Tensor, chosen: Tensor, change: Callable[[Tensor, Tensor], Ten
 
 def _resampled(images: Tensor, rows: Tensor, augment: Augmentation) -> Tensor:
     """Cut, resized and flipped: all that follows treats left and right alike."""
-    rows, side = rows.to(images.device, non_blocking=True), augment.crop_size
+    side = augment.crop_size
     cut = augment.crop_scale is not None
     kernel = _cubic if augment.interpolation is InterpolationMode.BICUBIC else _triangle
     height, width = images.shape[1], images.shape[3]
@@ -233,8 +234,9 @@ def _grey(x: Tensor) -> Tensor:
     return grey.add_(32768).div_(65536).floor_()
 
 
-def _jittered(x: Tensor, rows: Tensor) -> Tensor:
-    there = rows.to(x.device, non_blocking=True)[:, :, None, None, None]
+def _jittered(x: Tensor, rows: Tensor, there: Tensor) -> Tensor:
+    """In the order drawn; `there` are the rows on the device of the images."""
+    there = there[:, :, None, None, None]
     for step in range(4):
         hue = rows[:, ROW.hue_at] == step
         x = _of_chosen(x, hue, lambda x, chosen: _hue_shifted(x, rows[chosen, ROW.hue]))
@@ -250,7 +252,7 @@ def _jittered(x: Tensor, rows: Tensor) -> Tensor:
 
 def _hue_shifted(x: Tensor, turns: Tensor) -> Tensor:
     """By way of HSV in 8 bits."""
-    shift = (255 * turns).round_().to(x.device, non_blocking=True)[:, None, None, None]
+    shift = (255 * turns).round_().to(x.device, non_blocking=True)[:, None, None]
     red, green, blue = x.unbind(2)
     value = torch.maximum(torch.maximum(red, green), blue)
     chroma = value - torch.minimum(torch.minimum(red, green), blue)
@@ -258,7 +260,7 @@ def _hue_shifted(x: Tensor, turns: Tensor) -> Tensor:
     of_blue = (red - green).add_(chroma, alpha=4)
     sixths = torch.where(green == value, of_green, of_blue)
     sixths = torch.where(red == value, green - blue, sixths).div_(chroma.clamp(min=1))
-    hue = sixths.div_(6).remainder_(1).mul_(255).floor_().add_(shift[..., 0])
+    hue = sixths.div_(6).remainder_(1).mul_(255).floor_().add_(shift)
     hue = hue.remainder_(256).mul_(6 / 255)
     chroma = chroma.mul_(255).div_(value.clamp(min=1)).floor_().mul_(value).div_(255)
     for channel, offset in enumerate((5.0, 3.0, 1.0)):

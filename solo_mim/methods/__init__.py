@@ -29,12 +29,12 @@ def find_method(name: str) -> Any:
             imported, or is no subclass of the host's base classes.
     """
     sources = installed.origins()
-    if name not in sources and (installed.CONFIG_FOLDER / "method" / f"{name}.yaml").is_file():
-        raise ConfigError(
-            f"method={name} needs a checkout of solo-learn main on the import path; here it is "
-            f"solo-learn {installed.host_version()}"
-        )
     if name not in sources:
+        if (installed.CONFIG_FOLDER / "method" / f"{name}.yaml").is_file():
+            raise ConfigError(
+                f"method={name} needs a checkout of solo-learn main on the import path; here it is "
+                f"solo-learn {installed.host_version()}"
+            )
         raise ConfigError(f"method: unknown method '{name}'{nearest(name, sources)}")
     if len(sources[name]) > 1:
         raise ConfigError(

@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from solo_mim.data import SSLDataModule
+from solo_mim.data import photo_patches as patches
 
 
 @pytest.fixture
@@ -85,3 +86,18 @@ def module(make_cfg: Callable[..., DictConfig]) -> Callable[..., SSLDataModule]:
         return SSLDataModule(make_cfg(batch_size, seed, augmentations, **folders, **data))
 
     return build
+
+
+@pytest.fixture(scope="session")
+def write_photographs() -> Callable[..., Path]:
+    """Writes the 17 installed photographs as JPEGs, two classes: ``write_photographs(root)``."""
+
+    def write(root: Path, size: tuple[int, int] | None = None) -> Path:
+        for number, name in enumerate(patches.PHOTOGRAPHS):
+            folder = root / "ab"[number % 2]
+            folder.mkdir(exist_ok=True)
+            image = Image.fromarray(patches.photograph(name))
+            (image.resize(size) if size else image).save(folder / f"{name}.jpg", quality=90)
+        return root
+
+    return write

@@ -6,19 +6,20 @@ import multiprocessing
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import view_statistics
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from torchvision.transforms import InterpolationMode
-from view_statistics import STEPS, assert_alike, epochs, levels_apart, pixels, summaries
+from view_statistics import STEPS, assert_alike, epochs, pixels, summaries
 
 from solo_mim.data import DataError, SSLDataModule
-from solo_mim.data import photo_patches as patches
 from solo_mim.installed import CONFIG_FOLDER
 
 try:
@@ -29,26 +30,17 @@ needs_dali = pytest.mark.skipif(not HAS_DALI, reason="nvidia-dali is not install
 
 # Grey levels of 255 between the two views of a draw, mean over pixels: on average over the views,
 # and in the worst of them. Pillow's blur is three box filters, its hue has 8 bits.
-ON_AVERAGE, IN_THE_WORST = 1.2, 5.0
+assert_same_views = partial(view_statistics.assert_same_views, limits=(1.2, 5.0))
 
 MakeCfg = Callable[..., DictConfig]
 
 
 @pytest.fixture(scope="session")
-def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def photographs(
+    tmp_path_factory: pytest.TempPathFactory, write_photographs: Callable[..., Path]
+) -> Path:
     """The 17 installed photographs as JPEGs, two classes."""
-    root = tmp_path_factory.mktemp("photographs")
-    for number, name in enumerate(patches.PHOTOGRAPHS):
-        folder = root / "ab"[number % 2]
-        folder.mkdir(exist_ok=True)
-        Image.fromarray(patches.photograph(name)).save(folder / f"{name}.jpg", quality=90)
-    return root
-
-
-def assert_same_views(ours: list[list[Any]], dalis: list[list[Any]]) -> None:
-    apart = levels_apart(ours, dalis)
-    assert apart.mean() < ON_AVERAGE
-    assert apart.max() < IN_THE_WORST
+    return write_photographs(tmp_path_factory.mktemp("photographs"))
 
 
 @needs_dali

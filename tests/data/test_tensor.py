@@ -2,19 +2,20 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import view_statistics
 from omegaconf import DictConfig
 from PIL import Image
 from torchvision.transforms import InterpolationMode
-from view_statistics import STEPS, epochs, levels_apart, pixels
+from view_statistics import STEPS, epochs, pixels
 
 from solo_mim.data import DataError, SSLDataModule
-from solo_mim.data import photo_patches as patches
 
 ALL_STEPS = STEPS | {
     "equalisation": {"equalization": {"prob": 0.5}},
@@ -25,33 +26,18 @@ ALL_STEPS = STEPS | {
 }
 # Grey levels of 255 between the two views of a draw, mean over pixels: on average over the views,
 # and in the worst of them. Equalisation multiplies what rounds differently before it.
-ON_AVERAGE, IN_THE_WORST = 0.05, 0.5
-EQUALISED = (0.5, 16.0)
+LIMITS, EQUALISED = (0.05, 0.5), (0.5, 16.0)
+assert_same_views = partial(view_statistics.assert_same_views, limits=LIMITS)
 
 Module = Callable[..., SSLDataModule]
 
 
 @pytest.fixture(scope="session")
-def cut_photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def cut_photographs(
+    tmp_path_factory: pytest.TempPathFactory, write_photographs: Callable[..., Path]
+) -> Path:
     """The 17 installed photographs as JPEGs of 96 x 80 pixels, two classes."""
-    root = tmp_path_factory.mktemp("cut")
-    for number, name in enumerate(patches.PHOTOGRAPHS):
-        folder = root / "ab"[number % 2]
-        folder.mkdir(exist_ok=True)
-        image = Image.fromarray(patches.photograph(name)).resize((96, 80))
-        image.save(folder / f"{name}.jpg", quality=90)
-    return root
-
-
-def assert_same_views(
-    ours: list[list[Any]],
-    theirs: list[list[Any]],
-    limits: tuple[float, float] = (ON_AVERAGE, IN_THE_WORST),
-) -> None:
-    apart = levels_apart(ours, theirs)
-    print(f"grey levels apart: {apart.mean():.4f} on average, {apart.max():.4f} in the worst view")
-    assert apart.mean() < limits[0]
-    assert apart.max() < limits[1]
+    return write_photographs(tmp_path_factory.mktemp("cut"), size=(96, 80))
 
 
 @pytest.mark.parametrize("crop_size", [32, 96])
@@ -64,12 +50,12 @@ def test_views_are_pillows_of_the_same_draws(
         epochs(module(cut_photographs, format, augmentations, seed=seed), 0, 1, 2)
         for format, seed in (("image_folder", 5), ("tensor", 5), ("tensor", 6))
     )
-    limits = EQUALISED if step in ("equalisation", "all") else (ON_AVERAGE, IN_THE_WORST)
-    assert_same_views(ours, tensors, limits)
+    limits = EQUALISED if step in ("equalisation", "all") else LIMITS
+    assert_same_views(ours, tensors, limits=limits)
     if step != "no_crop":  # the comparison tells other draws apart
         pairs = zip(ours, others, strict=True)
         with pytest.raises(AssertionError):
-            assert_same_views(ours, [[a[0], b[1], a[2]] for a, b in pairs], limits)
+            assert_same_views(ours, [[a[0], b[1], a[2]] for a, b in pairs], limits=limits)
 
 
 @pytest.mark.parametrize("step", ["crop", "no_crop"])
@@ -167,7 +153,7 @@ def test_views_on_the_gpu_are_pillows_of_the_same_draws(
     found = epochs(module(cut_photographs, "tensor", augmentations), 0, 1)
     assert all(x.device.type == "cuda" for _, X, _ in found for x in X)
     ours = epochs(module(cut_photographs, "image_folder", augmentations), 0, 1)
-    assert_same_views(ours, found, EQUALISED)
+    assert_same_views(ours, found, limits=EQUALISED)
 
 
 @pytest.mark.gpu

@@ -86,3 +86,14 @@ def levels_apart(ours: list[list[Any]], theirs: list[list[Any]]) -> torch.Tensor
         for x, y in zip(X, their_X, strict=True):
             apart.append((x - y.cpu()).abs().mean((1, 2, 3)))
     return torch.cat(apart)
+
+
+def assert_same_views(
+    ours: list[list[Any]], theirs: list[list[Any]], limits: tuple[float, float]
+) -> None:
+    """Of the same draws: `limits` are of the grey levels between them, on average over the views
+    and in the worst of them."""
+    apart = levels_apart(ours, theirs)
+    print(f"grey levels apart: {apart.mean():.4f} on average, {apart.max():.4f} in the worst view")
+    assert apart.mean() < limits[0]
+    assert apart.max() < limits[1]
