@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import itertools
+import math
 import os
 import statistics
 import time
@@ -79,7 +80,10 @@ class _Run:
         start: Start | None,
     ) -> None:
         self.recipe, self.data, self.folder, self.start = recipe, data, folder, start
-        data.train_dataloader()  # refuses an impossible batch here, before anything is written
+        # They refuse what is impossible here, before anything is written.
+        figures.offline_split(recipe, data)
+        data.refuse_impossible_batch(recipe.processes)
+        data.train_dataloader()
         cfg = host_config(recipe, data.num_classes, data.num_large_crops, data.num_small_crops)
         self.model = self._model(method, cfg)
         # On resuming they serve the untrained baseline alone: the checkpoint replaces all weights.
@@ -188,8 +192,9 @@ class _Run:
         except ExplicitMIMError as error:
             rate = self.recipe.optimizer.lr
             raise diverged(self.trainer, self.recipe.method, rate, error) from error
-        if self.trainer.is_global_zero:
-            self.plain_copy.unlink(missing_ok=True)
+        finally:
+            if self.trainer.is_global_zero:
+                self.plain_copy.unlink(missing_ok=True)
         return time.perf_counter() - started
 
     def _evaluated(self, untrained: nn.Module) -> dict[str, Any]:
@@ -213,7 +218,8 @@ class _Run:
         backbones: dict[str, tuple[nn.Module, Any, bool]] = {
             "untrained": (untrained, self.trainer.strategy.root_device, True)
         }
-        if self.data.num_train_images * 3 * self.data.crop_size**2 * 4 <= _RAW_PIXELS_LIMIT:
+        images = len(self.data.splits.train.evaluable)
+        if images * 3 * self.data.crop_size**2 * 4 <= _RAW_PIXELS_LIMIT:
             backbones["raw_pixels"] = (nn.Identity(), "cpu", False)
         for name, (backbone, device, probe) in backbones.items():
             if name not in found:
@@ -242,8 +248,8 @@ class _Run:
             "start": self.start.record(self.taken) if self.start else None,
             "epochs": self.trainer.current_epoch,
             "evaluated_on": figures.evaluated_on(recipe),
-            "offline_evaluated_on": figures.offline_split(recipe)[1],
-            "online": {name: _last(metrics, column) for name, column in _ONLINE.items()},
+            "offline_evaluated_on": figures.offline_split(recipe, data)[1],
+            **_online(metrics),
             # Of a validation that the processes share: `SSLDataModule.val_dataloader`.
             "online_left_out": data.num_val_images % self.trainer.world_size,
             "offline": offline,
@@ -264,9 +270,15 @@ class _Run:
         return result
 
 
-def _last(metrics: pd.DataFrame, column: str) -> float | None:
-    values = metrics[column].dropna().tolist() if column in metrics else []
-    return float(values[-1]) if values else None
+def _online(metrics: pd.DataFrame) -> dict[str, Any]:
+    """The figures of the last validation, and how many epochs it came after."""
+    validated = metrics.reindex(columns=["epoch", *_ONLINE.values()]).dropna(subset="val_acc1")
+    last = validated.iloc[-1].to_dict() if len(validated) else {}
+    found = {name: last.get(column, math.nan) for name, column in _ONLINE.items()}
+    return {
+        "online": {name: None if math.isnan(value) else value for name, value in found.items()},
+        "online_after_epochs": int(last["epoch"]) + 1 if last else None,
+    }
 
 
 def _of_all_processes(paths: list[str]) -> list[str]:
@@ -296,6 +308,9 @@ def summary(result: dict[str, Any]) -> str:
         found = [(accuracies or {}).get(key) for key in ("probe_top1", "knn_top1")]
         cells = [f"{'-' if value is None else f'{value:.1f}':>8}" for value in found]
         lines.append(f"  {label:<34}{''.join(cells)}")
+    validated = result.get("online_after_epochs") or result["epochs"]
+    if validated < result["epochs"]:
+        lines.append(f"  online figures are of epoch {validated}, the last one with a validation")
     if left_out := result.get("online_left_out"):
         lines.append(
             f"  online figures leave out {left_out} of the {result['evaluated_on']}, which the "

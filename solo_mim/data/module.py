@@ -44,9 +44,9 @@ warnings.filterwarnings("ignore", message=".*does not have many workers.*")
 class SSLDataModule(LightningDataModule):
     """Training, validation and measuring loaders of the whole configuration ``cfg``.
 
-    Reads ``cfg.data``, ``cfg.augmentations``, ``cfg.optimizer.batch_size``, ``cfg.dali.device`` and
-    ``cfg.seed`` (5 when absent, as solo-learn has it). The data set is loaded, or its folder
-    scanned, at once. Raises DataError.
+    Reads ``cfg.data``, ``cfg.augmentations``, ``cfg.optimizer.batch_size``, ``cfg.dali.device``,
+    ``cfg.accelerator`` and ``cfg.seed`` (5 when absent, as solo-learn has it). The data set is
+    loaded, or its folder scanned, at once. Raises DataError.
 
     Attributes:
         corrupt_images: paths of the unreadable images that ``data.on_corrupt: skip`` has passed
@@ -71,6 +71,7 @@ class SSLDataModule(LightningDataModule):
         self.num_workers: int = min(usable_cores(), 8) if configured is None else configured
         self.format: str = data.get("format") or "image_folder"
         self._in_memory: dict[str, ImageSet] = {}  # by split, of data.format: tensor
+        self._on_cpu: bool = OmegaConf.select(cfg, "accelerator") == "cpu"
         self.dali_device: str | None = OmegaConf.select(cfg, "dali.device")
         if self.dali_device is not None:
             refuse_unknown_value(self.dali_device, ("cpu", "gpu"), "dali.device", "value")
@@ -120,19 +121,24 @@ class SSLDataModule(LightningDataModule):
             # workers prefetch at once; `current_epoch` lags by one while resuming.
             current: Any = trainer.fit_loop.epoch_progress.current
             sampler.set_epoch(current.processed)
-        if self.batch_size > len(sampler):
-            raise DataError(
-                f"a batch of {self.batch_size} is larger than the training set of {len(sampler)} "
-                "images (per process)",
-                key="optimizer.batch_size",
-                remedy=f"Set it to {len(sampler)} or less",
-            )
+        self.refuse_impossible_batch(world)
         if self.format == "dali":
             return self._dali_loader(sampler)
         kind = DrawnRows if self.format == "tensor" else Views
         views = kind(self._images("train"), _one_per_view(self.augmentations), self._in_training)
         loader = self._loader(views, sampler=sampler, drop_last=True, persistent=True)
         return TensorLoader(loader, self._device()) if self.format == "tensor" else loader  # type: ignore[return-value]
+
+    def refuse_impossible_batch(self, processes: int = 1) -> None:
+        """Raises DataError where the training images of a process do not fill a batch."""
+        share = self.num_train_images // processes
+        if self.batch_size > share:
+            raise DataError(
+                f"a batch of {self.batch_size} is larger than the training set of {share} images "
+                "(per process)",
+                key="optimizer.batch_size",
+                remedy=f"Set it to {share} or less",
+            )
 
     def val_dataloader(self, split: str = "val") -> DataLoader[PlainBatch] | list[Any]:
         """Yields ``[X, targets]``, un-augmented; an empty list without labelled validation data.
@@ -196,7 +202,8 @@ class SSLDataModule(LightningDataModule):
             raise DataError(
                 f"the data set has no {split} images",
                 key="data.val_path",
-                remedy="Name a folder of images, or set data.validation_split",
+                remedy="Name a folder of images"
+                + (", or set data.validation_split" if split == "val" else ""),
             )
         if self.format != "tensor":
             return chosen
@@ -205,10 +212,10 @@ class SSLDataModule(LightningDataModule):
         return self._in_memory[split]
 
     def _device(self) -> torch.device:
-        """Where training is: the trainer's, or a GPU where there is one."""
+        """Where training is: the trainer's; before there is one a GPU, if there is any to use."""
         if self.trainer:
             return self.trainer.strategy.root_device
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cuda" if torch.cuda.is_available() and not self._on_cpu else "cpu")
 
     def _plain_images(self, split: str) -> PlainImages:
         images = self._images(split)

@@ -40,8 +40,8 @@ def embed(run: str, overrides: list[str], split: str | None = None) -> Result:
         ConfigError: the network, a key, or a value is wrong; the message names it.
     """
     network = trained.opened(run, overrides)
-    split = split or figures.offline_split(network.recipe)[0]
     data = SSLDataModule(network.recipe.plain)
+    split = split or figures.offline_split(network.recipe, data)[0]
     name = f"{network.recipe.data.dataset}-{split}"
     folder = network.folder("embed", name, data.splits.fingerprint)
     return folder.once(lambda: _embedded(network, data, split, folder), summary)
@@ -51,8 +51,7 @@ def _embedded(
     network: trained.Opened, data: SSLDataModule, split: str, folder: RunFolder
 ) -> Result:
     recipe = network.recipe
-    usual, where = figures.offline_split(recipe)
-    where = where if split == usual else _SPLITS.get(split, figures.evaluated_on(recipe))
+    where = _SPLITS.get(split, figures.evaluated_on(recipe))
     data.plain_dataloader(split)  # refuses a split that is not there
     device = figures.device(recipe)
     model: Any = None

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from solo_mim.data import SSLDataModule
+from solo_mim.errors import ConfigError
 from solo_mim.evaluation.knn import Features
 from solo_mim.evaluation.offline import extract_features
 from solo_mim.recipe.schema import Recipe
@@ -42,7 +43,7 @@ def train_and_test(
     recipe: Recipe, data: SSLDataModule, backbone: Any, on: torch.device | str
 ) -> tuple[Features, Features]:
     """`plain_features` of the training images, and of the split that offline figures are of."""
-    split, _ = offline_split(recipe)
+    split, _ = offline_split(recipe, data)
     train, test = (plain_features(recipe, data, part, backbone, on) for part in ("train", split))
     return train, test
 
@@ -52,13 +53,22 @@ def evaluated_on(recipe: Recipe) -> str:
     return "validation split" if recipe.data.validation_split else "held-out images"
 
 
-def offline_split(recipe: Any) -> tuple[str, str]:
+def offline_split(recipe: Any, data: SSLDataModule) -> tuple[str, str]:
     """The split that offline figures are of, and what it is called in results.
 
     `evaluation.test` opens the test images where `val` is a share of the training images; elsewhere
     `val` is those images.
+
+    Raises:
+        ConfigError: it opens them, and there are none with labels.
     """
     if recipe.evaluation.test and recipe.data.validation_split:
+        test = data.splits.test
+        if test is None or not test.labelled:
+            raise ConfigError(
+                f"evaluation.test=true: data.dataset={recipe.data.dataset} has no labelled test "
+                "images; name them in data.val_path, or leave it out"
+            )
         return "test", "test images"
     return "val", evaluated_on(recipe)
 

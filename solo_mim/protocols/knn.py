@@ -34,6 +34,7 @@ def _evaluated(network: trained.Opened, data: SSLDataModule, folder: RunFolder) 
             f"data.dataset={recipe.data.dataset}: there are no labelled images to evaluate on; "
             "name them in data.val_path, or set data.validation_split"
         )
+    where = figures.offline_split(recipe, data)[1]
     folder.begin()
     started = time.perf_counter()
     device = figures.device(recipe)
@@ -50,7 +51,6 @@ def _evaluated(network: trained.Opened, data: SSLDataModule, folder: RunFolder) 
             {"k": s.k, "temperature": s.temperature, "top1": t} for s, t in of.candidates.items()
         ]
         chosen[distance] = {**asdict(of.setting), "chosen_on": chosen_on, "candidates": tried}
-    where = figures.offline_split(recipe)[1]
     result = {
         "data": recipe.data.dataset,
         "backbone": recipe.backbone.name,

@@ -120,6 +120,7 @@ def images_of(recipe: LinearRecipe) -> SSLDataModule:
             f"data.dataset={recipe.data.dataset}: a classifier needs two classes and labelled "
             "images to evaluate on; name them in data.val_path, or set data.validation_split"
         )
+    figures.offline_split(recipe, data)  # refuses what is not there
     return data
 
 
@@ -168,7 +169,7 @@ class _Classifier:
         train, test = figures.train_and_test(self.recipe, self.data, backbone, device)
         probe = asdict(chosen_probe(train, test, self.data.num_classes))
         found = {key: probe.pop(key) for key in ("top1", "top5", "nll")}
-        where = figures.offline_split(self.recipe)[1]
+        where = figures.offline_split(self.recipe, self.data)[1]
         measured = figures.measured("logistic regression", where, len(test[1]), found)
         probe["chosen_on"] = (
             f"top-1 of {probe.pop('held_out'):,} training images held out by class; then refitted "
@@ -189,7 +190,7 @@ class _Classifier:
         checkpoint = self.folder.newest_checkpoint()
         self._begin(checkpoint)
         fit(trainer, model, data, checkpoint)
-        split, where = figures.offline_split(recipe)
+        split, where = figures.offline_split(recipe, data)
         (found,) = trainer.validate(model, data.val_dataloader(split), verbose=False)
         if not math.isfinite(found["val_loss"]):
             rate = recipe.optimizer.lr

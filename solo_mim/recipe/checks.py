@@ -107,6 +107,11 @@ def _check_choices(cfg: DictConfig) -> None:
     if idle or cfg.fast_dev_run:
         key = "fast_dev_run" if cfg.fast_dev_run else idle[0]
         raise ConfigError(f"{key}={cfg[key]}: a trial run is max_epochs=1 limit_train_batches=2")
+    if cfg.overfit_batches and cfg.data.format in ("tensor", "dali"):
+        raise ConfigError(
+            f"overfit_batches: not with data.format={cfg.data.format}, whose loader lightning "
+            "cannot make anew; set data.format=image_folder"
+        )
     for key, choices in _CHOICES.items():
         value = OmegaConf.select(cfg, key)
         if key.split(".")[0] in cfg and value not in choices:

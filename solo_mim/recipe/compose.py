@@ -104,7 +104,7 @@ def _file_of(config: str, folders: list[Path]) -> Path | None:
 def located(error: ConfigError, source: str | None = None) -> ConfigError:
     """The same error, its cause included, with the place of its key, which is looked up where no
     `source` is given. Its words are "unknown key 'a.b' ..." or "a.b ..." where it has one."""
-    named = re.match(r"(?:unknown key ')?([a-z_]+[\w.\[\]]*)", str(error))
+    named = re.match(r"(?:unknown key ')?([a-z]\w*(?:[.[][\w.\[\]]+|(?=[:=']| must)))", str(error))
     source = place(named[1]) if source is None and named else source
     suffix = f" (set {'on' if source == 'the command line' else 'in'} {source})"
     if source and suffix not in str(error):
@@ -225,7 +225,7 @@ def composed(
         _in_our_words(schema, overrides),
         initialize_config_dir(str(folder.absolute()), version_base="1.3"),
     ):
-        return compose(name, overrides=[_added(override) for override in overrides])
+        return compose(name, overrides=[_added(_quoted(override)) for override in overrides])
 
 
 # Sections whose keys are not the schema's: the method, the backbone or the optimiser checks them.
@@ -239,14 +239,19 @@ def _added(argument: str) -> str:
 
 # Checkpoints, which are called `epoch=N.ckpt`.
 _FILES = ("pretrained_feature_extractor", "resume_from_checkpoint", "backbone.weights")
+_SWEEP = re.compile(r"(choice|shuffle|sort|glob)\(")
 
 
 def _quoted(argument: str) -> str:
-    """With quotes around a checkpoint's path: Hydra's grammar takes an `=` in it amiss."""
-    key, equals, path = argument.partition("=")
-    if key.lstrip("+") not in _FILES or not equals or path[:1] in ("'", '"') or "," in path:
+    """With quotes around a checkpoint's path, or those of a sweep: Hydra's grammar takes `=` and
+    quotes in it amiss."""
+    key, equals, value = argument.partition("=")
+    is_path = value and value[0] not in "'\"" and value != "null" and not _SWEEP.match(value)
+    if key.lstrip("+") not in _FILES or not equals or not is_path:
         return argument
-    return f"{key}='{path}'"
+    paths = [value] if os.path.lexists(value) else value.split(",")
+    escaped = ("'{}'".format(path.replace("'", r"\'")) for path in paths)
+    return f"{key}={','.join(escaped)}"
 
 
 # Hydra's own logs and folders, of which the shipped files want none; those of others do not say so.
@@ -281,6 +286,7 @@ def run_by_hydra(
         ConfigError, RunError: of `job`; where it is a sweep's, the last of them, once it is done.
     """
     refused: list[ConfigError | RunError] = []
+    broken: list[Exception] = []  # an error of another kind, which ends a sweep
 
     @hydra.main(config_path=str(CONFIG_FOLDER), config_name=command, version_base="1.3")
     def main(cfg: DictConfig) -> Any:
@@ -292,6 +298,9 @@ def run_by_hydra(
         # To be raised below: here Hydra would print a line of its own and give a sweep's rest up.
         except (ConfigError, RunError) as error:
             refused.append(located(error) if isinstance(error, ConfigError) else error)
+        except Exception as error:
+            broken.append(error)
+            raise
         return None
 
     Plugins.instance().register(_MoreFolders)
@@ -300,10 +309,15 @@ def run_by_hydra(
     try:
         with _in_our_words(schema, sys.argv[1:]):
             main()
+        last = refused.pop() if refused else None
+    except ConfigError:
+        if broken:
+            raise broken[0] from None
+        raise
     finally:
         HydraConfig.instance().cfg = None  # Hydra leaves it to the next run in this process
-    for earlier in refused[:-1]:  # of a sweep
-        print(f"solo-mim: {earlier}", file=sys.stderr)
-    if refused:
-        raise refused[-1]
+        for earlier in refused:  # of a sweep
+            print(f"solo-mim: {earlier}", file=sys.stderr)
+    if last:
+        raise last
     return 0

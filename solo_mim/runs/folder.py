@@ -148,9 +148,11 @@ class RunFolder:
             return self._lost() or SystemExit(1)
         if isinstance(error, RunError) and processes.rank() > 0:
             return SystemExit(1)
-        full = next((cause for cause in _causes(error) if _is_of_a_disk(cause, self.path)), None)
+        gone = self._lock.held and not self.path.exists()
+        full = next((cause for cause in _causes(error) if _is_of_a_disk(cause, gone)), None)
         ended = RunError(f"{self.path}: {full.strerror}; {self.standing()}") if full else error
-        return self._noted(ended) if self._lock.held else ended
+        begun = self._lock.held and not (self.path / files.RESULT).exists()
+        return self._noted(ended) if begun else ended
 
     def _lost(self) -> BaseException | None:
         """Error of a peer process that died; None where another process, of the ranks that are
@@ -190,6 +192,11 @@ class RunFolder:
         """
         lines = self._departure()
         self._lock.acquire()
+        if (self.path / files.RESULT).exists():
+            raise ConfigError(
+                f"another process has finished this run meanwhile, in {self.path}; the same "
+                "command shows its result"
+            )
         (self.path / files.FAILURE).unlink(missing_ok=True)
         for place in (self.path, self.path / files.CHECKPOINTS):
             for partial in place.glob(f"*{files.PARTIAL}"):
@@ -286,7 +293,8 @@ class RunFolder:
 
     def next_log(self) -> str:
         """Where the step-wise logs of this session go: lightning's logger deletes what it finds."""
-        return f"{files.LOGS}/{len(list((self.path / files.LOGS).glob('*'))):03d}"
+        earlier = [p.name for p in (self.path / files.LOGS).glob("*") if p.name.isdecimal()]
+        return f"{files.LOGS}/{max(map(int, earlier), default=-1) + 1:03d}"
 
     def yardsticks(self) -> Result:
         """Accuracies of what is not trained, by name; a damaged file is as none."""
@@ -323,15 +331,13 @@ def _causes(error: BaseException | None) -> Iterator[Any]:
     """An error and what it came of, the last first."""
     while error is not None:
         yield error
-        error = error.__cause__ or error.__context__
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
-def _is_of_a_disk(error: BaseException, folder: Path) -> bool:
-    """Whether a disk is full, or the folder was taken from the run."""
-    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    return isinstance(error, OSError) and (
-        error.errno in full or (error.errno == errno.ENOENT and not folder.exists())
-    )
+def _is_of_a_disk(error: BaseException, gone: bool) -> bool:
+    """Whether a disk is full, or a file is missed of a run's folder that is gone."""
+    kinds = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG} | ({errno.ENOENT} if gone else set())
+    return isinstance(error, OSError) and error.errno in kinds
 
 
 def _is_of_a_lost_process(error: BaseException) -> bool:

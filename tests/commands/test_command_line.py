@@ -224,6 +224,11 @@ def test_the_same_command_again_skips_the_finished_run(finished, monkeypatch, so
         ),
         (["pretrain", "+resume_from_checkpoint=/nowhere/x.ckpt"], "/nowhere/x.ckpt is not there"),
         (["pretrain", "+resume_from_checkpoint=/etc/passwd"], "/etc/passwd is no checkpoint"),
+        (["pretrain", "overfit_batches=2", "data.format=tensor"], "not with data.format=tensor"),
+        (
+            ["pretrain", "optimizer.batch_size=2000", "devices=3", "accelerator=cpu"],
+            "Set it to 1700 or less",
+        ),
         (["pretrain", "output_dir=/etc/passwd/x"], "output_dir: /etc/passwd/x"),
         (["pretrain", "--config-path", "nowhere", "--config-name", "x"], "nowhere"),
     ],
@@ -392,6 +397,19 @@ def test_a_diverged_run_says_so_and_leaves_the_reason_until_it_is_run_again(
     assert "has diverged in epoch 1" in (run / "failure.txt").read_text()
     reported = solo_mim("report", "runs")
     assert "failed: optimizer.lr=1e+30: explicit_mim has diverged in epoch 1" in reported.out
+
+
+def test_figures_of_a_validation_before_the_last_epoch_are_told_as_such(finished):
+    folder, printed = finished
+    told = "online figures are of epoch"
+    assert told not in printed
+    rows = {"epoch": [0, 1, 2], "val_acc1": [None, 40.0, None], "val_knn_acc1": [None, 30.0, None]}
+    found = training._online(pd.DataFrame(rows))
+    assert found["online"] == {"probe_top1": 40, "probe_top5": None, "knn_top1": 30}
+    (result,) = folder.glob("runs/*/result.json")
+    result = {**json.loads(result.read_text()), **found, "epochs": 3}
+    assert f"{told} 2, the last one with a validation" in training.summary(result)
+    assert training._online(pd.DataFrame({"epoch": [0]}))["online_after_epochs"] is None
 
 
 @pytest.mark.parametrize("method", ["vicreg", "byol"])

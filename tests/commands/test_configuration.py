@@ -12,6 +12,8 @@ from solo_mim.errors import ConfigError
 from solo_mim.installed import CONFIG_FOLDER
 from solo_mim.methods import METHODS, find_method
 from solo_mim.recipe.checks import check_run, checked
+from solo_mim.recipe.compose import composed, run_by_hydra
+from solo_mim.recipe.schema import PretrainRecipe
 from solo_mim.runs.identity import identity
 
 RECIPES = {path.stem for path in (CONFIG_FOLDER / "method").glob("*.yaml")}
@@ -236,6 +238,60 @@ def test_a_file_that_cannot_be_read_is_named(content, reason, tmp_path, refused)
         f"solo-mim: {tmp_path}/method/mine.yaml cannot be read, as YAML in UTF-8"
     )
     assert reason in said
+
+
+@pytest.mark.parametrize(
+    ("given", "path"),
+    [
+        ("null", None),
+        ("a/epoch=3.ckpt", "a/epoch=3.ckpt"),
+        ("'a/epoch=3.ckpt'", "a/epoch=3.ckpt"),
+        ("it's/epoch=3.ckpt", "it's/epoch=3.ckpt"),
+        ("there,is=3.ckpt", "there,is=3.ckpt"),
+    ],
+)
+def test_paths_of_checkpoints_need_no_quotes(given, path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there,is=3.ckpt").touch()
+    for key in ("resume_from_checkpoint", "backbone.weights"):
+        assert OmegaConf.select(composed("pretrain", [f"++{key}={given}"]), key) == path
+
+
+def test_a_sweep_over_checkpoints_needs_no_quotes_either():
+    seen = []
+    sweep = ["--multirun", "++backbone.weights=a=1.ckpt,b=2.ckpt"]
+    assert run_by_hydra("pretrain", lambda cfg: seen.append(cfg), sweep, PretrainRecipe) == 0
+    assert [cfg.backbone.weights for cfg in seen] == ["a=1.ckpt", "b=2.ckpt"]
+
+
+def test_what_a_sweep_refused_is_said_where_it_is_interrupted(capsys):
+    def job(cfg):
+        if cfg.seed == 2:
+            raise KeyboardInterrupt
+        raise ConfigError(f"seed={cfg.seed}: not this one")
+
+    with pytest.raises(KeyboardInterrupt):
+        run_by_hydra("pretrain", job, ["--multirun", "seed=1,2"], PretrainRecipe)
+    said = "solo-mim: seed=1: not this one (set on the command line)"
+    assert said in capsys.readouterr().err
+
+
+def test_only_what_is_of_the_configuration_is_told_as_such():
+    def run(error):
+        def job(_):
+            raise error
+
+        run_by_hydra("pretrain", job, ["seed=1"], PretrainRecipe)
+
+    with pytest.raises(UnicodeDecodeError):
+        run(UnicodeDecodeError("utf-8", b"caf\xe9", 3, 4, "of an image's name"))
+    for message, place in (
+        ("seed=1: no", " (set on the command line)"),
+        ("seed must not be 1", " (set on the command line)"),
+        ("seed by seed, nothing grows", ""),
+    ):
+        with pytest.raises(ConfigError, match=rf"{re.escape(message + place)}$"):
+            run(ConfigError(message))
 
 
 def test_a_recipes_schedule_that_outlasts_a_trial_run_is_said(compose_cfg, capsys):

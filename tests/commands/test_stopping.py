@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import torch
 from omegaconf import OmegaConf
 
 from solo_mim import commands, stopping, training
+from solo_mim.errors import ConfigError, RunError
 from solo_mim.runs import checkpoints
 from solo_mim.runs.folder import RunFolder
 
@@ -221,13 +223,69 @@ def test_what_a_kill_leaves_goes_when_the_run_goes_on(tmp_path, compose_cfg):
     assert left == [".lock", "config.yaml", "epoch=3.ckpt", "provenance.json"]
 
 
+def test_what_another_process_has_finished_meanwhile_is_not_done_again(tmp_path, compose_cfg):
+    folder = RunFolder(tmp_path / "run", OmegaConf.to_container(compose_cfg()), "0123")
+
+    def work():
+        folder.path.mkdir()
+        (folder.path / "result.json").write_text('{"of": "another process"}')
+        folder.begin()
+
+    with pytest.raises(ConfigError, match=r"has finished this run meanwhile, in .*/run; the same"):
+        folder.once(work, str)
+    assert sorted(path.name for path in folder.path.iterdir()) == [".lock", "result.json"]
+
+
+def test_a_missing_file_is_a_vanished_folder_only_where_that_was_made(tmp_path, compose_cfg):
+    folder = RunFolder(tmp_path / "run", OmegaConf.to_container(compose_cfg()), "0123")
+
+    def work(begins):
+        if begins:
+            folder.begin()
+            shutil.rmtree(folder.path)
+        (tmp_path / "gone").read_text()
+
+    with pytest.raises(FileNotFoundError, match="gone"):
+        folder.once(lambda: work(begins=False), str)
+    with pytest.raises(RunError, match=r"run: No such file or directory; nothing is kept"):
+        folder.once(lambda: work(begins=True), str)
+
+
+def test_the_plain_copy_of_a_foreign_checkpoint_goes_however_training_ends(tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "fit", interrupted)
+    copy = tmp_path / "resumed_from.ckpt"
+    copy.touch()
+    run = SimpleNamespace(
+        recipe=SimpleNamespace(seed=5),
+        trainer=SimpleNamespace(is_global_zero=True),
+        plain_copy=copy,
+        model=None,
+        data=None,
+    )
+    with pytest.raises(KeyboardInterrupt):
+        training._Run._trained(run, copy)
+    assert not copy.exists()
+
+
+def test_logs_of_a_session_are_numbered_after_the_last(tmp_path, compose_cfg):
+    folder = RunFolder(tmp_path, OmegaConf.to_container(compose_cfg()), "0123")
+    assert folder.next_log() == "log/000"
+    (tmp_path / "log" / "001").mkdir(parents=True)  # 000 was deleted
+    assert folder.next_log() == "log/002"
+
+
 def test_damaged_yardsticks_are_measured_again(tmp_path, monkeypatch, capsys, compose_cfg):
     path = tmp_path / "yardsticks.json"
     path.write_text('{"untrained": ')
     run = SimpleNamespace(
         folder=RunFolder(tmp_path, OmegaConf.to_container(compose_cfg()), "0123"),
         trainer=SimpleNamespace(strategy=SimpleNamespace(root_device="cpu")),
-        data=SimpleNamespace(num_train_images=1, crop_size=2),
+        data=SimpleNamespace(
+            splits=SimpleNamespace(train=SimpleNamespace(evaluable=[0])), crop_size=2
+        ),
         _offline=lambda *_: SimpleNamespace(accuracies=lambda: {"probe_top1": 1.0}),
     )
     found = training._Run._baselines(run, torch.nn.Identity())

@@ -246,6 +246,17 @@ def test_the_whole_model_of_a_method_gives_z(toy_run):
     torch.testing.assert_close(out["feats"], network.backbone(images))
 
 
+@pytest.mark.parametrize("command", ["pretrain", "knn", "linear", "embed"])
+def test_test_images_that_are_not_there_are_refused_before_anything_is_done(
+    command, toy_run, image_folders, refused, tmp_path
+):
+    images = ["data=image_folder", image_folders[0], "data.validation_split=6"]
+    network = [] if command == "pretrain" else [toy_run]
+    said = refused(command, *network, *images, "evaluation.test=true", f"output_dir={tmp_path}/x")
+    assert "data.dataset=custom has no labelled test images; name them in data.val_path" in said
+    assert not list(tmp_path.iterdir())
+
+
 def test_this_file_passes_on_solo_learn_main(passes_on_main):
     passes_on_main(Path(__file__))
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torchvision import transforms as reference
 
 from solo_mim.data import DataError, SSLDataModule
@@ -187,6 +187,20 @@ def test_batch_larger_than_the_training_set_is_refused(make_cfg: MakeCfg) -> Non
     with pytest.raises(DataError, match=r"optimizer\.batch_size: .* Set it to 153 or less"):
         module.train_dataloader()
     assert sum(len(targets) for _, targets in module.plain_dataloader("train")) == 153
+    module = SSLDataModule(make_cfg(batch_size=100, fraction=0.03))
+    module.refuse_impossible_batch()
+    with pytest.raises(DataError, match=r"optimizer\.batch_size: .* Set it to 76 or less"):
+        module.refuse_impossible_batch(2)
+
+
+def test_a_run_on_the_cpu_needs_no_gpu_that_is_there(
+    make_cfg: MakeCfg, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    cfg = make_cfg(batch_size=2)
+    for accelerator, device in (("auto", "cuda"), ("cpu", "cpu")):
+        module = SSLDataModule(OmegaConf.merge(cfg, {"accelerator": accelerator}))
+        assert module._device().type == device
 
 
 def test_absent_validation_images_are_refused_and_validation_is_empty(
