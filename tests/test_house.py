@@ -122,6 +122,7 @@ STARTS = [
     *(([command, "--help"], HELP) for command in COMMANDS),
     (["methods"], ["torch", "lightning", "hydra", "pandas", "solo"]),
     (["doctor"], ["lightning", "hydra", "pandas", "torchvision", "solo"]),
+    (["runs", "."], ["lightning", "torch", "hydra", "pandas", "solo"]),
     (["report", "."], ["lightning", "hydra", "torchvision", "timm", "solo"]),
 ]
 

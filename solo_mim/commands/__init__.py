@@ -27,6 +27,7 @@ COMMANDS = {
     "embed": "features of a split, with pictures of them, spectrum and information",
     "export": "weights of a backbone for torchvision or timm",
     "plan": "what a run would take: memory, bytes sent, hours on a GPU of your choice",
+    "runs": "list runs: state, epochs done, accuracy, space on disk",
     "report": "rank finished runs: tables, significance, pictures, one HTML page",
     "methods": "list methods and backbones, and which of them have a recipe",
     "bench": "measure time and memory of the losses beside those of the baselines",

@@ -22,51 +22,9 @@ from solo_mim import processes, stopping
 from solo_mim.errors import ConfigError, RunError
 from solo_mim.runs import files, sources
 from solo_mim.runs.identity import changes, commit, settings_of, versions
+from solo_mim.runs.lock import FolderLock
 
 Result = dict[str, Any]
-
-
-class FolderLock:
-    """One process at a time in a run's folder; given back at the end, or by the system at a kill.
-
-    The file has a byte for as long as it is held, and keeps it where the holder is killed.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.held = False
-        self._file: Any = None
-
-    def __enter__(self) -> FolderLock:
-        return self
-
-    def acquire(self) -> None:
-        """Makes the folder; ConfigError where that fails, or another process holds it."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._file = (self.folder / files.LOCK).open("a")
-        except OSError as error:
-            raise ConfigError(
-                f"output_dir: {self.folder} cannot be written ({error.strerror})"
-            ) from error
-        try:
-            import fcntl
-
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigError(
-                f"another process is at work on this run, in {self.folder}; wait for it or stop it"
-            ) from error
-        except (ImportError, OSError):  # Windows; a file system without locks
-            pass
-        self.held = True
-        self._file.truncate(1)
-
-    def __exit__(self, *_: object) -> None:
-        if self.held:
-            self._file.truncate(0)
-        if self._file is not None:
-            self._file.close()
 
 
 class RunFolder:

@@ -851,7 +851,7 @@ def test_a_checkpoint_runs_no_code_and_loses_what_is_not_plain(tmp_path):
 
 
 def test_two_processes_do_not_work_on_one_run(finished, tmp_path, solo_mim):
-    from solo_mim.runs.folder import FolderLock
+    from solo_mim.runs.lock import FolderLock
 
     folder, _ = finished
     (run,) = (folder / "runs").iterdir()
@@ -867,7 +867,7 @@ def test_two_processes_do_not_work_on_one_run(finished, tmp_path, solo_mim):
 def test_a_file_system_without_locks_is_no_obstacle(tmp_path, monkeypatch):
     import fcntl
 
-    from solo_mim.runs.folder import FolderLock
+    from solo_mim.runs.lock import FolderLock
 
     def unsupported(*_):
         raise OSError(errno.ENOLCK, "No locks available")
