@@ -46,6 +46,32 @@ class LossBar(TQDMProgressBar):
         return {name: f"{value:.3f}" for name, value in terms.items()}
 
 
+class CPUNote(Callback):
+    """Says after three steps of a session how long training will take here, where that is hours:
+    the shipped recipes of large networks are meant for GPUs."""
+
+    def __init__(self) -> None:
+        self._steps: list[float] = []  # when each has ended
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Told by the steps after the first, which warms up."""
+        if len(self._steps) == 3 or not trainer.is_global_zero:
+            return
+        self._steps.append(time.perf_counter())
+        if len(self._steps) < 3 or trainer.max_epochs is None:
+            return
+        step = (self._steps[2] - self._steps[0]) / 2
+        to_come = trainer.num_training_batches * (trainer.max_epochs - trainer.current_epoch)
+        if (left := step * (to_come - batch_idx - 1)) >= 7200:
+            print(
+                f"note: there is no GPU, and {_duration(step)} a step make {_duration(left)}; "
+                "+budget=cpu trains a small network for a few epochs",
+                flush=True,
+            )
+
+
 class EpochLines(Callback):
     """Prints one line per epoch and measures throughput.
 

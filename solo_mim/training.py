@@ -29,16 +29,18 @@ from solo_mim.evaluation.offline import Predictions, evaluate_features
 from solo_mim.evaluation.plots import plot_curves
 from solo_mim.host.lifecycle import LATE_STATE
 from solo_mim.information import HeldOutInformation
+from solo_mim.installed import OUR_BACKBONES
 from solo_mim.losses import ExplicitMIMError
 from solo_mim.methods import find_method
 from solo_mim.options import checked_options
+from solo_mim.progress import CPUNote
 from solo_mim.protocols import figures
 from solo_mim.recipe.checks import check_run
 from solo_mim.recipe.schema import PretrainRecipe, host_config
 from solo_mim.runs import checkpoints, files
 from solo_mim.runs.folder import Result, RunFolder
-from solo_mim.runs.identity import folder_of
-from solo_mim.trained import Start, start_of
+from solo_mim.runs.identity import folder_of, settings_of
+from solo_mim.trained import Start, find, start_of
 from solo_mim.trainer import fit, peak_memory_mib, trainer_of
 
 # Raw pixels of larger data sets are not worth their memory: their kNN says little anyway.
@@ -94,6 +96,8 @@ class _Run:
             every = recipe.evaluation.information_every_n_epochs
             self.held_out = InformationCallback(views, every)
         callbacks: list[pl.Callback] = [self.held_out] if self.held_out else []
+        if recipe.on_cpu and recipe.backbone.name not in OUR_BACKBONES:
+            callbacks.append(CPUNote())
         self.trainer, self.lines, self.epochs = trainer_of(
             recipe, cfg, folder, recipe.method, callbacks
         )
@@ -176,6 +180,7 @@ class _Run:
             f"{accumulated}, {opt.name}, lr {recipe.scaled(opt.lr):g} (scaled to the batch), "
             f"seed {recipe.seed}\nrun folder: {self.folder}",
             *differs,
+            *_other_schedule(recipe, checkpoint),
             sep="\n",
         )
         if self.start and checkpoint is None:
@@ -227,6 +232,12 @@ class _Run:
                 self.folder.write_yardsticks(found)
         return found
 
+    def _log(self, result: dict[str, Any]) -> None:
+        """What was measured at the end, for TensorBoard and wandb."""
+        for logger in self.trainer.loggers[1:]:  # the first is of steps alone
+            logger.log_metrics(_scalars(result), self.trainer.global_step)
+            logger.save()
+
     def _recorded(
         self,
         information: HeldOutInformation | None,
@@ -262,12 +273,32 @@ class _Run:
             "peak_memory_mib": peak_memory_mib(),
             **figures.provenance(self.folder, recipe.method, data.splits.fingerprint),
         }
+        self._log(result)
         picture = io.BytesIO()
         plot_curves(metrics, picture, self.folder.path.name)
         if curves := picture.getvalue():
             self.folder.write_curves(curves)
         self.folder.finish(result)
         return result
+
+
+def _other_schedule(recipe: PretrainRecipe, checkpoint: Path | None) -> list[str]:
+    """A line where a run is prolonged whose rate had come down by then."""
+    before = find(checkpoint).cfg if checkpoint and recipe.resume_from_checkpoint else None
+    planned = before.max_epochs if before else recipe.max_epochs
+    if planned == recipe.max_epochs or recipe.scheduler.name != "warmup_cosine":
+        return []
+    return [
+        f"note: from here on the rate follows the cosine of {recipe.max_epochs} epochs, after that "
+        f"of {planned}: another run than one of {recipe.max_epochs} epochs from the start"
+    ]
+
+
+def _scalars(result: dict[str, Any]) -> dict[str, float]:
+    """What was measured at the end, as `offline/trained/probe_top1` and `information/infomax`."""
+    found = settings_of({key: result[key] or {} for key in ("offline", "information")}, ())
+    numbers = {key: value for key, value in found.items() if isinstance(value, int | float)}
+    return {key.replace(".", "/"): float(value) for key, value in numbers.items()}
 
 
 def _online(metrics: pd.DataFrame) -> dict[str, Any]:

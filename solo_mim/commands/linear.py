@@ -24,7 +24,7 @@ def hydra_arguments(arguments: list[str]) -> list[str]:
     """
     from solo_mim import trained
     from solo_mim.protocols.linear import KEY, trained_with
-    from solo_mim.recipe.compose import store
+    from solo_mim.recipe.compose import literal, store
 
     found: list[str] = []
     options: list[str] = []
@@ -33,13 +33,15 @@ def hydra_arguments(arguments: list[str]) -> list[str]:
         (options if is_option else found).append(argument)
     if found and not is_override(found[0]):
         found[0] = f"{KEY}={found[0]}"
-    named = [a.partition("=")[2].strip("'") for a in found if a.startswith(f"{KEY}=")]
+    given = [a.partition("=")[2] for a in found if a.startswith(f"{KEY}=")]
+    named = [path.strip("'").replace(r"\'", "'") for path in given]
     groups, others = trained.split(found)
     base: dict[str, Any] = {}
     if named:
         source = trained.find(named[-1])
         # Where Hydra leaves the list of a sweep.
-        others.append(f"hydra.sweep.dir='{source.run or trained.ELSEWHERE}/linear'")
+        place = (source.run or trained.ELSEWHERE) / "linear"
+        others.append(f"hydra.sweep.dir={literal(place)}")
         if source.cfg is not None or groups:
             chosen = [f"{group}={option}" for group, option in groups.items()]
             chosen += [argument for argument in others if argument.startswith("backbone.")]

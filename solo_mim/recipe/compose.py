@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 import atexit
 import contextlib
+import functools
+import json
 import os
 import re
 import shutil
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +31,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
+from solo_mim import installed
 from solo_mim.errors import ConfigError, RunError, nearest
-from solo_mim.installed import CONFIG_FOLDER, recipe_folders
+from solo_mim.installed import CONFIG_FOLDER, OUR_BACKBONES, recipe_folders
 from solo_mim.recipe.schema import LinearRecipe, PretrainRecipe, Recipe, node
+from solo_mim.runs.identity import settings_of
 
 # Where a key was set
 
@@ -172,7 +176,9 @@ def _readable(name: str, folder: Path) -> str:
 def _explained(error: BaseException, schema: type[Recipe], arguments: list[str]) -> ConfigError:
     """Hydra's and OmegaConf's errors in our words: the key, what sets it, what comes nearest."""
     if isinstance(error, MissingConfigException) and error.options is not None:
-        wanted = (error.missing_cfg_file or "").split("/")[-1]
+        group, _, wanted = (error.missing_cfg_file or "").rpartition("/")
+        if group == "backbone" and wanted in {*installed.host_backbones(), *OUR_BACKBONES}:
+            return ConfigError(f"backbone={wanted}: it has no file; write backbone.name={wanted}")
         near = nearest(wanted, error.options)
         return ConfigError(f"{error.missing_cfg_file}: no such config{near}")
     cause = error.__cause__ or error.__context__
@@ -232,9 +238,20 @@ def composed(
 _OPEN = ("method_kwargs.", "backbone.kwargs.", "optimizer.kwargs.")
 
 
+@functools.cache
+def _schema_keys() -> set[str]:
+    """Dotted keys of the schemas that hold no section, and are no group's name either."""
+    both = [OmegaConf.to_container(node(of)) for of in (PretrainRecipe, LinearRecipe)]
+    flat = {key: value for of in both for key, value in settings_of(of, ()).items()}
+    groups = {folder.name for folder in CONFIG_FOLDER.iterdir()}
+    return {key for key, value in flat.items() if not isinstance(value, dict)} - groups
+
+
 def _added(argument: str) -> str:
-    """`++` before a key of an open section: whether the recipe sets it is of no importance."""
-    return f"++{argument}" if argument.startswith(_OPEN) else argument
+    """`++` before a key of the schema or of an open section: whether the recipe's files set it is
+    of no importance."""
+    known = argument.startswith(_OPEN) or argument.split("=")[0] in _schema_keys()
+    return f"++{argument}" if known and "=" in argument else argument
 
 
 # Checkpoints, which are called `epoch=N.ckpt`.
@@ -250,8 +267,24 @@ def _quoted(argument: str) -> str:
     if key.lstrip("+") not in _FILES or not equals or not is_path:
         return argument
     paths = [value] if os.path.lexists(value) else value.split(",")
-    escaped = ("'{}'".format(path.replace("'", r"\'")) for path in paths)
-    return f"{key}={','.join(escaped)}"
+    return f"{key}={','.join(map(literal, paths))}"
+
+
+def literal(value: Any) -> str:
+    """A value in Hydra's grammar; text and paths in quotes."""
+    if value is None or isinstance(value, bool | int | float):
+        return json.dumps(value)
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{literal(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(map(literal, value)) + "]"
+    escaped = str(value).replace("'", r"\'")
+    return f"'{escaped}'"
+
+
+def overrides(settings: Mapping[str, Any]) -> list[str]:
+    """`key=value` of values by dotted key."""
+    return [f"{key}={literal(value)}" for key, value in settings.items()]
 
 
 # Hydra's own logs and folders, of which the shipped files want none; those of others do not say so.
