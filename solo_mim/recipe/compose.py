@@ -254,17 +254,20 @@ def _added(argument: str) -> str:
     return f"++{argument}" if known and "=" in argument else argument
 
 
-# Checkpoints, which are called `epoch=N.ckpt`.
-_FILES = ("pretrained_feature_extractor", "resume_from_checkpoint", "backbone.weights")
+# Checkpoints are called `epoch=N.ckpt`, and folders anything.
+_PATHS = (
+    *("pretrained_feature_extractor", "resume_from_checkpoint", "backbone.weights"),
+    *("data.train_path", "data.val_path", "output_dir"),
+)
 _SWEEP = re.compile(r"(choice|shuffle|sort|glob)\(")
 
 
 def _quoted(argument: str) -> str:
-    """With quotes around a checkpoint's path, or those of a sweep: Hydra's grammar takes `=` and
-    quotes in it amiss."""
+    """With quotes around a path, or those of a sweep: Hydra's grammar takes `=`, quotes and
+    parentheses in it amiss."""
     key, equals, value = argument.partition("=")
     is_path = value and value[0] not in "'\"" and value != "null" and not _SWEEP.match(value)
-    if key.lstrip("+") not in _FILES or not equals or not is_path:
+    if key.lstrip("+") not in _PATHS or not equals or not is_path:
         return argument
     paths = [value] if os.path.lexists(value) else value.split(",")
     return f"{key}={','.join(map(literal, paths))}"

@@ -10,13 +10,14 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 import torch
 from PIL import Image
 
-from solo_mim import trainer, training
+from solo_mim import progress, trainer, training
 from solo_mim.commands import COMMANDS, main
 from solo_mim.data.photo_patches import photo_patches
 from solo_mim.errors import ConfigError
@@ -167,6 +168,7 @@ def test_the_same_command_again_skips_the_finished_run(finished, monkeypatch, so
             "data.train_path",
         ),
         (["pretrain", "optimizer.batch_size=100000"], "optimizer.batch_size"),
+        (["pretrain", "backbone=vit_tiny"], "it has no file; write backbone.name=vit_tiny"),
         (["pretrain", "backbone.name=resnet81"], "did you mean 'resnet18'?"),
         (["pretrain", "optimizer.lr=fast"], "optimizer.lr"),
         (["pretrain", "data=null"], "data=null: a group takes the name of a file in it"),
@@ -231,6 +233,8 @@ def test_the_same_command_again_skips_the_finished_run(finished, monkeypatch, so
         ),
         (["pretrain", "output_dir=/etc/passwd/x"], "output_dir: /etc/passwd/x"),
         (["pretrain", "--config-path", "nowhere", "--config-name", "x"], "nowhere"),
+        (["pretrain", "--prolong", "nowhere"], "--prolong RUN max_epochs=200"),
+        (["pretrain", "--prolong", "nowhere", "max_epochs=3"], "there is no such folder"),
     ],
 )
 def test_user_errors_are_one_line_and_exit_code_2(
@@ -347,6 +351,9 @@ def test_tensorboard_and_offline_wandb_get_every_term(tmp_path):
     steps = [event.step for event in events.Scalars("train_explicit_mim_loss_step")]
     assert steps == [0, 1, 2, 3]
     assert "val_acc1" in events.Tags()["scalars"]
+    result = json.loads((run / "result.json").read_text())
+    (measured,) = events.Scalars("information/infomax")
+    assert (measured.step, measured.value) == (4, pytest.approx(result["information"]["infomax"]))
     assert len(list(run.glob("wandb/offline-run-*/run-*.wandb"))) == 1
 
 
@@ -453,6 +460,47 @@ def test_weights_that_are_not_finite_are_never_saved_though_the_loss_is(
     run = checkpoint.parents[1]
     assert len((run / "metrics.csv").read_text().splitlines()) == 1 + 1
     assert not (run / "result.json").exists()
+
+
+@pytest.mark.parametrize("schedule", ["warmup_cosine", "none"])
+def test_a_finished_run_is_prolonged_in_a_folder_of_its_own(
+    schedule, toy_run, tmp_path, monkeypatch, solo_mim
+):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["max_epochs=2", f"scheduler.name={schedule}", f"output_dir={tmp_path}/it's=here"]
+    said = solo_mim("pretrain", "--prolong", toy_run, *arguments)
+    assert said.code == 0, said.err
+    (checkpoint,) = (toy_run / "checkpoints").iterdir()
+    assert f"resuming from {checkpoint}" in said.out
+    assert "epoch 2/2" in said.out
+    assert "epoch 1/2" not in said.out
+    note = (
+        "note: from here on the rate follows the cosine of 2 epochs, after that of 1: another run"
+    )
+    assert (note in said.out) == (schedule == "warmup_cosine")
+    (run,) = (tmp_path / "it's=here").iterdir()
+    assert pd.read_csv(run / "metrics.csv")["epoch"].tolist() == [0, 1]
+    assert solo_mim("pretrain", "--prolong", toy_run, *arguments).out.startswith("finished before")
+
+
+def test_training_for_hours_on_a_cpu_is_said_once_with_the_remedy(capsys, monkeypatch):
+    seconds = iter(range(0, 1000, 9))
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: next(seconds))
+
+    def train(steps, epochs):
+        of = SimpleNamespace(
+            is_global_zero=True, max_epochs=epochs, current_epoch=0, num_training_batches=steps
+        )
+        note = progress.CPUNote()
+        for step in range(5):
+            note.on_train_batch_end(of, None, None, None, step)
+        return capsys.readouterr().out
+
+    assert train(1000, 2) == (
+        "note: there is no GPU, and 9 s a step make 5.0 h; +budget=cpu trains a small network for "
+        "a few epochs\n"
+    )
+    assert train(100, 2) == ""
 
 
 def test_a_multirun_trains_each_job(tmp_path, monkeypatch, solo_mim):

@@ -192,9 +192,8 @@ def test_refusals_name_the_file_or_the_command_line(
             "unknown key 'optimiser'; did you mean 'optimizer'? (set in {folder}/main.yaml)",
         ),
         (
-            "max_epochs=1",
-            "no file here sets 'max_epochs'; write +max_epochs=... to add it "
-            "(set on the command line)",
+            "momentum={base_tau:0.9}",
+            "no file here sets 'momentum'; write +momentum=... to add it (set on the command line)",
         ),
         (
             "~optimiser ~wandb.entitty +optimizr.lr=1",
@@ -223,6 +222,18 @@ def test_files_without_our_schema_are_held_to_it_too(
     assert refused(*arguments) == "solo-mim: " + message.format(folder=tmp_path)
 
 
+def test_a_key_of_the_schema_needs_no_plus_where_a_file_does_not_set_it(tmp_path, monkeypatch):
+    _write(tmp_path, {"main.yaml": "name: x\nmethod: vicreg"})
+    monkeypatch.chdir(tmp_path)
+    seen = []
+    keys = ["output_dir=there", "max_epochs=1", "data.train_path=a", "limit_train_batches=2"]
+    own = ["--config-path", str(tmp_path), "--config-name", "main"]
+    assert run_by_hydra("pretrain", seen.append, [*own, *keys], PretrainRecipe) == 0
+    found = {"output_dir": "there", "max_epochs": 1, "limit_train_batches": 2}
+    assert found.items() <= seen[0].items()
+    assert seen[0].data.train_path == "a"
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
@@ -248,12 +259,13 @@ def test_a_file_that_cannot_be_read_is_named(content, reason, tmp_path, refused)
         ("'a/epoch=3.ckpt'", "a/epoch=3.ckpt"),
         ("it's/epoch=3.ckpt", "it's/epoch=3.ckpt"),
         ("there,is=3.ckpt", "there,is=3.ckpt"),
+        ("my photographs (2)", "my photographs (2)"),
     ],
 )
-def test_paths_of_checkpoints_need_no_quotes(given, path, tmp_path, monkeypatch):
+def test_paths_need_no_quotes(given, path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "there,is=3.ckpt").touch()
-    for key in ("resume_from_checkpoint", "backbone.weights"):
+    for key in ("resume_from_checkpoint", "backbone.weights", "data.val_path"):
         assert OmegaConf.select(composed("pretrain", [f"++{key}={given}"]), key) == path
 
 
