@@ -4,12 +4,15 @@ import solo_mim
 
 project = "solo-mim"
 author = "The solo-mim developers"
+copyright = f"{author}, MIT licence"
 version = release = solo_mim.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
 myst_heading_anchors = 3
 html_theme = "furo"
 html_title = "solo-mim"
+html_favicon = "favicon.svg"
+html_show_sphinx = False
 
 napoleon_custom_sections = [("method_kwargs", "params_style")]
 default_role = "code"  # docstrings are plain text with `names`
