@@ -1,6 +1,6 @@
 """Barlow Twins over two processes: the gradient of one loss over both shares of the batch.
 
-The file is also their program: `python test_barlow_distributed.py RANK FOLDER`.
+The file is also their program: `python test_barlow_distributed.py FOLDER`.
 """
 
 import importlib
@@ -38,10 +38,8 @@ def _correlation(network, views):
     return z1.T @ z2 / SAMPLES
 
 
-def run_rank(rank, folder):
-    importlib.import_module("solo_mim.host")  # mends the loss
-    barlow_loss_func = importlib.import_module("solo.losses.barlow").barlow_loss_func
-
+def run_rank(barlow_loss_func, folder):
+    rank = int(os.environ["RANK"])
     nn.BatchNorm1d = type("Double", (nn.BatchNorm1d,), {"to": lambda self, _: self.double()})
     dist.init_process_group(
         "gloo", init_method=(folder / "rendezvous").as_uri(), rank=rank, world_size=PROCESSES
@@ -60,17 +58,13 @@ def run_rank(rank, folder):
 
 
 def test_gradient_is_that_of_one_process_with_both_shares(tmp_path):
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(rank), str(tmp_path)],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(PROCESSES)
-    ]
-    errors = [process.communicate()[1] for process in ranks]
-    assert not any(process.returncode for process in ranks), errors
+    done = subprocess.run(
+        [sys.executable, __file__, tmp_path],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
     found = torch.load(tmp_path / "found.pt", weights_only=True)
 
     network = _network()
@@ -84,4 +78,8 @@ def test_gradient_is_that_of_one_process_with_both_shares(tmp_path):
 
 
 if __name__ == "__main__":
-    run_rank(int(sys.argv[1]), Path(sys.argv[2]))
+    from forked import forked
+
+    importlib.import_module("solo_mim.host")  # mends the loss
+    mended = importlib.import_module("solo.losses.barlow").barlow_loss_func
+    forked(PROCESSES, lambda: run_rank(mended, Path(sys.argv[1])))

@@ -1,8 +1,10 @@
 """explicit MIM on several processes against one with the joined batch, under lightning's DDP.
 
-The file is also their program, started by torchrun: `test_processes.py FOLDER [resume]`.
+The file is also their program: `test_processes.py FOLDER`.
 """
 
+import functools
+import importlib
 import os
 import subprocess
 import sys
@@ -151,28 +153,21 @@ def neighbours(rank=0, world=1):
     return knn.compute()
 
 
-def torchrun(world, *arguments):
-    """This file as a program on so many processes."""
-    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """What the processes have left."""
+    folder = tmp_path_factory.mktemp("processes")
     done = subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-            *(f"--nproc-per-node={world}", __file__, *arguments),
-        ],
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
+        [sys.executable, __file__, folder], capture_output=True, text=True, env=os.environ
     )
     assert done.returncode == 0, done.stderr
+    return folder
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(folder):
     """Parameters after 20 steps by batch norm, over all processes or none at all, and by their
     number."""
-    folder = tmp_path_factory.mktemp("processes")
-    for world in (1, 3):
-        torchrun(world, folder)
     return {
         (norm, world): torch.load(folder / f"{norm}-{world}.pt", weights_only=False)
         for norm in NORMS
@@ -190,10 +185,8 @@ def test_twenty_steps_equal_those_of_one_process_with_the_joined_batch(trained, 
 
 
 @pytest.fixture(scope="module")
-def two_processes(tmp_path_factory):
+def two_processes(folder):
     """The folder of `resume` on two of them, and what each has left."""
-    folder = tmp_path_factory.mktemp("resumed")
-    torchrun(2, folder, "resume")
     return folder, [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
@@ -212,11 +205,14 @@ def test_online_knn_pools_the_features_of_all_processes(two_processes):
 
 
 if __name__ == "__main__":
+    from forked import forked
+
+    for name in ("lightning.pytorch", "toys", "solo_mim.methods", "solo_mim.recipe.compose"):
+        importlib.import_module(name)  # before the forks
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     target = Path(sys.argv[1])
-    if sys.argv[2:] == ["resume"]:
-        resume(target)
-        sys.exit()
     for each in NORMS:
-        run(target, each)
+        for number in (1, 3):
+            forked(number, functools.partial(run, target, each))
+    forked(2, functools.partial(resume, target))
