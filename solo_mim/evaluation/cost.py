@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -69,6 +70,7 @@ def step_cost(model: Any, images: int, crop_sizes: Sequence[int], num_classes: i
 def _counted_step(model: Any, images: list[Any]) -> tuple[Any, int, int]:
     """Trains one step of all images: index, views, class each; the optimiser, operations and bytes
     kept for the backward."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # devices, its products
     shown = ("enable_checkpointing", "enable_progress_bar", "enable_model_summary")
     quiet: Any = dict.fromkeys(shown, False)
     trainer = pl.Trainer(

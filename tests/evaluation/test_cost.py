@@ -29,8 +29,9 @@ class TwoLayers(pl.LightningModule):
         return torch.optim.AdamW(self.network.parameters())
 
 
-def test_a_step_is_counted_by_what_grows_with_the_batch_and_what_does_not():
+def test_a_step_is_counted_by_what_grows_with_the_batch_and_what_does_not(capfd):
     cost = step_cost(TwoLayers(), images=4, crop_sizes=[8, 8], num_classes=2)
+    assert capfd.readouterr() == ("", "")
     weights = 192 * 10 + 10 + 10 * 4 + 4
     assert (cost.parameters, cost.trained) == (weights + 4, weights)
     # Two views; products forward, for the weights' gradient, and for the hidden layer's.
