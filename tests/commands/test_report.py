@@ -76,8 +76,8 @@ def test_rows_are_ranked_with_mean_deviation_and_verdict(study):
     probes = [value["offline"]["trained"]["probe_top1"] for value in values]
     assert best.scores["offline probe"].mean == pytest.approx(np.mean(probes))
     assert best.scores["offline probe"].deviation == pytest.approx(np.std(probes, ddof=1))
-    assert best.verdict == "best"
-    assert close.verdict.startswith("not distinguishable from the best")
+    assert best.verdict == "highest, not distinguishable from 1 other"
+    assert close.verdict.startswith("not distinguishable from the highest")
     assert re.match(r"behind by 2\.\d\d \(p [=<] 0\.00\d\)", worse.verdict)
     assert len(table.pairs) == 3
     assert table.split["offline probe"] == SPLIT
@@ -108,7 +108,7 @@ def test_projected_features_have_a_table_of_their_own(tmp_path, capsys):
     }
     assert not byol.diagnostics
     assert "| infomax | 21 | 60 | 64 | 0.0008 | 0.75 |" in markdown([table], [])
-    assert "| byol | - | - | - | - | - |" in markdown([table], [])
+    assert "| BYOL | - | - | - | - | - |" in markdown([table], [])
     assert main(["report", str(tmp_path), "--output", str(tmp_path / "out")]) == 0
     assert '<td class="number">0.0008</td>' in (tmp_path / "out" / "report.html").read_text()
     records = json.loads((tmp_path / "out" / "report.json").read_text())["tables"][0]["rows"]
@@ -120,8 +120,8 @@ def test_runs_of_other_settings_are_rows_of_their_own_that_name_them(tmp_path):
         write_run(tmp_path / str(lr), "vicreg", 1, 50 + lr, lr=lr)
     (table,) = tables(collect(tmp_path)[0])
     assert [row.label for row in table.rows] == [
-        "vicreg (optimizer.lr=0.2)",
-        "vicreg (optimizer.lr=0.1)",
+        "VICReg (lr=0.2)",
+        "VICReg (lr=0.1)",
     ]
     assert [row.verdict for row in table.rows] == [
         "highest",
@@ -234,8 +234,8 @@ def test_runs_on_other_images_share_no_table(tmp_path):
         write_run(tmp_path, name, 1, 50.0)
     write_run(tmp_path, "c", 1, 90.0, dataset="fashion_mnist")
     first, second = tables(collect(tmp_path)[0])
-    assert ([row.label for row in first.rows], first.title) == (["a", "b"], "cifar10")
-    assert ([row.label for row in second.rows], second.title) == (["c"], "fashion_mnist")
+    assert ([row.label for row in first.rows], first.title) == (["a", "b"], "CIFAR-10")
+    assert ([row.label for row in second.rows], second.title) == (["c"], "Fashion-MNIST")
 
 
 def test_runs_on_the_same_images_share_a_row_wherever_those_lie(tmp_path):
@@ -355,7 +355,7 @@ def test_every_form_of_the_report_says_the_same(study, capsys):
     )
     tex = (folder / "report.tex").read_text()
     assert tex.count(r"\toprule") == 1
-    assert rf"best & \textbf{{{rows[0]['offline probe']:.2f} $\pm$" in tex
+    assert rf"best & 5 & \textbf{{{rows[0]['offline probe']:.2f} $\pm$" in tex
     assert "<title>Ours &amp; theirs</title>" in (folder / "report.html").read_text()
     for picture in ("scores-1", "curves-1"):
         assert (folder / f"{picture}.png").stat().st_size > 5000
@@ -386,14 +386,18 @@ def test_time_is_drawn_of_runs_alone_on_their_machine_only(tmp_path):
 def test_published_rows_stand_beside_whole_data_sets_marked_as_such(tmp_path, capsys):
     write_run(tmp_path / "whole", "vicreg", 1, 95.0)
     assert main(["report", str(tmp_path / "whole")]) == 0
-    row = "| vicreg, resnet18, 1000 epochs | - | - | - | 92.07 | published, not run here:"
+    shown = capsys.readouterr().out
+    assert "published, not run" not in shown, "their figures are online ones"
+    assert "Not shown (`--all-measures`): online probe, published rows." in shown
+    assert main(["report", str(tmp_path / "whole"), "--all-measures"]) == 0
+    row = "| VICReg, ResNet-18, 1000 epochs | - | - | - | 92.07 | published, not run here:"
     assert row in capsys.readouterr().out
     page = (tmp_path / "whole" / "report" / "report.html").read_text()
     assert page.count('<tr class="published"') == 16
     part = write_run(tmp_path / "part", "vicreg", 1, 95.0)
     config = (part / "config.yaml").read_text().replace("dataset:", "fraction: 0.1\n  dataset:")
     (part / "config.yaml").write_text(config)
-    assert main(["report", str(tmp_path / "part")]) == 0
+    assert main(["report", str(tmp_path / "part"), "--all-measures"]) == 0
     assert "published, not run" not in capsys.readouterr().out
 
 
@@ -418,7 +422,7 @@ def test_evaluations_of_a_run_are_columns_of_their_own(tmp_path, capsys):
         write_evaluation(run, "knn/x-1", {"kNN, cosine": 55.0})
         write_evaluation(run, "linear/x-1", {"logistic regression": linear})
         write_evaluation(run, "linear/other-1", {"logistic regression": 12.0}, dataset="stl10")
-    assert main(["report", str(tmp_path)]) == 0
+    assert main(["report", str(tmp_path), "--all-measures"]) == 0
     (table,) = _of(tmp_path)[0]
     assert table.measures == [
         *("offline probe", "offline kNN", "kNN, cosine (test images)"),
@@ -455,7 +459,7 @@ def test_linear_layers_stand_beside_the_published_ones_of_as_many_epochs(tmp_pat
     assert main(["report", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert "linear layer on augmented images (test images, 100 epochs)" in printed
-    assert "| vicreg, resnet18, 400 epochs | - | - | - | 79.40 | 79.22 |" in printed
+    assert "| VICReg, ResNet-18, 400 epochs | - | 79.40 | - | - | published" in printed
 
 
 def test_a_trial_run_is_not_set_beside_published_rows(tmp_path):
@@ -489,15 +493,15 @@ def test_loss_terms_are_drawn_for_each_row_with_the_range_of_its_seeds(tmp_path)
         for axis in figures_of(table)["losses"].axes
     }
     assert drawn == {
-        "simclr": {"nce_loss": [4.5, 2.5]},
-        "vicreg": {"sim_loss": [4.5, 2.5], "var_loss": [4.5, 2.5]},
+        "SimCLR": {"nce_loss": [4.5, 2.5]},
+        "VICReg": {"sim_loss": [4.5, 2.5], "var_loss": [4.5, 2.5]},
     }
 
 
 def test_latex_escapes_names(tmp_path):
-    write_run(tmp_path, "barlow_twins", 1, 50.0)
+    write_run(tmp_path, "my_method", 1, 50.0)
     ((table,), _) = _of(tmp_path)
-    assert r"barlow\_twins" in latex(table)
+    assert r"my\_method & 1" in latex(table)
     assert _escaped(r"a{b}^~\c") == r"a\{b\}\textasciicircum{}\textasciitilde{}\textbackslash{}c"
 
 
@@ -554,7 +558,7 @@ def test_page_shows_the_ranking_and_needs_no_network(browse, study):
     assert not re.search(
         r'(src|href)="?(https?:)?//', re.sub(r"<svg.*?</svg>", "", page, flags=re.S)
     )
-    assert dom.count("<svg") == 2
+    assert dom.count("<svg") == 3  # two measures, one curve
     assert "commit <code>abc123</code>" in dom
 
 
