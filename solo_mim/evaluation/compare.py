@@ -141,7 +141,7 @@ class Table:
         return (
             f"Bold: the highest mean and every row that the test does not find behind it "
             f"(Student's paired t of the {self.measures[0]} over shared seeds, level "
-            f"{100 * LEVEL:.0f} % after Holm for all {len(self.pairs)} tested pairs)."
+            f"{100 * LEVEL:.0f} % after Holm for {len(self.pairs)} pairs tested)."
         )
 
     @property
@@ -171,7 +171,7 @@ def _table(title: str, runs: list[Run]) -> Table:
     main = _main(present, rows)
     split = {m: split for run in runs for m, (split, _) in run.values().items() if m in MEASURES}
     published = _published(runs[0], present)
-    references = [*_yardsticks(runs), *_chance(runs[0], present)]
+    references = [*_yardsticks(runs), *_chance(runs, present)]
     code = _code(runs)
     return Table(
         title, names.facts(runs), present, main, split, code, rows, pairs, published, references
@@ -276,9 +276,10 @@ def _by_seed(runs: list[Run], yardstick: str) -> dict[str, Score]:
     }
 
 
-def _chance(run: Run, measures: list[str]) -> list[Reference]:
+def _chance(runs: list[Run], measures: list[str]) -> list[Reference]:
     """What guessing gives; the share of the most frequent class where classes are uneven."""
-    if not run.classes:
+    run = next((run for run in runs if run.classes), None)
+    if run is None or not run.classes:
         return []
     label, value = f"chance, {run.classes} classes", 100 / run.classes
     largest = max(run.evaluated.values(), default=0) / (sum(run.evaluated.values()) or 1)

@@ -136,13 +136,12 @@ def _folder_name(path: str | None) -> str:
 
 def facts(runs: Sequence[Run]) -> dict[str, str]:
     """What stands above a table, by what it is: of all of its runs."""
-    first = runs[0]
+    first = next((run for run in runs if run.classes), runs[0])
+    trained = [run.result["training_images"] for run in runs if run.result.get("training_images")]
     evaluated = sum(first.evaluated.values()) or first.result.get("held_out_images")
     on = first.result.get("offline_evaluated_on") or first.result.get("evaluated_on")
     images = [
-        f"{first.result['training_images']:,} for training"
-        if first.result.get("training_images")
-        else "training images not counted",
+        f"{trained[0]:,} for training" if trained else "training images not counted",
         f"{evaluated:,} evaluated ({on})" if evaluated else f"evaluated on {on or 'others'}",
     ]
     commits = sorted({_commit(run) for run in runs})

@@ -120,9 +120,10 @@ def _draw_scores(axis: Any, table: Table, measure: str) -> None:
             dots, at = _by_seed(row, measure), places[number]
             axis.plot(dots, [at] * len(dots), "o", alpha=0.75, color=colour(number))
             axis.plot(row.scores[measure].mean, at, "k|", markersize=14, markeredgewidth=1.5)
-    shown = [(r, r.scores[measure].mean) for r in table.references if measure in r.scores]
-    near = [value for _, value in shown if low - 0.5 * span <= value <= high + 0.5 * span]
-    axis.set_xlim(min([low, *(v - 0.1 * span for v in near)]), max([high, *near]))
+    shown = [one.scores[measure].mean for one in table.references if measure in one.scores]
+    near = [value for value in shown if low - 2 * span <= value <= high + 2 * span]
+    low, high = min([low, *near]), max([high, *near])
+    axis.set_xlim(low - 0.05 * (high - low), high + 0.05 * (high - low))
     for number, reference in enumerate(table.references, start=len(table.rows)):
         _draw_reference(axis, reference, measure, places[number])
     _name_rows(axis, table, places, edges)
