@@ -138,10 +138,12 @@ class Table:
                 "Nothing is bold: no row shares two seeds with the one of the highest mean, so "
                 "that nothing can be tested against it."
             )
+        left = len(self.rows) - 1 - sum(pair.better == 0 for pair in self.pairs)
+        too_few = f" Rows that share too few seeds with it to be tested: {left}." if left else ""
         return (
-            f"Bold: the highest mean and every row that the test does not find behind it "
+            "Bold: the highest mean and every row that the test does not find behind it "
             f"(Student's paired t of the {self.measures[0]} over shared seeds, level "
-            f"{100 * LEVEL:.0f} % after Holm for {len(self.pairs)} pairs tested)."
+            f"{100 * LEVEL:.0f} % after Holm for {len(self.pairs)} pairs tested).{too_few}"
         )
 
     @property
@@ -168,13 +170,18 @@ def _table(title: str, runs: list[Run]) -> Table:
     rows.sort(key=lambda row: -row.scores[ranks].mean if ranks in row.scores else math.inf)
     pairs = _tested(rows, ranks)
     _judge(rows, pairs, ranks)
-    main = _main(present, rows)
     split = {m: split for run in runs for m, (split, _) in run.values().items() if m in MEASURES}
-    published = _published(runs[0], present)
-    references = [*_yardsticks(runs), *_chance(runs, present)]
-    code = _code(runs)
     return Table(
-        title, names.facts(runs), present, main, split, code, rows, pairs, published, references
+        title=title,
+        facts=names.facts(runs),
+        measures=present,
+        main=_main(present, rows),
+        split=split,
+        code=_code(runs),
+        rows=rows,
+        pairs=pairs,
+        published=_published(runs[0], present),
+        references=[*_yardsticks(runs), *_chance(runs, present)],
     )
 
 
@@ -330,12 +337,12 @@ def _judge(ranked: list[Row], pairs: list[Pair], measure: str) -> None:
             row.verdict = "not measured"
         elif not row.verdict:
             row.verdict = "not tested: fewer than two seeds shared with the first"
-    first, others = ranked[0], sum(row.leading for row in ranked[1:])
+    first, alike = ranked[0], sum(pair.p_holm >= LEVEL for pair in against_first.values())
     first.leading = bool(against_first)
     first.verdict = "highest"
-    if others:
-        first.verdict = f"highest, not distinguishable from {others} other{'s' * (others > 1)}"
-    elif 0 < len(against_first) == len(ranked) - 1:
+    if alike:
+        first.verdict = f"highest, not distinguishable from {alike} other{'s' * (alike > 1)}"
+    elif len(against_first) == len(ranked) - 1 > 0 and not any(row.leading for row in ranked[1:]):
         first.verdict = "best"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -63,8 +64,7 @@ def backbone_of(run: Run) -> str:
 
 
 def labels(runs: Sequence[Run]) -> list[str]:
-    """Of the first run of each row: its method and, where several rows are of that, the settings
-    in which these differ."""
+    """Of the first run of each row: its method and what tells it from others of that."""
     names = [METHODS.get(run.result["method"], run.result["method"]) for run in runs]
     return told_apart(names, [run.settings for run in runs], _OF_ALL_ROWS)
 
@@ -72,32 +72,43 @@ def labels(runs: Sequence[Run]) -> list[str]:
 def told_apart(
     names: Sequence[str], settings: Sequence[dict[str, Any]], of_all: Collection[str] = ()
 ) -> list[str]:
-    """Each name; with the settings in which namesakes differ, and those `of_all` that differ at
-    all, by the shortest end of the key that no other has."""
+    """Each name; where several share one, with the settings in which they differ, less those that
+    most of them have. What is `of_all` is said of each where not all names are alike in it."""
     keys = sorted({key for one in settings for key in one})
-    differing = {
-        name: _differing(keys, [s for n, s in zip(names, settings, strict=True) if n == name])
+    usual = {
+        name: _usual(keys, [s for n, s in zip(names, settings, strict=True) if n == name])
         for name in names
     }
-    general = _differing([key for key in keys if key in of_all], settings)
+    general = _usual([key for key in keys if key in of_all], settings)
     found = []
     for name, own in zip(names, settings, strict=True):
         shown = [
-            f"{_short(key, keys)}={own[key]}"
+            f"{_short(key, keys)}={own.get(key)}"
             for key in keys
-            if key in differing[name] | general and own.get(key) is not None
+            if key in general or (key in usual[name] and usual[name][key] != _text(own.get(key)))
+            if own.get(key) is not None or usual[name].get(key)
         ]
         found.append(f"{name} ({', '.join(shown)})" if shown else name)
     return found
 
 
-def _differing(keys: Iterable[str], settings: Iterable[dict[str, Any]]) -> set[str]:
-    settings = list(settings)
-    return {key for key in keys if len({json.dumps(s.get(key), default=str) for s in settings}) > 1}
+def _usual(keys: Iterable[str], settings: Sequence[dict[str, Any]]) -> dict[str, str | None]:
+    """Keys that differ -> the value that more than half of the settings have, if any."""
+    found = {}
+    for key in keys:
+        (value, count), *others = Counter(_text(one.get(key)) for one in settings).most_common(2)
+        if others:
+            found[key] = value if 2 * count > len(settings) else None
+    return found
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, default=str)
 
 
 def _short(key: str, keys: Sequence[str]) -> str:
-    """`lr` of optimizer.lr, but `backbone.name`, for a name alone says nothing."""
+    """The shortest end of a key that no other has: `lr` of optimizer.lr, but `backbone.name`, for
+    a name alone says nothing."""
     parts = key.split(".")
     ends = [".".join(parts[-n:]) for n in range(1, len(parts)) if parts[-n:] != ["name"]]
     for end in ends:

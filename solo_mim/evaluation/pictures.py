@@ -121,7 +121,7 @@ def _draw_scores(axis: Any, table: Table, measure: str) -> None:
             axis.plot(dots, [at] * len(dots), "o", alpha=0.75, color=colour(number))
             axis.plot(row.scores[measure].mean, at, "k|", markersize=14, markeredgewidth=1.5)
     shown = [one.scores[measure].mean for one in table.references if measure in one.scores]
-    near = [value for value in shown if low - 2 * span <= value <= high + 2 * span]
+    near = [value for value in shown if low - span <= value <= high + span]
     low, high = min([low, *near]), max([high, *near])
     axis.set_xlim(low - 0.05 * (high - low), high + 0.05 * (high - low))
     for number, reference in enumerate(table.references, start=len(table.rows)):

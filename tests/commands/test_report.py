@@ -199,15 +199,23 @@ def test_a_verdict_goes_by_the_seeds_that_are_shared(tmp_path):
     assert [row.label for row in table.rows] == ["a", "b"]
     assert table.rows[1].verdict.startswith("ahead by 1.01 (p <")
     assert table.rows[1].verdict.endswith("3 seeds shared)")
+    assert table.rows[0].verdict == "highest"
+    assert [row.leading for row in table.rows] == [True, True], (
+        "b is behind by its fourth seed only"
+    )
 
 
 def test_the_first_is_best_only_where_every_other_row_was_tested(tmp_path):
     for seed in (1, 2, 3):
         write_run(tmp_path, "a", seed, 60.0 + seed)
         write_run(tmp_path, "b", seed, 50.0 + 2 * seed)
+    ((table,), _) = _of(tmp_path)
+    assert [row.verdict.partition(" ")[0] for row in table.rows] == ["best", "behind"]
+    assert "too few seeds" not in table.certainty
     write_run(tmp_path, "c", 1, 40.0)
-    (table,) = tables(collect(tmp_path)[0])
+    ((table,), _) = _of(tmp_path)
     assert [row.verdict.partition(" ")[0] for row in table.rows] == ["highest", "behind", "not"]
+    assert table.certainty.endswith("too few seeds with it to be tested: 1.")
 
 
 def test_a_mean_of_fewer_seeds_than_the_row_has_says_so(tmp_path, capsys):
@@ -661,6 +669,13 @@ def test_a_row_is_its_method_and_what_tells_it_from_others_of_that(tmp_path):
     assert names.told_apart(["x", "x"], settings) == [
         "x (a.lr=1, optimizer.name=sgd)",
         "x (b.lr=1, optimizer.name=lars)",
+    ]
+
+
+def test_what_most_namesakes_share_is_said_of_the_others_alone():
+    settings = [{"a": 1, "b": 1}, {"a": 1, "b": 2}, {"a": 2, "b": 3}, {"b": 4}, {"a": 1, "b": 5}]
+    assert names.told_apart(["x"] * 5, settings) == [
+        *("x (b=1)", "x (b=2)", "x (a=2, b=3)", "x (a=None, b=4)", "x (b=5)")
     ]
 
 
