@@ -22,8 +22,8 @@ from solo_mim.losses.explicit_mim import (
 from solo_mim.losses.logdet import NonFiniteEmbeddingError, NotPositiveDefiniteError, logdet
 from solo_mim.losses.statistics import with_unit_mean_square
 
-# First and last rank, from 1 on, of the eigenvalues that alpha-ReQ's line is fitted to: those of its
-# authors' code.
+# First and last rank, from 1 on, of the eigenvalues to which alpha-ReQ's line is fitted: those of
+# its authors' code.
 ALPHA_REQ_RANKS = (4, 100)
 # Of so many, the bias is 0.03 (infomax) to 0.07 nats (two_view) a dimension.
 IMAGES_PER_DIMENSION = 4

@@ -159,7 +159,8 @@ def summary(result: Result) -> str:
     ]
     for kind, value in result.get("rankme", {}).items():  # not there of older results
         alpha = result["alpha_req"][kind]
-        first, last = ALPHA_REQ_RANKS[0], min(ALPHA_REQ_RANKS[1], result["dimensions"][kind])
+        first, last = ALPHA_REQ_RANKS
+        last = min(last, result["dimensions"][kind], result["images"] - 1)
         fitted = "" if alpha is None else f", alpha-ReQ {alpha:.2f} (eigenvalues {first} to {last})"
         lines.append(f"  {kind}: RankMe {value:.1f}{fitted}")
     if result["no_z"]:
