@@ -25,7 +25,7 @@ COMMANDS = {
     "linear": "linear classifier, or logistic regression, on a trained backbone",
     "knn": "weighted nearest neighbours by the features of a trained backbone",
     "embed": "features of a split, with pictures of them, spectrum and information",
-    "export": "weights of a backbone for torchvision or timm",
+    "export": "weights of a backbone for torchvision, timm or the Hugging Face Hub",
     "plan": "what a run would take: memory, bytes sent, hours on a GPU of your choice",
     "report": "rank finished runs: tables, significance, pictures, one HTML page",
     "methods": "list methods and backbones, and which of them have a recipe",
