@@ -24,6 +24,7 @@ COMMANDS = {
     "prepare": "ImageNet-100 out of ImageNet's archives or folders, and its verification",
     "linear": "linear classifier, or logistic regression, on a trained backbone",
     "knn": "weighted nearest neighbours by the features of a trained backbone",
+    "transfer": "linear classifier and neighbours on several data sets, few and all labels",
     "embed": "features of a split, with pictures of them, spectrum and information",
     "export": "weights of a backbone for torchvision, timm or the Hugging Face Hub",
     "plan": "what a run would take: memory, bytes sent, hours on a GPU of your choice",

@@ -17,6 +17,7 @@ _CHANGES_NOTHING = {
     *("processes.py", "progress.py", "stopping.py"),
     *(f"commands/{name}.py" for name in ("__init__", "arguments", "bench", "doctor", "embed")),
     *(f"commands/{name}.py" for name in ("export", "knn", "methods", "plan", "prepare", "report")),
+    "commands/transfer.py",
     "data/errors.py",
     *(f"evaluation/{name}.py" for name in ("compare", "cost", "export", "gpus", "plots")),
     *(f"evaluation/{name}.py" for name in ("report", "significance")),
