@@ -61,8 +61,8 @@ def evaluation_composes(command, rest, compose_cfg, monkeypatch):
     """Its arguments are taken, of a run as pre-training leaves it or of a file without one."""
     from solo_mim import trained
     from solo_mim.commands.linear import hydra_arguments
-    from solo_mim.protocols.transfer import Wanted, shares_of, wanted
     from solo_mim.protocols.linear import prepared
+    from solo_mim.protocols.transfer import Wanted, shares_of, wanted
     from solo_mim.recipe.compose import composed
     from solo_mim.recipe.schema import LinearRecipe
 

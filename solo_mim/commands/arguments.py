@@ -20,8 +20,8 @@ def is_override(argument: str) -> bool:
 
 
 _KEYS = (
-    "as of solo-mim pretrain: data=..., data.val_path=..., optimizer.batch_size=...; a file without "
-    "a configuration beside it needs its backbone=... and data=..."
+    "as of solo-mim pretrain: data=..., data.val_path=..., optimizer.batch_size=...; a file "
+    "without a configuration beside it needs its backbone=... and data=..."
 )
 
 
