@@ -18,7 +18,7 @@ from itertools import combinations
 from typing import Any
 
 from solo_mim.evaluation.significance import Difference, holm, paired_difference
-from solo_mim.runs.collect import LINEAR_LAYER, MEASURES, Run
+from solo_mim.runs.collect import LINEAR_LAYER, MEASURES, TRANSFER, Run
 
 LEVEL = 0.05  # of significance, corrected for all pairs of a table
 PUBLISHED_SOURCE = "published, not run here: solo-learn's README, one seed"
@@ -145,11 +145,15 @@ def _code(runs: list[Run]) -> str:
 
 
 def _in_order(present: set[str]) -> list[str]:
-    """The frozen network before training; evaluations that were made later between them."""
+    """The frozen network before training; evaluations that were made later between them, and those
+    on other data sets, which are not to rank, last."""
     shipped = [measure for measure in MEASURES if measure in present]
     offline = [measure for measure in shipped if measure.startswith("offline")]
     online = [measure for measure in shipped if measure not in offline]
-    return [*offline, *sorted(present - set(shipped)), *online]
+    later = sorted(present - set(shipped))
+    transfers = [measure for measure in later if measure.startswith(TRANSFER)]
+    own = [measure for measure in later if measure not in transfers]
+    return [*offline, *own, *online, *transfers]
 
 
 def _published(run: Run, measures: list[str]) -> dict[str, dict[str, float]]:

@@ -30,6 +30,7 @@ from solo_mim.evaluation.offline import (
 )
 from solo_mim.protocols import figures
 from solo_mim.recipe.schema import PretrainRecipe
+from solo_mim.runs.collect import TRANSFER
 from solo_mim.runs.folder import Result, RunFolder
 from solo_mim.trainer import peak_memory_mib, shows_progress
 
@@ -352,7 +353,7 @@ def _rows(
                 "top1": statistics.fmean(top1),
                 "top1_sd": statistics.stdev(top1) if len(top1) > 1 else None,
             }
-            what = f"transfer to {name}, {100 * share:g} % of labels: {classifier}"
+            what = f"{TRANSFER}{name}, {100 * share:g} % of labels: {classifier}"
             yield figures.measured(what, where, images, scores)
 
 

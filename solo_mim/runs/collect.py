@@ -32,6 +32,8 @@ LINEAR_LAYER, FINE_TUNED = TRAINED_CLASSIFIERS = (
     "linear layer on augmented images",
     "fine-tuned network",
 )
+# What the measures of `solo-mim transfer` begin with, before the data set's name.
+TRANSFER = "transfer to "
 # What does not make another method of it.
 _NOT_THE_METHOD = (*NOT_IDENTITY, "name", "seed", "evaluation")
 _Found = TypeVar("_Found")

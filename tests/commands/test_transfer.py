@@ -15,6 +15,7 @@ from solo_mim import trained
 from solo_mim.data import SSLDataModule
 from solo_mim.data.photo_patches import MEAN, STD
 from solo_mim.errors import ConfigError
+from solo_mim.evaluation.compare import tables
 from solo_mim.evaluation.knn import knn_predictions
 from solo_mim.evaluation.offline import extract_features
 from solo_mim.protocols import figures, transfer
@@ -109,6 +110,9 @@ def test_a_table_of_all_sets_and_a_result_of_each(own_run, folder, renamed, solo
     held_out = f"held-out images, images={flowers['fingerprint']}"
     assert values[f"{row['classifier']} ({held_out})"] == (row["split"], row["top1"])
     assert len([name for name in values if name.startswith("transfer to flowers")]) == 4
+    (ranked,) = tables([evaluated])
+    assert ranked.measures[:2] == ["online probe", "online kNN"], "no transfer ranks"
+    assert len(ranked.measures) == 2 + 8
 
 
 def test_shares_without_an_image_of_each_class_are_left_out_and_said(
