@@ -19,9 +19,12 @@ from solo_mim.losses.explicit_mim import (
     checked_views,
     view_entropies,
 )
-from solo_mim.losses.logdet import NonFiniteEmbeddingError, logdet
+from solo_mim.losses.logdet import NonFiniteEmbeddingError, NotPositiveDefiniteError, logdet
 from solo_mim.losses.statistics import with_unit_mean_square
 
+# First and last rank, from 1 on, of the eigenvalues to which alpha-ReQ's line is fitted: those of
+# its authors' code.
+ALPHA_REQ_RANKS = (4, 100)
 # Of so many, the bias is 0.03 (infomax) to 0.07 nats (two_view) a dimension.
 IMAGES_PER_DIMENSION = 4
 
@@ -230,9 +233,88 @@ def effective_rank(z: Tensor) -> Tensor:
     Raises:
         NonFiniteEmbeddingError: NaN or inf in z.
     """
-    weights = torch.linalg.svdvals(_centred(z))
-    weights = weights / weights.sum().clamp_min(torch.finfo(weights.dtype).tiny)
-    return torch.special.entr(weights).sum().exp() * (weights.sum() > 0)
+    return _exponential_entropy(torch.linalg.svdvals(_centred(z)), 0)
+
+
+def rankme(z: Tensor, epsilon: float = 1e-7) -> Tensor:
+    """RankMe of N x D embeddings: exp(-sum p_k log p_k), p_k = sigma_k / ||sigma||_1 + epsilon.
+
+    Garrido et al. (ICML 2023, arXiv 2210.02885). The min(N, D) singular values sigma are those of
+    the matrix as it is: unlike in `effective_rank` the mean counts, as one dimension. They are the
+    roots of the eigenvalues of z'z or zz', whose round-off, 1e-8 of the largest, is below epsilon.
+    Between 1 and min(N, D), and over 1 by about 1.6e-6 a dimension for epsilon; 0 if z is 0.
+
+    Raises:
+        NonFiniteEmbeddingError: NaN or inf in z.
+    """
+    z = _samples(z)
+    gram = z.mT @ z if z.shape[1] <= len(z) else z @ z.mT
+    singular = torch.linalg.eigvalsh(gram).clamp_min(0).sqrt()
+    return _exponential_entropy(singular, epsilon)
+
+
+def alpha_req(z: Tensor, ranks: tuple[int, int] = ALPHA_REQ_RANKS) -> Tensor:
+    """Exponent alpha of the power law lambda_i ~ i^-alpha in the spectrum of N x D embeddings.
+
+    alpha-ReQ: Agrawal et al. (NeurIPS 2022). The lambda_i fall and are the eigenvalues of the
+    covariance; alpha is minus the slope of the least-squares line of log lambda_i over log i, with
+    weights 1/i as in the authors' code and in Stringer et al. (Nature 2019), which its fit is of.
+    0 of a white spectrum.
+
+    Args:
+        ranks: first and last i of the fit, counted from 1; eigenvalues that are round-off, of more
+            dimensions than z spans, are left out.
+
+    Returns:
+        alpha, nan where fewer than three eigenvalues are left.
+
+    Raises:
+        NonFiniteEmbeddingError: NaN or inf in z.
+    """
+    z = _centred(z)
+    values = torch.linalg.eigvalsh(z.mT @ z / len(z)).flip(0)
+    spanned = int((values > max(z.shape) * torch.finfo(values.dtype).eps * values[0]).sum())
+    first, last = ranks[0], min(ranks[1], spanned)
+    if last - first < 2:
+        return values.new_tensor(math.nan)
+    rank = torch.arange(first, last + 1, dtype=values.dtype, device=values.device)
+    weights = 1 / rank / (1 / rank).sum()
+    x, y = rank.log(), values[first - 1 : last].log()
+    x, y = x - weights @ x, y - weights @ y
+    return -(weights @ (x * y)) / (weights @ x.square())
+
+
+def lidar(views: Sequence[Tensor] | Tensor, delta: float = 1e-4, epsilon: float = 1e-7) -> Tensor:
+    """LiDAR of V views: effective rank of the linear discriminant matrix with images as classes.
+
+    Thilak et al. (ICLR 2024, arXiv 2312.04000): exp(-sum p_k log p_k), p_k = lambda_k /
+    ||lambda||_1 + epsilon, of the eigenvalues lambda of S_w^-1/2 S_b S_w^-1/2. S_b is the
+    covariance of the N images' mean views, S_w = delta I + the covariance of views about them, over
+    N (V - 1). The means of V views keep 1/V of the noise: independent views have lambda near 1/V
+    each and a LiDAR near D. The paper has V = 50. Between 1 and min(N - 1, D); 0 if z is constant.
+
+    Args:
+        views: V tensors N x D, or one V x N x D; V >= 2.
+        delta: regulariser of S_w, in units of z squared: it alone counts where views are equal.
+
+    Raises:
+        TypeError, ValueError: as the loss does; a delta that is no power.
+        NonFiniteEmbeddingError: NaN or inf in the views.
+        NotPositiveDefiniteError: S_w is singular, which a delta prevents.
+    """
+    _check_noise(delta)
+    stacked = torch.stack([_samples(view) for view in checked_views(views)])
+    means = stacked.mean(0)
+    apart = (stacked - means).flatten(0, 1)
+    within = apart.mT @ apart / (len(apart) - len(means))
+    within.diagonal().add_(delta)
+    factor, failed = torch.linalg.cholesky_ex(within)
+    if failed:
+        raise NotPositiveDefiniteError("the covariance of views is singular: use a larger delta")
+    # L^-1 S_b L^-T has the same eigenvalues.
+    whitened = torch.linalg.solve_triangular(factor, _centred(means).mT, upper=False)
+    values = torch.linalg.eigvalsh(whitened @ whitened.mT / len(means)).clamp_min(0)
+    return _exponential_entropy(values, epsilon)
 
 
 def total_spectrum(views: Sequence[Tensor] | Tensor) -> Tensor:
@@ -269,6 +351,9 @@ class HeldOutInformation:
         radial_distance: Wasserstein-1 distance of the norms of one view's whitened z from those of
             a Gaussian, chi of `dimensions` degrees (arXiv 2602.14272); None of fewer than four
             images a dimension.
+        rankme, alpha_req, lidar: as the functions of these names, of all views; None of a result
+            that does not say, where there are not three eigenvalues to fit an exponent to, and
+            where views spread so widely that the regulariser is round-off.
     """
 
     infomax: float
@@ -284,6 +369,9 @@ class HeldOutInformation:
     dimensions: int = 0  # 0 of a result that does not say
     non_gaussianity: float | None = None
     radial_distance: float | None = None
+    rankme: float | None = None
+    alpha_req: float | None = None
+    lidar: float | None = None
 
     def bound(self, reading: str) -> float | None:
         """Nats of `infomax` or `two_view` less what chance gives; None where that tells nothing.
@@ -322,6 +410,12 @@ def _degrees_of_freedom(num_samples: int, num_views: int, reading: str) -> int:
     """Highest rank of the covariance that runs out of samples first."""
     within = num_samples * (num_views - 1)
     return within if reading == "infomax" else min(within, num_samples - 1)
+
+
+def _exponential_entropy(weights: Tensor, epsilon: float) -> Tensor:
+    """exp(-sum p log p), p = weights / their sum + epsilon, of weights from 0 on; 0 if all are."""
+    shares = weights / weights.sum().clamp_min(torch.finfo(weights.dtype).tiny) + epsilon
+    return torch.special.entr(shares).sum().exp() * (weights.sum() > 0)
 
 
 def _check_noise(noise: float) -> None:

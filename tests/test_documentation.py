@@ -52,7 +52,7 @@ def test_python_runs_and_prints_what_its_last_comment_says(page):
 
 def test_commands_are_shown():
     assert {arguments[0] for _, arguments in SHOWN} >= {
-        *("pretrain", "linear", "knn", "embed", "export", "plan", "report"),
+        *("pretrain", "linear", "knn", "transfer", "embed", "export", "plan", "report"),
         *("methods", "bench", "doctor"),
     }
 
@@ -62,6 +62,7 @@ def evaluation_composes(command, rest, compose_cfg, monkeypatch):
     from solo_mim import trained
     from solo_mim.commands.linear import hydra_arguments
     from solo_mim.protocols.linear import prepared
+    from solo_mim.protocols.transfer import Wanted, shares_of, wanted
     from solo_mim.recipe.compose import composed
     from solo_mim.recipe.schema import LinearRecipe
 
@@ -80,7 +81,15 @@ def evaluation_composes(command, rest, compose_cfg, monkeypatch):
         return
     module = importlib.import_module(f"solo_mim.commands.{command}")
     given = module.parser().parse_intermixed_args(rest)
-    trained.recipe_of(trained.find(given.run), given.overrides, command != "export")
+    source = trained.find(given.run)
+    if command == "transfer":
+        sets = wanted(given.data)
+        monkeypatch.setattr(Wanted, "paths", lambda *_, **__: {})  # no folder is there
+        assert shares_of(given.shares) or given.shares is None
+        for one in sets:
+            one.recipe(source, given.overrides)
+        return
+    trained.recipe_of(source, given.overrides, command != "export")
 
 
 @pytest.mark.parametrize(
@@ -91,7 +100,7 @@ def test_shown_command_is_one_and_its_configuration_composes(
 ):
     command, *rest = arguments
     assert command in COMMANDS
-    if command in ("linear", "knn", "embed", "export") and "--config-path" not in rest:
+    if command in ("linear", "knn", "transfer", "embed", "export") and "--config-path" not in rest:
         evaluation_composes(command, rest, compose_cfg, monkeypatch)
     if command in ("bench", "plan", "prepare", "report"):
         _, others = (

@@ -8,12 +8,15 @@ import torch
 from scipy import integrate, linalg, special, stats
 
 from solo_mim.information import (
+    alpha_req,
     canonical_correlations,
     effective_rank,
     gaussian_copula,
     generalised_gaussian_offset,
+    lidar,
     mutual_information,
     mutual_information_from_covariances,
+    rankme,
     shuffled_information,
     small_sample_bias,
     total_spectrum,
@@ -319,11 +322,104 @@ def test_effective_rank_of_known_spectra():
     assert effective_rank(torch.ones(5, 3)).item() == 0
 
 
+def hadamard(dim: int) -> torch.Tensor:
+    """256 x D: orthogonal, centred columns of unit variance."""
+    return torch.tensor(linalg.hadamard(256)[:, 1 : 1 + dim]).double()
+
+
+@pytest.mark.parametrize("shape", [(40, 12), (9, 30)])
+def test_rankme_is_its_formula_on_the_matrix_as_it_is(shape):
+    z = normal(*shape) @ normal(shape[1], shape[1], seed=1) + 2
+    singular = np.linalg.svd(z.numpy(), compute_uv=False)
+    p = singular / np.linalg.norm(singular, 1) + 1e-7
+    assert rankme(z).item() == pytest.approx(np.exp(-np.sum(p * np.log(p))), rel=1e-9)
+    assert rankme(7 * z).item() == pytest.approx(rankme(z).item())
+
+
+def test_rankme_of_known_spectra_counts_the_mean_which_effective_rank_leaves_out():
+    white = hadamard(64)
+    assert rankme(white).item() == pytest.approx(64, rel=1e-4)
+    assert rankme(white[:, :1] @ normal(1, 64)).item() == pytest.approx(1, rel=1e-3)
+    assert rankme(torch.zeros(5, 3)).item() == 0
+    assert rankme(torch.ones(5, 3)).item() == pytest.approx(1, rel=1e-4)
+    assert effective_rank(torch.ones(5, 3)).item() == 0
+    assert rankme(white + 1e4).item() < 3
+    assert effective_rank(white + 1e4).item() == pytest.approx(64)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.7, 1.0, 2.5])
+def test_alpha_req_of_an_exact_power_law_is_its_exponent(alpha):
+    ranks = torch.arange(1, 129).double()
+    z = hadamard(128) * ranks ** (-alpha / 2) + 5
+    assert alpha_req(z).item() == pytest.approx(alpha, abs=1e-9)
+    rotated = z @ torch.linalg.qr(normal(128, 128)).Q
+    assert alpha_req(10 * rotated, (1, 128)).item() == pytest.approx(alpha, abs=1e-9)
+
+
+@pytest.mark.parametrize(("ranks", "dim"), [((4, 100), 120), ((11, 50), 120), ((4, 100), 20)])
+def test_alpha_req_is_a_weighted_line_over_the_stated_ranks(ranks, dim):
+    z = normal(200, dim) @ normal(dim, dim, seed=1)
+    spectrum = np.linalg.eigvalsh(np.cov(z.numpy(), rowvar=False))[::-1]
+    i = np.arange(ranks[0], min(ranks[1], dim) + 1)
+    slope, _ = np.polyfit(np.log(i), np.log(spectrum[i - 1]), 1, w=i**-0.5)  # w of the residual
+    assert alpha_req(z, ranks).item() == pytest.approx(-slope)
+
+
+def test_alpha_req_fits_no_round_off_and_nothing_to_two_eigenvalues():
+    ranks = torch.arange(1, 21).double()
+    z = hadamard(20) / ranks
+    more = z @ normal(20, 60)
+    alone = alpha_req(z @ torch.linalg.qr(normal(60, 60)).Q[:20])
+    assert alone.item() == pytest.approx(2, abs=1e-6)
+    assert alpha_req(more).item() < 5, "the 40 eigenvalues that are round-off would make it 30"
+    for dim, fitted in ((1, False), (5, False), (6, True)):
+        assert alpha_req(z[:, :dim] @ normal(dim, 30)).isfinite().item() == fitted
+    assert alpha_req(torch.ones(9, 7)).isnan()
+
+
+@pytest.mark.parametrize("num_views", [2, 5])
+@pytest.mark.parametrize(("images", "dim"), [(60, 8), (10, 24)])
+def test_lidar_is_the_rank_of_the_discriminant_matrix(num_views, images, dim):
+    mixing = normal(dim, dim, seed=1)
+    views = (normal(images, dim) + 0.4 * normal(num_views, images, dim, seed=2)) @ mixing
+    z = views.numpy()
+    means = z.mean(0)
+    between = np.cov(means, rowvar=False)
+    within = sum(np.cov(z[:, n], rowvar=False) for n in range(images)) / images
+    values = linalg.eigvalsh(between, within + 0.01 * np.eye(dim)).clip(0)
+    p = values / values.sum() + 1e-7
+    expected = np.exp(-np.sum(p * np.log(p)))
+    assert lidar(views, delta=0.01).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_lidar_of_limiting_cases():
+    white = hadamard(16)
+    noise = torch.tensor(linalg.hadamard(256)[:, 17:33]).double()
+    views = torch.stack([white + noise, white - noise])
+    assert lidar(views).item() == pytest.approx(16, rel=1e-4)
+    # What tells images apart has one dimension, though z has 16 and is white.
+    line = white[:, :1] @ torch.eye(1, 16).double()
+    views = torch.stack([1e3 * line + noise, 1e3 * line - noise])
+    assert lidar(views).item() == pytest.approx(1, rel=1e-3)
+    # Of equal views the regulariser is left: the entropy of the variances.
+    scales = torch.tensor([0.5, 0.25, 0.25]).double()
+    equal = (white[:, :3] * scales.sqrt()).expand(2, -1, -1)
+    assert lidar(equal).item() == pytest.approx(2**1.5, rel=1e-4)
+    assert lidar(torch.ones(2, 9, 3)).item() == 0
+    with pytest.raises(NotPositiveDefiniteError, match="larger delta"):
+        lidar(equal, delta=0.0)
+    # Two views that share nothing have 1/2 for each eigenvalue, and a LiDAR near D.
+    assert lidar(normal(2, 4000, 16)).item() > 15.5
+
+
 @pytest.mark.parametrize(
     "function",
     [
         gaussian_copula,
         effective_rank,
+        rankme,
+        alpha_req,
+        lambda z: lidar((z, z)),
         lambda z: canonical_correlations(z, z),
         lambda z: mutual_information(z, z, 0.1),
         lambda z: view_information((z, z)),

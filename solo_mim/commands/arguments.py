@@ -19,10 +19,17 @@ def is_override(argument: str) -> bool:
     return re.match(r"[+~]*[\w.@\[\]]+=", argument) is not None and not Path(argument).exists()
 
 
+_KEYS = (
+    "as of solo-mim pretrain: data=..., data.val_path=..., optimizer.batch_size=...; a file "
+    "without a configuration beside it needs its backbone=... and data=..."
+)
+
+
 def of_a_network(
-    command: str, description: str, examples: str, file: str | None = None
+    command: str, description: str, examples: str, file: str | None = None, keys: str = _KEYS
 ) -> argparse.ArgumentParser:
-    """Of a command that takes a network, a `file` to write where one is named, and overrides."""
+    """Of a command that takes a network, a `file` to write where one is named, and overrides, of
+    which `keys` says what they are."""
     parser = argparse.ArgumentParser(
         prog=f"solo-mim {command}",
         description=description,
@@ -37,13 +44,7 @@ def of_a_network(
     )
     if file:
         parser.add_argument("file", metavar=file, help="to write")
-    parser.add_argument(
-        "overrides",
-        metavar="key=value",
-        nargs="*",
-        help="as of solo-mim pretrain: data=..., data.val_path=..., optimizer.batch_size=...; a "
-        "file without a configuration beside it needs its backbone=... and data=...",
-    )
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help=keys)
     return parser
 
 

@@ -10,8 +10,8 @@ from solo_mim.runs.files import ARRAYS, PLANES, RESULT, SPECTRA
 DESCRIPTION = f"""The features of a split's un-augmented images, and z where the checkpoint has a
 projector of a method that is known: {ARRAYS} (features, z, targets, class_names), {PLANES} (PCA
 beside UMAP, or beside t-SNE where umap-learn is not installed), {SPECTRA} (spectrum of the
-covariance), and in {RESULT} the effective rank and the information that two fresh augmentations
-of an image share, beside its bias and what shuffled pairs give."""
+covariance), and in {RESULT} effective rank, RankMe, alpha-ReQ and LiDAR, and the information that
+two fresh augmentations of an image share, beside its bias and what shuffled pairs give."""
 EXAMPLES = """examples:
   solo-mim embed runs/explicit_mim-photo_patches-seed5-1a2b3c4d
   solo-mim embed RUN --split train

@@ -11,10 +11,17 @@ from typing import Any
 import numpy as np
 
 from solo_mim.data import photo_patches as patches
-from solo_mim.data.archives import ARCHIVES
+from solo_mim.data.archives import (
+    ARCHIVES,
+    CIFAR10_STATISTICS,
+    CIFAR100_STATISTICS,
+    FASHION_MNIST_STATISTICS,
+    STL10_STATISTICS,
+)
 from solo_mim.data.errors import DataError, impossible, refuse_unknown_value
-from solo_mim.data.folders import class_tree
+from solo_mim.data.folders import IMAGENET_STATISTICS, class_tree
 from solo_mim.data.images import DataSplits, ImageSet, Pixels, fingerprint_of
+from solo_mim.data.transforms import RGB
 
 # solo-learn's, and not the run's seed: runs of every seed train and validate on the same images.
 SPLIT_SEED = 42
@@ -117,6 +124,16 @@ def _photo_patches(_data: Mapping[str, Any]) -> DataSplits:
     return DataSplits(train, test, test, tuple(patches.PHOTOGRAPHS), patches.MEAN, patches.STD)
 
 
+# Mean and standard deviation of the channels, in [0, 1], by which images are normalised where their
+# pipeline does not say otherwise.
+STATISTICS: dict[str, tuple[RGB, RGB]] = {
+    "photo_patches": (patches.MEAN, patches.STD),
+    "cifar10": CIFAR10_STATISTICS,
+    "cifar100": CIFAR100_STATISTICS,
+    "fashion_mnist": FASHION_MNIST_STATISTICS,
+    "stl10": STL10_STATISTICS,
+    **dict.fromkeys(("imagenet", "imagenet100", "custom"), IMAGENET_STATISTICS),
+}
 DATA_SETS: dict[str, Callable[[Mapping[str, Any]], DataSplits]] = {
     "photo_patches": _photo_patches,
     **ARCHIVES,

@@ -136,14 +136,16 @@ class Augmentation:
         return image
 
 
-def evaluation_transform(image: Image.Image, crop_size: int) -> Image.Image:
-    """The un-augmented view, ``crop_size`` x ``crop_size``, as solo-learn evaluates.
+def short_side(crop_size: int) -> int:
+    """Pixels of the short side of an image whose centre is evaluated, as solo-learn has it: those
+    of the centre up to 96 (CIFAR, STL-10), above 256/224 of it (ImageNet)."""
+    return crop_size if crop_size <= 96 else round(crop_size * 256 / 224)
 
-    The centre of the image with its short side at ``crop_size`` up to 96 pixels (CIFAR, STL-10),
-    above at 256/224 of it (ImageNet).
-    """
-    short_side = crop_size if crop_size <= 96 else round(crop_size * 256 / 224)
-    return _resize_and_centre(image, short_side, crop_size, InterpolationMode.BILINEAR)
+
+def evaluation_transform(image: Image.Image, crop_size: int) -> Image.Image:
+    """The un-augmented view, ``crop_size`` x ``crop_size``, as solo-learn evaluates: the centre of
+    the image with its short side at ``short_side(crop_size)``."""
+    return _resize_and_centre(image, short_side(crop_size), crop_size, InterpolationMode.BILINEAR)
 
 
 def normalise(images: Sequence[Image.Image], mean: RGB, std: RGB) -> Tensor:

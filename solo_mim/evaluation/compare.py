@@ -19,7 +19,7 @@ from typing import Any
 
 from solo_mim.evaluation import names
 from solo_mim.evaluation.significance import Difference, holm, paired_difference
-from solo_mim.runs.collect import LINEAR_LAYER, MEASURES, RAW_PIXELS, UNTRAINED, Run
+from solo_mim.runs.collect import LINEAR_LAYER, MEASURES, RAW_PIXELS, TRANSFER, UNTRAINED, Run
 from solo_mim.runs.identity import settings_of
 
 LEVEL = 0.05  # of significance, corrected for all pairs of a table
@@ -221,7 +221,8 @@ def _code(runs: list[Run]) -> str:
 
 def _in_order(present: set[str], rows: list[Row]) -> list[str]:
     """The frozen network before training; evaluations that were made later between them, but for a
-    linear layer of the runs' own images that every run has: that is the protocol and ranks."""
+    linear layer of the runs' own images that every run has: that is the protocol and ranks. Those
+    on other data sets are last, for they are not to rank."""
     shipped = [measure for measure in MEASURES if measure in present]
     offline = [measure for measure in shipped if measure.startswith("offline")]
     online = [measure for measure in shipped if measure not in offline]
@@ -233,7 +234,9 @@ def _in_order(present: set[str], rows: list[Row]) -> list[str]:
         if all(measure in row.scores for row in rows)
         if all(len(row.scores[measure].by_seed) == len(row.seeds) for row in rows)
     ][:1]
-    return [*linear, *offline, *(m for m in later if m not in linear), *online]
+    transfers = [measure for measure in later if measure.startswith(TRANSFER)]
+    own = [measure for measure in later if measure not in (*linear, *transfers)]
+    return [*linear, *offline, *own, *online, *transfers]
 
 
 def _of_own_images(measure: str) -> bool:

@@ -5,6 +5,7 @@ The information stands beside its bias and a baseline of no information.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
@@ -19,13 +20,16 @@ from solo_mim.information import (
     IMAGES_PER_DIMENSION,
     READINGS,
     HeldOutInformation,
+    alpha_req,
     effective_rank,
+    lidar,
+    rankme,
     shuffled_information,
     small_sample_bias,
     total_spectrum,
     view_information,
 )
-from solo_mim.losses import non_gaussianity
+from solo_mim.losses import NotPositiveDefiniteError, non_gaussianity
 
 # Power of the noise channel on each standardised coordinate, the same for every method and run.
 # Small beside unit variance, large beside fp64 round-off; the value caps what a perfectly invariant
@@ -75,16 +79,34 @@ def held_out_information(views: Tensor) -> HeldOutInformation:
             shuffled_information(views, reading=reading, noise=REFERENCE_NOISE, generator=generator)
         )
     spectrum = total_spectrum(views)
+    z = views.flatten(0, 1)
     return HeldOutInformation(
         **numbers,
-        effective_rank=float(effective_rank(views.flatten(0, 1))),
+        effective_rank=float(effective_rank(z)),
         eigenvalue_max=float(spectrum[0]),
         eigenvalue_min=float(spectrum[-1]),
         images=images,
         dimensions=dim,
         non_gaussianity=float(non_gaussianity(views[0], num_slices=SLICES)),
         radial_distance=_radial_distance(views[0]),
+        rankme=float(rankme(z)),
+        alpha_req=exponent(z),
+        lidar=_lidar(views),
     )
+
+
+def exponent(z: Tensor) -> float | None:
+    """`alpha_req` of N x D samples; None of too few eigenvalues, for JSON has no nan."""
+    alpha = float(alpha_req(z))
+    return None if math.isnan(alpha) else alpha
+
+
+def _lidar(views: Tensor) -> float | None:
+    """None where the regulariser is round-off beside z, as where a network diverges."""
+    try:
+        return float(lidar(views))
+    except NotPositiveDefiniteError:
+        return None
 
 
 def _radial_distance(z: Tensor) -> float | None:

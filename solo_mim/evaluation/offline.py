@@ -15,7 +15,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss, top_k_accuracy_score
 from sklearn.model_selection import GridSearchCV, StratifiedShuffleSplit
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -108,11 +108,12 @@ def evaluate_features(
 
 @dataclass(frozen=True)
 class ChosenProbe:
-    """A logistic regression whose penalty was chosen on training images alone.
+    """A logistic regression whose penalty was chosen on training images alone, or was given.
 
     Attributes:
         C: inverse of its L2 penalty.
-        candidates: C -> top-1 accuracy (%) on the held-out part of the training images.
+        candidates: C -> top-1 accuracy (%) on the held-out part of the training images; empty of
+            one that was given.
         held_out: images of that part.
         top1, top5, nll: of the images to evaluate, in percent and in nats; top-5 None of five
             classes or fewer.
@@ -128,6 +129,10 @@ class ChosenProbe:
     converged: bool
 
 
+class TooFewToChooseError(ConfigError):
+    """Training images that cannot be split by class, so that no penalty is chosen on them."""
+
+
 def chosen_probe(train: Features, test: Features, num_classes: int) -> ChosenProbe:
     """Fits probes of `PROBE_CS` on part of the training features, chooses by the rest of them,
     which are drawn by class, refits on all, and evaluates that once.
@@ -137,7 +142,7 @@ def chosen_probe(train: Features, test: Features, num_classes: int) -> ChosenPro
         num_classes: that targets count.
 
     Raises:
-        ConfigError: training images are too few to be split by class.
+        TooFewToChooseError: training images are too few to be split by class.
     """
     labelled = train[1] >= 0
     features, targets = train[0][labelled].numpy(), train[1][labelled].numpy()
@@ -150,25 +155,52 @@ def chosen_probe(train: Features, test: Features, num_classes: int) -> ChosenPro
             warnings.simplefilter("ignore", ConvergenceWarning)
             search.fit(features, targets)
     except ValueError as error:
-        raise ConfigError(
+        raise TooFewToChooseError(
             f"the penalty cannot be chosen on {len(targets)} training images ({error}); the split "
             "needs two of each class, and as many in either part as there are classes"
         ) from error
-    regression = search.best_estimator_[-1]
+    candidates = {
+        C: 100 * float(accuracy)
+        for C, accuracy in zip(PROBE_CS, search.cv_results_["mean_test_score"], strict=True)
+    }
+    best = search.best_estimator_
+    return _measured_probe(best, candidates, len(held_out), test, num_classes)
+
+
+def given_probe(train: Features, test: Features, num_classes: int) -> ChosenProbe:
+    """The probe of the penalty `PROBE_C`, for training images on which none can be chosen.
+
+    Arguments are those of `chosen_probe`, of two classes or more.
+    """
+    labelled = train[1] >= 0
+    features, targets = train[0][labelled].numpy(), train[1][labelled].numpy()
+    probe = make_pipeline(StandardScaler(), LogisticRegression(C=PROBE_C, max_iter=1000))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        probe.fit(features, targets)
+    return _measured_probe(probe, {}, 0, test, num_classes)
+
+
+def _measured_probe(
+    probe: Pipeline,
+    candidates: dict[float, float],
+    held_out: int,
+    test: Features,
+    num_classes: int,
+) -> ChosenProbe:
+    """A fitted probe on test features; it may have seen fewer classes than there are."""
+    regression = probe[-1]
     probabilities = np.zeros((len(test[0]), num_classes))
-    probabilities[:, regression.classes_] = search.predict_proba(test[0].numpy())
+    probabilities[:, regression.classes_] = probe.predict_proba(test[0].numpy())
     probabilities /= probabilities.sum(1, keepdims=True)  # 1 to 32 bits only
     truth, classes = test[1].numpy(), np.arange(num_classes)
     top5 = None
     if num_classes > 5:
         top5 = 100 * float(top_k_accuracy_score(truth, probabilities, k=5, labels=classes))
     return ChosenProbe(
-        C=float(search.best_params_["logisticregression__C"]),
-        candidates={
-            C: 100 * float(accuracy)
-            for C, accuracy in zip(PROBE_CS, search.cv_results_["mean_test_score"], strict=True)
-        },
-        held_out=len(held_out),
+        C=float(regression.C),
+        candidates=candidates,
+        held_out=held_out,
         top1=100 * float((probabilities.argmax(1) == truth).mean()),
         top5=top5,
         nll=float(log_loss(truth, probabilities, labels=classes)),

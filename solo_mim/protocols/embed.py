@@ -13,7 +13,12 @@ from torch import Tensor
 from solo_mim import trained
 from solo_mim.data import SSLDataModule
 from solo_mim.errors import ConfigError
-from solo_mim.evaluation.diagnostics import MAX_IMAGES, held_out_information, project_views
+from solo_mim.evaluation.diagnostics import (
+    MAX_IMAGES,
+    exponent,
+    held_out_information,
+    project_views,
+)
 from solo_mim.evaluation.embedding import (
     FeaturesAsZ,
     covariance_spectrum,
@@ -21,7 +26,7 @@ from solo_mim.evaluation.embedding import (
     principal_plane,
 )
 from solo_mim.evaluation.plots import plot_planes, plot_spectra
-from solo_mim.information import HeldOutInformation, effective_rank
+from solo_mim.information import ALPHA_REQ_RANKS, HeldOutInformation, effective_rank, rankme
 from solo_mim.protocols import figures
 from solo_mim.runs.files import ARRAYS, PLANES, RESULT, SPECTRA, whole
 from solo_mim.runs.folder import Result, RunFolder
@@ -62,12 +67,12 @@ def _embedded(
         no_z = str(error)
     folder.begin()
     found, targets = _features(network, model, data, split, device)
-    ranks = {kind: float(effective_rank(values)) for kind, values in found.items()}
+    ranks = _ranks(found)
     arrays: dict[str, Any] = {kind: values.numpy() for kind, values in found.items()}
     arrays |= {"targets": targets.numpy(), "class_names": np.array(data.class_names, dtype=str)}
     with whole(folder.path / ARRAYS) as partial, partial.open("wb") as file:
         np.savez(file, **arrays)
-    _draw(folder.path, found, ranks, targets, data.class_names, where)
+    _draw(folder.path, found, ranks["effective_rank"], targets, data.class_names, where)
     module = model if "z" in found else FeaturesAsZ(network.backbone)
     views = project_views(module.to(device), data.views_dataloader(split, max_images=MAX_IMAGES))
     result = {
@@ -78,7 +83,7 @@ def _embedded(
         "images": len(targets),
         "dimensions": {kind: values.shape[1] for kind, values in found.items()},
         "no_z": no_z,
-        "effective_rank": ranks,
+        **ranks,
         "information_of": "z" if "z" in found else "features",
         "information": None if views is None else asdict(held_out_information(views)),
         "corrupt_images": data.corrupt_images,
@@ -107,6 +112,15 @@ def _features(
     dim = joined.shape[1] if model is None else model.features_dim
     found = {"features": joined[:, :dim], "z": joined[:, dim:]}
     return {kind: values for kind, values in found.items() if values.shape[1]}, targets
+
+
+def _ranks(found: dict[str, Tensor]) -> dict[str, dict[str, Any]]:
+    """By measure what the spectrum of features and of z says."""
+    return {
+        "effective_rank": {kind: float(effective_rank(z)) for kind, z in found.items()},
+        "rankme": {kind: float(rankme(z)) for kind, z in found.items()},
+        "alpha_req": {kind: exponent(z) for kind, z in found.items()},
+    }
 
 
 def _draw(
@@ -143,11 +157,19 @@ def summary(result: Result) -> str:
         f"{result['backbone']} of {result['trained']['checkpoint']} on {result['data']}",
         f"  {result['images']:,} {result['split']}: {kinds}",
     ]
+    for kind, value in result.get("rankme", {}).items():  # not there of older results
+        alpha = result["alpha_req"][kind]
+        first, last = ALPHA_REQ_RANKS
+        last = min(last, result["dimensions"][kind], result["images"] - 1)
+        fitted = "" if alpha is None else f", alpha-ReQ {alpha:.2f} (eigenvalues {first} to {last})"
+        lines.append(f"  {kind}: RankMe {value:.1f}{fitted}")
     if result["no_z"]:
         lines.append(f"  no z: {result['no_z']}")
     if info := result["information"]:
-        said = HeldOutInformation(**info).lines(result["information_of"])
-        lines += [f"  {line}" for line in said]
+        measured = HeldOutInformation(**info)
+        lines += [f"  {line}" for line in measured.lines(result["information_of"])]
+        if measured.lidar is not None:
+            lines.append(f"  LiDAR of {result['information_of']} {measured.lidar:.1f}")
     lines += figures.skipped_images(result)
     lines.append(f"  results: {result['folder']} ({ARRAYS}, {PLANES}, {SPECTRA}, {RESULT})")
     return "\n".join(lines)

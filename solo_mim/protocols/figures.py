@@ -2,19 +2,64 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 
 from solo_mim.data import SSLDataModule
+from solo_mim.data.datasets import STATISTICS
 from solo_mim.errors import ConfigError
 from solo_mim.evaluation.knn import Features
 from solo_mim.evaluation.offline import extract_features
-from solo_mim.recipe.schema import Recipe
+from solo_mim.recipe.schema import PretrainRecipe, Recipe
 from solo_mim.runs import sources
 from solo_mim.runs.folder import RunFolder
 from solo_mim.runs.identity import commit, versions
+from solo_mim.trained import Source
 from solo_mim.trainer import shows_progress
+
+
+@dataclass(frozen=True)
+class Images:
+    """As a network was trained on them: pixels of a side, and the channels' constants in [0, 1]."""
+
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def images_of_training(source: Source, recipe: PretrainRecipe, overrides: list[str]) -> Images:
+    """Size and normalisation of the images that a network was trained on, wherever it is now used.
+
+    Of a file without a configuration the size has to be named; its constants are ImageNet's where
+    overrides name none.
+
+    Args:
+        recipe, overrides: as of `trained.recipe_of`.
+
+    Raises:
+        ConfigError: nothing says the size, or which constants belong to its data set.
+    """
+    pipeline: Any = recipe.augmentations[0]
+    named = any(re.match(r"\+*augmentations\.0\.crop_size=", one) for one in overrides)
+    if source.cfg is None and not named:
+        raise ConfigError(
+            f"{source.path}: no configuration is beside it; name the size of the images that it "
+            "was trained on, as in augmentations.0.crop_size=224, and their constants where they "
+            "are not ImageNet's, as in ++augmentations.0.mean=[0.5,0.5,0.5]"
+        )
+    dataset = "imagenet" if source.cfg is None else OmegaConf.select(source.cfg, "data.dataset")
+    mean, std = (pipeline.get(key) for key in ("mean", "std"))
+    if (mean is None or std is None) and dataset not in STATISTICS:
+        raise ConfigError(
+            f"{source.path}: constants of data.dataset={dataset}, on which it was trained, are not "
+            "known; name them, as in ++augmentations.0.mean=[0.5,0.5,0.5], and std likewise"
+        )
+    known = STATISTICS.get(dataset, ((), ()))
+    return Images(pipeline["crop_size"], tuple(mean or known[0]), tuple(std or known[1]))
 
 
 def device(recipe: Recipe) -> torch.device:

@@ -36,6 +36,8 @@ LINEAR_LAYER, FINE_TUNED = TRAINED_CLASSIFIERS = (
     "linear layer on augmented images",
     "fine-tuned network",
 )
+# What the measures of `solo-mim transfer` begin with, before the data set's name.
+TRANSFER = "transfer to "
 # What does not make another method of it.
 _NOT_THE_METHOD = (*NOT_IDENTITY, "name", "seed", "evaluation")
 _Found = TypeVar("_Found")
@@ -143,6 +145,9 @@ class Run:
             "I(z; image) >=, nats": found.bound("infomax"),
             "I(z; z') >=, nats": found.bound("two_view"),
             "effective rank": found.effective_rank,
+            "RankMe": found.rankme,
+            "LiDAR": found.lidar,
+            "alpha-ReQ": found.alpha_req,
             "dimensions": float(found.dimensions) or None,
             "distance from a Gaussian": found.non_gaussianity,
             "radial distance": found.radial_distance,
@@ -278,13 +283,15 @@ def _evaluation_in(folder: Path, run: Run) -> Evaluation:
 
 
 def _measure(run: Run, config: dict[str, Any], result: dict[str, Any], row: dict[str, Any]) -> str:
-    """Classifier and split; how long it was trained, and what of its images is not the run's."""
+    """Classifier and split; how long it was trained, and what of its images is not the run's and
+    not in the name of a transfer."""
     # By paths where one of the two has no fingerprint.
     fingerprint = result.get("fingerprint") if run.fingerprint else None
     own = images_of(run.config, run.fingerprint if fingerprint else None)
     data = images_of(config, fingerprint)
     trained = [epochs(config["max_epochs"])] if row["classifier"] in TRAINED_CLASSIFIERS else []
-    others = [f"{key}={value}" for key, value in data.items() if value != own[key]]
+    named = ("dataset", "fraction", "validation_split") if "share" in row else ()
+    others = [f"{k}={value}" for k, value in data.items() if value != own[k] and k not in named]
     return f"{row['classifier']} ({', '.join([row['split'], *trained, *others])})"
 
 

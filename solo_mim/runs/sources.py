@@ -13,15 +13,16 @@ from solo_mim.installed import PACKAGE
 # What prints, refuses, plans, compares or draws changes no network and no figure. Whatever is not
 # named here counts, so that a new file is not forgotten.
 _CHANGES_NOTHING = {
-    *("__main__.py", "benchmarks.py", "errors.py", "planning.py"),
+    *("__main__.py", "api.py", "benchmarks.py", "errors.py", "planning.py"),
     *("processes.py", "progress.py", "stopping.py"),
     *(f"commands/{name}.py" for name in ("__init__", "arguments", "bench", "doctor", "embed")),
     *(f"commands/{name}.py" for name in ("export", "knn", "methods", "plan", "prepare", "report")),
+    *("commands/runs.py", "commands/transfer.py"),
     "data/errors.py",
     *(f"evaluation/{name}.py" for name in ("compare", "cost", "export", "gpus", "names")),
     *(f"evaluation/{name}.py" for name in ("pictures", "plots", "report", "significance")),
     "host/checks.py",
-    *(f"runs/{name}.py" for name in ("collect", "sources")),
+    *(f"runs/{name}.py" for name in ("collect", "listing", "lock", "sources")),
 }
 # Of what was made before there was a digest of the sources.
 UNKNOWN_CODE = "unknown"

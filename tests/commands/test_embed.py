@@ -9,7 +9,7 @@ import torch
 
 from solo_mim import trained
 from solo_mim.data import SSLDataModule
-from solo_mim.information import effective_rank
+from solo_mim.information import alpha_req, effective_rank, rankme
 from solo_mim.protocols import embed
 
 
@@ -39,8 +39,30 @@ def test_features_z_pictures_and_information_of_the_held_out_images(own_run, sol
     assert result["information"]["images"] == 102
     rank = float(effective_rank(torch.from_numpy(arrays["features"])))
     assert result["effective_rank"]["features"] == pytest.approx(rank)
+    features = torch.from_numpy(arrays["features"])
+    assert result["rankme"]["features"] == pytest.approx(float(rankme(features)))
+    alpha = result["alpha_req"]["features"]
+    assert alpha == pytest.approx(float(alpha_req(features)))
+    rank = result["rankme"]["features"]
+    assert f"  features: RankMe {rank:.1f}, alpha-ReQ {alpha:.2f} (eigenvalues 4 to 64)" in said.out
+    assert "  LiDAR of z " in said.out
     assert "  I(z; z') " in said.out
     assert "shuffled pairs" in said.out
+
+
+def test_a_result_from_before_there_were_these_ranks_is_still_shown(own_run, solo_mim):
+    solo_mim("embed", own_run)
+    (folder,) = (own_run / "embed").iterdir()
+    result = json.loads((folder / "result.json").read_text())
+    for name in ("rankme", "alpha_req"):
+        del result[name], result["information"][name]
+    del result["information"]["lidar"]
+    (folder / "result.json").write_text(json.dumps(result))
+    said = solo_mim("embed", own_run)
+    assert said.code == 0, said.err
+    assert "finished before" in said.out
+    assert "effective rank" in said.out
+    assert "RankMe" not in said.out
 
 
 def test_without_a_projector_the_information_is_of_the_features(solo_mim, tmp_path, monkeypatch):

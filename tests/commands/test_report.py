@@ -97,6 +97,7 @@ def test_projected_features_have_a_table_of_their_own(tmp_path, capsys):
         **{"images": 4096, "dimensions": 64},
     }
     gaussianity = {"non_gaussianity": 8e-4, "radial_distance": 0.75}
+    gaussianity |= {"rankme": 55.0, "alpha_req": 0.4, "lidar": 50.0}
     for seed, more in ((1, gaussianity), (2, {})):
         run = write_run(tmp_path, "infomax", seed, 50.0)
         result = json.loads((run / "result.json").read_text())
@@ -107,12 +108,13 @@ def test_projected_features_have_a_table_of_their_own(tmp_path, capsys):
     infomax, byol = table.rows
     assert {name: score.mean for name, score in infomax.diagnostics.items()} == {
         "I(z; image) >=, nats": 21.0,  # less chance; that of two views is not told from it
-        **{"effective rank": 60.0, "dimensions": 64.0},
+        **{"effective rank": 60.0, "RankMe": 55.0, "LiDAR": 50.0, "alpha-ReQ": 0.4},
+        "dimensions": 64.0,
         **{"distance from a Gaussian": 8e-4, "radial distance": 0.75},
     }
     assert not byol.diagnostics
-    assert "| infomax | 21 | 60 | 64 | 0.0008 | 0.75 |" in markdown([table], [])
-    assert "| BYOL | - | - | - | - | - |" in markdown([table], [])
+    assert "| infomax | 21 | 60 | 55 | 50 | 0.4 | 64 | 0.0008 | 0.75 |" in markdown([table], [])
+    assert f"| BYOL |{8 * ' - |'}" in markdown([table], [])
     assert main(["report", str(tmp_path), "--output", str(tmp_path / "out")]) == 0
     assert '<td class="number">0.0008</td>' in (tmp_path / "out" / "report.html").read_text()
     records = json.loads((tmp_path / "out" / "report.json").read_text())["tables"][0]["rows"]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from solo_mim.data import DataError
-from solo_mim.data.datasets import load_splits
+from solo_mim.data.datasets import DATA_SETS, STATISTICS, load_splits
 from solo_mim.data.images import ImageSet
 from solo_mim.errors import ConfigError
 
@@ -90,3 +90,15 @@ def test_format_that_is_not_read_is_refused() -> None:
         patches(format="h5")
     with pytest.raises(DataError, match=r"'zip' is not read .* image_folder, tensor, dali or h5"):
         load_splits({"dataset": "custom", "format": "zip"})
+
+
+def test_every_data_set_has_constants_which_are_those_of_its_images(
+    image_folder: WriteFolder,
+) -> None:
+    assert STATISTICS.keys() == DATA_SETS.keys()
+    root = image_folder("train", cat=1, dog=1)
+    for splits, name in (
+        (patches(), "photo_patches"),
+        (load_splits({"dataset": "custom", "train_path": str(root)}), "custom"),
+    ):
+        assert (splits.mean, splits.std) == STATISTICS[name]

@@ -15,6 +15,7 @@ from solo_mim.evaluation.diagnostics import (
     held_out_information,
     project_views,
 )
+from solo_mim.information import lidar, rankme
 
 
 def _pairs(correlation, samples=4000, dim=8, seed=0):
@@ -190,3 +191,26 @@ def test_what_the_bounds_take_for_granted_is_measured_beside_them():
     expected = float((math.sqrt(6) - directions[0].norm(dim=1)).abs().mean())
     assert sphere.radial_distance == pytest.approx(expected, rel=0.05)
     assert held_out_information(views[:, :20]).radial_distance is None
+
+
+def test_ranks_that_papers_cite_are_of_the_same_views_and_logged():
+    ranks = torch.arange(1, 41) ** -0.5
+    views = _pairs(0.9, samples=500, dim=40) * ranks
+    callback = InformationCallback([(None, list(views), None)], 1)
+    model, metrics = _Model("z"), {}
+    model.log_dict = lambda values, **_: metrics.update(values)
+    trainer = SimpleNamespace(global_step=1, current_epoch=0, sanity_checking=False)
+    callback.on_validation_epoch_end(trainer, model)
+    assert metrics["val_information_rankme"] == pytest.approx(
+        float(rankme(views.flatten(0, 1))), rel=1e-6
+    )
+    assert metrics["val_information_alpha_req"] == pytest.approx(1, abs=0.1)
+    assert metrics["val_information_lidar"] == pytest.approx(float(lidar(views)), rel=1e-6)
+
+
+def test_what_cannot_be_ranked_is_left_out():
+    found = held_out_information(_pairs(0.5, samples=50, dim=4))
+    assert found.alpha_req is None
+    assert found.lidar is not None
+    flat = _pairs(0.5, samples=50, dim=1).double() * torch.ones(12)
+    assert held_out_information(1e12 * flat).lidar is None

@@ -10,7 +10,14 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from solo_mim.errors import ConfigError
-from solo_mim.evaluation.offline import chosen_probe, evaluate_features, extract_features
+from solo_mim.evaluation.offline import (
+    PROBE_C,
+    TooFewToChooseError,
+    chosen_probe,
+    evaluate_features,
+    extract_features,
+    given_probe,
+)
 
 
 def _clusters(per_class, spread, seed):
@@ -117,3 +124,18 @@ def test_features_of_a_diverged_network_are_refused(factor):
     loader = [(torch.randn(4, 3), torch.zeros(4))]
     with pytest.raises(ConfigError, match="it has diverged"):
         extract_features(lambda images: images * factor, loader, "cpu")
+
+
+def test_a_given_penalty_serves_where_none_can_be_chosen():
+    generator = torch.Generator().manual_seed(0)
+    centres = 3 * torch.randn(4, 6, generator=generator)
+    targets = torch.arange(3).repeat_interleave(4)
+    one_each = centres[:3], torch.arange(3)
+    noise = torch.randn(12, 6, generator=generator)
+    test = centres[targets] + noise, targets
+    with pytest.raises(TooFewToChooseError, match="two of each class"):
+        chosen_probe(one_each, test, 4)
+    found = given_probe(one_each, test, 4)
+    assert (found.C, found.candidates, found.held_out) == (PROBE_C, {}, 0)
+    expected = evaluate_features(one_each, test).accuracies()["probe_top1"]
+    assert found.top1 == pytest.approx(expected)
