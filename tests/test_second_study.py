@@ -56,7 +56,7 @@ def finish_folder(folder, run, predicted, target):
 
 
 def test_every_swept_arm_has_as_many_settings_and_rates(study):
-    assert {len(study.ARMS[name].settings()) for name in study.TUNED} == {3}
+    assert {len(study.ARMS[name].settings()) for name in study.ARMS} == {3}
     assert all([run.rate for run in study.sweep(name)] == list(study.RATES) for name in study.ARMS)
     names = [run.name for name in study.ARMS for run in study.sweep(name)]
     assert len(set(names)) == len(names)
@@ -72,10 +72,8 @@ def test_rates_are_tried_at_one_setting_and_the_others_at_the_best_of_them(study
     assert (best.setting, best.rate) == ("0.1", 3e-3)
 
 
-@pytest.mark.parametrize(
-    ("sign", "settings"), [(1, ["1000", "4000", "16000"]), (-1, ["64", "16.4", "4.2"])]
-)
-def test_beyond_an_end_the_next_value_is_tried_twice_at_most(study, records, sign, settings):
+@pytest.mark.parametrize(("sign", "settings"), [(1, ["1000", "4000"]), (-1, ["64", "16.4"])])
+def test_beyond_an_end_the_next_value_is_tried_once(study, records, sign, settings):
     tried = records.sweep(
         "corinfomax", lambda run: 50 + sign * np.log(float(run.setting)) - abs(run.rate - 3e-3)
     )
@@ -84,8 +82,8 @@ def test_beyond_an_end_the_next_value_is_tried_twice_at_most(study, records, sig
     assert study.chosen(records)["corinfomax"].setting == settings[-1]
 
 
-@pytest.mark.parametrize(("sign", "rates"), [(1, [0.012, 0.024]), (-1, [7.5e-4, 3.75e-4])])
-def test_beyond_the_last_rate_the_next_is_tried_twice_at_most(study, records, sign, rates):
+@pytest.mark.parametrize(("sign", "rates"), [(1, [0.012]), (-1, [7.5e-4])])
+def test_beyond_the_last_rate_the_next_is_tried_once(study, records, sign, rates):
     tried = records.sweep(
         "simclr", lambda run: 50 + sign * np.log(run.rate) + (run.setting == "0.1")
     )
@@ -122,18 +120,16 @@ def test_an_arm_whose_sweep_is_not_finished_is_left_out_and_named(study, records
     assert "Untuned: 0 of 0 runs are missing" in said
 
 
-def test_one_rate_serves_all_untuned_methods_in_22_conditions_without_the_studys_own(
-    study, records
-):
+def test_one_rate_serves_all_untuned_methods_in_9_conditions_without_the_studys_own(study, records):
     assert study.expected("untuned", records) == []
     fast = {"vicreg", "simclr"}
     records.finish(study.defaults(), lambda run: 50 + (1000 if run.arm in fast else 100) * run.rate)
     runs = study.expected("untuned", records)
     assert {run.rate for run in runs} == {6e-3}
     conditions = {run.condition for run in runs}
-    assert len(conditions) == 22
+    assert len(conditions) == len({(c.data, c.augmentation) for c in conditions}) == 9
     assert study.STUDY_CELL not in conditions
-    assert len(runs) == 22 * len(study.UNTUNED)
+    assert len(runs) == 9 * len(study.UNTUNED)
     assert len({run.line() for run in runs}) == len(runs)
     settings = {(run.arm, run.setting) for run in runs}
     assert {("isotropic", "0.001"), ("vicreg", "25"), ("simclr", "0.2")} <= settings
@@ -145,10 +141,10 @@ def test_regret_is_the_distance_to_the_best_of_each_condition(study, records):
     lead = {study.REFERENCE: 0.0, "vicreg": -1.0}
     records.finish(runs, lambda run: 60 + run.condition.batch / 100 + lead.get(run.arm, -3.0))
     table = study.regrets(runs, records)
-    assert table.shape == (22, len(study.UNTUNED))
+    assert table.shape == (9, len(study.UNTUNED))
     means = study.mean_regrets(table, draws=200)
     assert means.index[0] == study.REFERENCE
-    assert means.loc[study.REFERENCE, ["regret", "best in"]].tolist() == [0.0, 22]
+    assert means.loc[study.REFERENCE, ["regret", "best in"]].tolist() == [0.0, 9]
     assert means.loc["vicreg", "regret"] == pytest.approx(1.0)
     assert means.loc[
         "vicreg", ["behind explicit MIM low", "behind explicit MIM high"]
@@ -260,7 +256,7 @@ def test_final_images_are_none_that_the_first_study_used(study, tmp_path, monkey
 @pytest.mark.parametrize("place", range(4))
 def test_every_command_of_the_protocol_composes(study, records, compose_cfg, place):
     """Each arm under the study's budget, and the untuned methods in four conditions."""
-    condition = [*study.CONDITIONS[::8], study.CONDITIONS[-1]][place]
+    condition = [*study.CONDITIONS[::3], study.CONDITIONS[-1]][place]
     arms = list(study.UNTUNED.items())[place::4]  # each in one of the four conditions
     runs = [study.Run("untuned", name, 3e-3, setting, 0, condition) for name, setting in arms]
     if place == 0:
