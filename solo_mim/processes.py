@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import subprocess
 import threading
@@ -70,6 +71,15 @@ def together(last_words: Callable[[], None]) -> Iterator[None]:
             watching.join()
         _kill(started)
         subprocess_script._launch_process_observer = lightnings
+
+
+def of_all(paths: list[str]) -> list[str]:
+    """Those that any process has, each once."""
+    found = [paths]
+    if dist.is_available() and dist.is_initialized():
+        found = [[]] * dist.get_world_size()
+        dist.all_gather_object(found, paths)
+    return list(dict.fromkeys(itertools.chain(*found)))
 
 
 def part() -> None:

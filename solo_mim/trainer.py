@@ -32,6 +32,7 @@ _QUIET = (
     ".*Experiment logs directory .* exists.*",
     ".*in eval mode at the start of training.*",
     ".*is smaller than the logging interval.*",  # what is shown and drawn is logged by epoch
+    ".*It is recommended to use `self.log.*sync_dist=True.*",  # shown is the first process's loss
 )
 
 

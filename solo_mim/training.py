@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import io
-import itertools
 import math
 import os
 import statistics
@@ -16,7 +15,6 @@ from typing import Any
 import lightning.pytorch as pl
 import pandas as pd
 import torch
-import torch.distributed as dist
 from omegaconf import DictConfig
 from torch import nn
 
@@ -112,7 +110,7 @@ class _Run:
         if self.held_out and self.recipe.evaluation.offline and self.trainer.is_global_zero:
             untrained = copy.deepcopy(self.model.backbone)
         seconds = self._trained(self.plain_copy if foreign else checkpoint)
-        corrupt = _of_all_processes(self.data.corrupt_images)
+        corrupt = processes.of_all(self.data.corrupt_images)
         processes.part()
         if not self.trainer.is_global_zero:
             raise SystemExit(0)  # the rest is the first process's, and nobody waits for it
@@ -313,15 +311,6 @@ def _online(metrics: pd.DataFrame) -> dict[str, Any]:
         "online": {name: None if math.isnan(value) else value for name, value in found.items()},
         "online_after_epochs": int(last["epoch"]) + 1 if last else None,
     }
-
-
-def _of_all_processes(paths: list[str]) -> list[str]:
-    """Those that any process has met, each once."""
-    met = [paths]
-    if dist.is_available() and dist.is_initialized():
-        met = [[]] * dist.get_world_size()
-        dist.all_gather_object(met, paths)
-    return list(dict.fromkeys(itertools.chain(*met)))
 
 
 def summary(result: dict[str, Any]) -> str:

@@ -62,4 +62,4 @@ def run(arguments: list[str]) -> int:
         objective: float = linear(cfg)["measured"][0]["top1"]  # of Hydra's sweepers, in percent
         return objective
 
-    return run_by_hydra("linear", job, hydra_arguments(arguments), LinearRecipe)
+    return run_by_hydra("linear", job, hydra_arguments(arguments), LinearRecipe, arguments)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
@@ -140,12 +141,15 @@ class SSLDataModule(LightningDataModule):
                 remedy=f"Set it to {share} or less",
             )
 
-    def val_dataloader(self, split: str = "val") -> DataLoader[PlainBatch] | list[Any]:
+    def val_dataloader(
+        self, split: str = "val", even: bool = True
+    ) -> DataLoader[PlainBatch] | list[Any]:
         """Yields ``[X, targets]``, un-augmented; an empty list without labelled validation data.
 
         In order, but where the trainer's `limit_val_batches` takes the first batches alone: then
         so that any first images are of all classes, in the proportion of the whole. Several
-        processes share the images; those that do not divide among them are left out.
+        processes share the images; those that do not divide among them are left out, unless the
+        shares need not be even.
         """
         if split == "val" and self.num_val_images == 0:
             return []
@@ -157,9 +161,9 @@ class SSLDataModule(LightningDataModule):
         if trainer is None or trainer.world_size == 1:
             return self._loader(images, persistent=True)
         # Lightning's own would fill the last shares up with images that others have already.
-        sampler: DistributedSampler[Any] = DistributedSampler(
-            images, trainer.world_size, trainer.global_rank, shuffle=False, drop_last=True
-        )
+        kind: Any = DistributedSampler if even else UnrepeatedDistributedSampler
+        share = (images, trainer.world_size, trainer.global_rank)
+        sampler: DistributedSampler[Any] = kind(*share, shuffle=False, drop_last=even)
         return self._loader(images, persistent=True, sampler=sampler)
 
     def plain_dataloader(self, split: str) -> DataLoader[PlainBatch]:

@@ -92,12 +92,12 @@ class LinearModel(SeededEpochs, LightningModule):
             score.update(*([losses] if name == "loss" else [logits, targets]))
 
     def on_validation_epoch_end(self) -> None:
-        """Logs what the epoch's images give; each counts once."""
+        """Logs what the epoch's images in all processes give; each counts once."""
+        counted = self.trainer.strategy.reduce(self.scores["loss"].weight.clone(), reduce_op="sum")
+        self.images = round(float(counted))
         for name, score in self.scores.items():
             value = score.compute()
-            self.log(f"val_{name}", value if name == "loss" else 100 * value)
-            if name == "loss":
-                self.images = round(float(score.weight))
+            self.log(f"val_{name}", value if name == "loss" else 100 * value, sync_dist=True)
             score.reset()
 
     def configure_optimizers(self) -> Any:

@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 from torchvision.transforms import InterpolationMode
 
-from solo_mim import trained
+from solo_mim import processes, trained
 from solo_mim.data import SSLDataModule
 from solo_mim.errors import ConfigError
 from solo_mim.evaluation.linear import LinearModel
@@ -76,15 +76,17 @@ def prepared(cfg: DictConfig) -> tuple[LinearRecipe, trained.Source]:
     _refuse_impossible(recipe)
     size = recipe.data.augmentations.crop_size or _CROP_SIZES.get(recipe.data.dataset, _CROP_SIZE)
     images = replace(recipe.data.augmentations, crop_size=size)
-    # Of one process strategy and synchronisation say nothing; a list names its device.
-    devices = recipe.devices if isinstance(recipe.devices, list) else 1
-    one: Any = {"devices": devices, "strategy": None, "sync_batchnorm": False}
+    one: dict[str, Any] = {}
+    if recipe.processes == 1:
+        # Then strategy and synchronisation say nothing; a list names its device.
+        devices = recipe.devices if isinstance(recipe.devices, list) else 1
+        one = {"devices": devices, "strategy": None, "sync_batchnorm": False}
     return replace(recipe, data=replace(recipe.data, augmentations=images), **one), source
 
 
 def _refuse_impossible(recipe: LinearRecipe) -> None:
-    if recipe.processes > 1:
-        raise ConfigError("devices: a classifier is trained on one device; set devices=1")
+    if recipe.processes > 1 and recipe.fast:
+        raise ConfigError("devices: a logistic regression is fitted on one; set devices=1")
     if recipe.plain["limit_val_batches"] == 0:
         raise ConfigError("limit_val_batches=0: nothing would be evaluated; leave it out")
     if recipe.auto_augment:
@@ -180,7 +182,8 @@ class _Classifier:
     def trained(self) -> Result:
         """Trains by gradient steps, the network too where it is fine-tuned."""
         recipe, data = self.recipe, self.data
-        data.train_dataloader()  # refuses an impossible batch size before anything is written
+        data.refuse_impossible_batch(recipe.processes)  # before anything is written
+        data.train_dataloader()
         cfg = host_config(recipe, data.num_classes, 1, 0)
         pl.seed_everything(recipe.seed, workers=True, verbose=False)
         model = LinearModel(self.backbone, data.num_classes, cfg)
@@ -188,10 +191,16 @@ class _Classifier:
             model = model.to(memory_format=torch.channels_last)
         trainer, lines, _ = trainer_of(recipe, cfg, self.folder, "the classifier", [])
         checkpoint = self.folder.newest_checkpoint()
-        self._begin(checkpoint)
+        if trainer.is_global_zero:
+            self._begin(checkpoint)
         fit(trainer, model, data, checkpoint)
         split, where = figures.offline_split(recipe, data)
-        (found,) = trainer.validate(model, data.val_dataloader(split), verbose=False)
+        loader = data.val_dataloader(split, even=False)
+        (found,) = trainer.validate(model, loader, verbose=False)
+        data.corrupt_images = processes.of_all(data.corrupt_images)
+        processes.part()
+        if not trainer.is_global_zero:
+            raise SystemExit(0)
         if not math.isfinite(found["val_loss"]):
             rate = recipe.optimizer.lr
             raise ConfigError(f"optimizer.lr={rate:g}: the classifier diverged; lower it")

@@ -314,9 +314,17 @@ def _for_hydra(arguments: list[str]) -> list[str]:
 
 
 def run_by_hydra(
-    command: str, job: Callable[[DictConfig], Any], arguments: list[str], schema: type[Recipe]
+    command: str,
+    job: Callable[[DictConfig], Any],
+    arguments: list[str],
+    schema: type[Recipe],
+    line: list[str] | None = None,
 ) -> int:
     """Has Hydra compose `configs/COMMAND.yaml` with `arguments`, and calls `job` on what comes out.
+
+    Args:
+        line: the command's arguments, where they are not `arguments`: lightning starts further
+            processes by it.
 
     Raises:
         ConfigError, RunError: of `job`; where it is a sweep's, the last of them, once it is done.
@@ -326,8 +334,8 @@ def run_by_hydra(
 
     @hydra.main(config_path=str(CONFIG_FOLDER), config_name=command, version_base="1.3")
     def main(cfg: DictConfig) -> Any:
-        if sys.argv[1:2] != [command]:  # lightning starts further processes by the whole line
-            sys.argv.insert(1, command)
+        if sys.argv[1:2] != [command]:
+            sys.argv[1:] = [command, *(sys.argv[1:] if line is None else line)]
         OmegaConf.set_struct(cfg, False)
         try:
             return job(cfg)

@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -275,6 +277,27 @@ def test_other_weights_in_a_runs_folder_get_results_of_their_own(own_run, solo_m
     assert len(list((run / "linear").glob("again-*"))) == 2
 
 
+def test_two_processes_train_as_one_does_and_each_image_counts_once(own_run, solo_mim, tmp_path):
+    words = ["linear", str(own_run), "data=photo_patches", "accelerator=cpu", "data.num_workers=0"]
+    words += ["max_epochs=1", "limit_train_batches=2", "data.validation_split=0.01"]
+    assert solo_mim(*words, f"output_dir={tmp_path / '1'}", "optimizer.batch_size=32").code == 0
+    several = ["devices=2", "strategy=ddp", "optimizer.batch_size=16"]
+    command = [sys.executable, "-m", "solo_mim", *words, f"output_dir={tmp_path / '2'}", *several]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "sync_dist" not in done.stderr
+    one, two = (next((tmp_path / n / "linear").glob("*/")) for n in ("1", "2"))
+    (first,), (second,) = (result_in(folder)["measured"] for folder in (one, two))
+    assert first["images"] % 2 == 1
+    assert second == {**first, "nll": pytest.approx(first["nll"])}
+    states = [
+        torch.load(folder / "checkpoints" / "epoch=0.ckpt", weights_only=True)["state_dict"]
+        for folder in (one, two)
+    ]
+    assert states[0]["classifier.weight"].abs().max() > 0
+    torch.testing.assert_close(states[1], states[0])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -286,7 +309,7 @@ def test_other_weights_in_a_runs_folder_get_results_of_their_own(own_run, solo_m
         (["optimizer.name=lasr"], "did you mean 'lars'?"),
         (["scheduler.name=reduce"], "unknown value 'reduce'"),
         (["scheduler.name=step"], "needs scheduler.lr_decay_steps"),
-        (["devices=2"], "set devices=1"),
+        (["devices=2", "fast=true", "accelerator=cpu"], "set devices=1"),
         (["auto_augment=true"], "no RandAugment"),
         (["mixup=0.5", "optimizer.batch_size=63"], "need an even number"),
         (["scheduler.warmup_epochs=200"], "is more than max_epochs=100: optimizer.lr is never"),
