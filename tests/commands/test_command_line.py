@@ -628,7 +628,9 @@ def test_corrupt_images_stop_a_run_or_are_skipped_and_listed(small_images):
         *("optimizer.batch_size=8", "method_kwargs.proj_hidden_dim=16"),
         *("evaluation.offline=false", "+backbone.kwargs.widths=[8,16,32,64]"),
     ]
+    (small_images / "train/0/drawing.svg").touch()
     stopped = installed(*arguments, cwd=small_images)
+    assert "note: data.train_path: 1 file .svg not read: train/0/drawing.svg" in stopped.stdout
     assert stopped.returncode == 2
     (said,) = [line for line in stopped.stderr.splitlines() if line.startswith("solo-mim: ")]
     assert "train/0/3.png" in said
