@@ -93,10 +93,11 @@ def listing_notes(splits: DataSplits) -> list[Note]:
     """What the listing alone says: files that are not read, classes that are small, uneven, or
     absent from what is validated on. Nothing is opened."""
     notes = []
-    for key, what, count, names in splits.unread:
-        others = ", ..." if count > len(names) else ""
-        files = _many(count, "file", "files")
-        notes.append(Note(f"{key}: {files} {what} not read: {', '.join(names)}{others}"))
+    for unread in splits.unread:
+        others = ["..."] if unread.files > len(unread.names) else []
+        files = f"{_many(unread.files, 'file', 'files')} {unread.what}"
+        named = ", ".join([*unread.names, *others])
+        notes.append(Note(f"{unread.key}: {files} not read: {named}"))
     names = splits.class_names
     counts = _counts(splits.train, names)
     if few := [f"{name} ({counts[name]})" for name in names if counts[name] < FEW]:
@@ -134,7 +135,7 @@ def _classes(images: ImageSet, names: tuple[str, ...]) -> str:
     numbers = list(counts.values())
     each = f" ({', '.join(f'{n} {count:,}' for n, count in counts.items())})"
     return (
-        f" of {_many(np.count_nonzero(numbers))}; of a class min {min(numbers):,}, median "
+        f" of {_many(sum(n > 0 for n in numbers))}; of a class min {min(numbers):,}, median "
         f"{np.median(numbers):,.0f}, max {max(numbers):,}{each if len(names) <= 10 else ''}"
     )
 

@@ -128,7 +128,7 @@ class Unread(NamedTuple):
 
     key: str
     what: str
-    count: int
+    files: int
     names: list[str]
 
 

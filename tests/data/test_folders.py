@@ -166,7 +166,7 @@ def test_of_a_gif_the_first_frame_is_read_and_other_files_are_listed(
     splits = folder(root)
     assert names(splits.train) == ["0.png", "moving.gif"]
     assert splits.train[1].getpixel((0, 0)) == (255, 0, 0)
-    assert [(u.key, u.what, u.count) for u in splits.unread] == [
+    assert [(u.key, u.what, u.files) for u in splits.unread] == [
         ("data.train_path", ".svg", 2),
         ("data.train_path", "beside the class folders", 1),
     ]
