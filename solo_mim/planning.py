@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from solo_mim.data.datasets import held_out_of, share_of
+from solo_mim.data.datasets import held_out_of, load_splits, share_of
+from solo_mim.data.errors import DataError
 from solo_mim.data.folders import IMAGENET100, IMAGENET_STATISTICS
 from solo_mim.data.imagenet100 import IMAGES
 from solo_mim.data.photo_patches import PHOTOGRAPHS, TRAIN_PATCHES
@@ -30,6 +31,9 @@ _KNOWN = {
     "imagenet100": (IMAGES["train"], IMAGES["train"], len(IMAGENET100)),
     "imagenet": (1_281_167, 1_281_167, 1000),
 }
+# Views a second of one core (an AMD EPYC), by crop size: of JPEG files, and of decoded images.
+# Measured by `solo-mim bench data`: docs/results/data-speed.json, `symmetric`.
+_VIEWS = {224: (221, 302), 32: (3312, 5671)}
 _OVERHEAD = 1.7  # of the same row as `UTILISATION`
 _BATCHES = (8, 64, 128)  # images to count on: some losses are of no fewer than so many
 _DIMENSIONS, _PROCESSES = (128, 2048), (1, 2, 4, 8)
@@ -38,13 +42,15 @@ _DIMENSIONS, _PROCESSES = (128, 2048), (1, 2, 4, 8)
 def _images(recipe: PretrainRecipe, given: int | None) -> tuple[int, int]:
     """Training images, and classes."""
     data = recipe.data
-    known, labelled, classes = _KNOWN.get(data.dataset, (None, 0, 2))
+    known, labelled, classes = _KNOWN.get(data.dataset, (0, 0, 2))
     if given is not None:
         return given, classes
-    if known is None:
-        raise ConfigError(
-            f"data.dataset={data.dataset}: how many images there are is not known; add --images N"
-        )
+    if data.dataset not in _KNOWN:
+        try:
+            splits = load_splits(recipe.plain["data"])
+        except DataError as error:
+            raise ConfigError(f"{error}; or add --images N") from error
+        return len(splits.train), splits.num_classes
     share = share_of(data.fraction)
     held_out = held_out_of(data.validation_split, int(labelled * share))
     return int(known * share) - held_out, classes
@@ -54,6 +60,17 @@ def _views(recipe: PretrainRecipe) -> list[int]:
     """Pixels of each view of an image."""
     augmentations = parse_augmentations(recipe.augmentations, *IMAGENET_STATISTICS)
     return [one.crop_size for one in augmentations for _ in range(one.num_crops)]
+
+
+def _cores(recipe: PretrainRecipe, sizes: list[int], speed: float) -> str:
+    """CPU cores that make the views of so many images a second, where that was measured."""
+    by_cpu = recipe.data.format in (None, "image_folder")
+    if not by_cpu or not set(sizes) <= set(_VIEWS):
+        what = "views of these sizes" if by_cpu else f"data.format={recipe.data.format}"
+        return f"not known for {what}: measure by solo-mim bench data"
+    in_files = recipe.data.dataset in ("custom", "imagenet", "imagenet100")
+    cores = math.ceil(speed * sum(1 / _VIEWS[size][not in_files] for size in sizes))
+    return f"{cores:,} make the views, at the rates of docs/results/data-speed.json"
 
 
 def _heading(recipe: PretrainRecipe, sizes: list[int]) -> str:
@@ -156,6 +173,7 @@ with these
 {"fits" if needed < sheet.memory else "DOES NOT FIT: lower the batch"}
   time                   {seconds / 3600:.1f} hours at \
 {speed:,.0f} images/s
+  CPU cores              {_cores(recipe, sizes, speed)}
 
 {_losses(local)}"""
     return Plan(text, needed, speed, flops)

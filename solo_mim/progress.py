@@ -18,6 +18,14 @@ _HOUSEKEEPING = {
 }
 
 
+_NAMED = 3  # of skipped images
+
+
+def _skipped(trainer: Trainer) -> list[str]:
+    """The unreadable images that this process has passed over, in the order met."""
+    return getattr(getattr(trainer, "datamodule", None), "corrupt_images", [])
+
+
 def _terms(metrics: dict[str, Any], suffix: str) -> dict[str, float]:
     """The method's own logged terms, shortened: `train_explicit_mim_total_step` -> `total`."""
     found = {}
@@ -86,10 +94,12 @@ class EpochLines(Callback):
         self.loads: list[float] = []
         self._images, self._seconds, self._epoch_started = 0, 0.0, 0.0
         self._began, self._first = 0.0, 0
+        self._skipped = 0  # unreadable images that were told of
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """From here on the remaining time is told by the time taken."""
         self._began, self._first = time.perf_counter(), trainer.current_epoch
+        self._skipped = len(_skipped(trainer))
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts the clock: the wait for the first batch counts."""
@@ -120,3 +130,17 @@ class EpochLines(Callback):
         if trainer.is_global_zero:
             epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
             print("  ".join([epoch, *parts]), flush=True)
+        self._tell_of_skipped(trainer)
+
+    def _tell_of_skipped(self, trainer: Trainer) -> None:
+        """Each process those that it has met since it last did."""
+        paths = _skipped(trainer)
+        new, self._skipped = paths[self._skipped :], len(paths)
+        if new:
+            several = f"process {trainer.global_rank}: " if trainer.world_size > 1 else ""
+            named = ", ".join([*new[:_NAMED], *(["..."] if len(new) > _NAMED else [])])
+            print(
+                f"  {several}{len(new)} unreadable image{'s' * (len(new) > 1)} skipped: {named} "
+                "(all will be in result.json, as corrupt_images)",
+                flush=True,
+            )

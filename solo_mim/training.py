@@ -20,6 +20,7 @@ from torch import nn
 
 from solo_mim import processes
 from solo_mim.data import SSLDataModule
+from solo_mim.data.check import listing_notes
 from solo_mim.divergence import diverged
 from solo_mim.errors import ConfigError, epochs, is_out_of_memory
 from solo_mim.evaluation.diagnostics import MAX_IMAGES, InformationCallback
@@ -177,6 +178,7 @@ class _Run:
             f"{recipe.backbone.name}, {epochs(recipe.max_epochs)}, batch {opt.batch_size}{joint}"
             f"{accumulated}, {opt.name}, lr {recipe.scaled(opt.lr):g} (scaled to the batch), "
             f"seed {recipe.seed}\nrun folder: {self.folder}",
+            *(f"note: {note.text}" for note in listing_notes(data.splits)),
             *differs,
             *_other_schedule(recipe, checkpoint),
             sep="\n",

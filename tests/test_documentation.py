@@ -102,16 +102,16 @@ def test_shown_command_is_one_and_its_configuration_composes(
     assert command in COMMANDS
     if command in ("linear", "knn", "transfer", "embed", "export") and "--config-path" not in rest:
         evaluation_composes(command, rest, compose_cfg, monkeypatch)
-    if command in ("bench", "plan", "prepare", "report"):
+    if command in ("bench", "check", "plan", "prepare", "report"):
         _, others = (
             importlib.import_module(f"solo_mim.commands.{command}").parser().parse_known_args(rest)
         )
-        assert command == "plan" or not others
+        assert command in ("check", "plan") or not others
         rest = [argument for argument in others if not argument.startswith("-")]
         assert rest == others
     if command in ("doctor", "methods"):
         assert not rest
-    if command not in ("pretrain", "plan") or {"--help", "--config-path"} & set(rest):
+    if command not in ("check", "pretrain", "plan") or {"--help", "--config-path"} & set(rest):
         return
     overrides = [a for a in rest if "=" in a and not a.startswith("-")]
     if "--multirun" in rest:

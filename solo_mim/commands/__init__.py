@@ -22,6 +22,7 @@ from solo_mim.stopping import interruptible
 COMMANDS = {
     "pretrain": "train any method on any data set; resumes or skips a run that is already there",
     "prepare": "ImageNet-100 out of ImageNet's archives or folders, and its verification",
+    "check": "what is wrong with a data set: unreadable images, classes, duplicates, sizes",
     "linear": "linear classifier, or logistic regression, on a trained backbone",
     "knn": "weighted nearest neighbours by the features of a trained backbone",
     "transfer": "linear classifier and neighbours on several data sets, few and all labels",

@@ -10,8 +10,9 @@ import yaml
 
 from solo_mim.installed import CONFIG_FOLDER, recipe_folders
 
-# Groups below which what belongs to the data set and the method is chosen without being asked for.
-_FILLED_IN = ("augmentations/", "data/")
+# Groups below which what belongs to the data set and the method is chosen without being asked for,
+# and the recipes of the studies in docs/results.
+_UNLISTED = ("augmentations/", "data/", "study")
 
 
 def is_override(argument: str) -> bool:
@@ -58,7 +59,7 @@ def helped(command: str, arguments: list[str]) -> bool:
     for folder in (CONFIG_FOLDER, *recipe_folders().values()):
         for path in folder.rglob("*/*.yaml"):
             group = path.parent.relative_to(folder).as_posix()
-            if not group.startswith(_FILLED_IN):
+            if not group.startswith(_UNLISTED):
                 groups.setdefault(group, set()).add(path.stem)
     listed = "".join(f"{name}: {', '.join(sorted(groups[name]))}\n" for name in sorted(groups))
     text = said["template"].replace("${hydra.help.header}", said["header"].rstrip())

@@ -3,7 +3,6 @@ about those that cannot be read."""
 
 import os
 import random
-import warnings
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Any, Literal, NamedTuple
@@ -87,21 +86,21 @@ class BatchedImages(Dataset[Any]):
                 unreadable.append(str(error.path))
                 if self.on_corrupt == "leave out":
                     return None
-        raise _nothing_readable(len(self.images))
+        raise _nothing_readable(self.images)
 
 
-def _nothing_readable(images: int) -> DataError:
+def _nothing_readable(images: ImageSet) -> DataError:
     return DataError(
-        f"none of {images} images can be read",
-        key="data.train_path or data.val_path",
+        f"none of {len(images)} images can be read",
+        key=images.source.key,
         remedy="Look at one of them: a broken copy, or a format that Pillow lacks",
     )
 
 
 class ReadableLoader(DataLoader[Any]):
-    """Yields the batches alone, and tells of what could not be read: here, in the main process.
+    """Yields the batches alone, and lists what could not be read: here, in the main process.
 
-    Each path is warned of once. Raises DataError for what a worker process could not read.
+    Each path is listed once. Raises DataError for what a worker process could not read.
     """
 
     dataset: BatchedImages
@@ -119,14 +118,13 @@ class ReadableLoader(DataLoader[Any]):
             for path in unreadable:
                 if path not in met:
                     met.append(path)
-                    warnings.warn(f"{path} is no readable image, skipped", stacklevel=2)
             if batch is None:
                 nothing += 1
             else:
                 batches += 1
                 yield batch
         if nothing and not batches:
-            raise _nothing_readable(len(self.dataset))
+            raise _nothing_readable(self.dataset.images)
 
 
 class Views(BatchedImages):

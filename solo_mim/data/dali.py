@@ -53,7 +53,7 @@ class EncodedFiles(Files):
 
     def __getitem__(self, index: int) -> Encoded:  # type: ignore[override]
         path = os.fsdecode(self.paths[index])
-        with naming_unreadable(path), open(path, "rb") as file:
+        with naming_unreadable(path, self.key), open(path, "rb") as file:
             return encoded(file.read())
 
 
@@ -201,7 +201,7 @@ class EncodedViews(DrawnRows):
                 key="augmentations: equalization.prob",
                 remedy="Set it to 0, or data.format: image_folder",
             )
-        files: Any = EncodedFiles(images.source.paths)
+        files: Any = EncodedFiles(images.source.paths, key=images.source.key)
         super().__init__(replace(images, source=files), augmentations, on_corrupt)
 
     def made(self, image: Encoded, seed: int) -> Any:

@@ -8,6 +8,7 @@ import os
 import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
@@ -24,6 +25,7 @@ from solo_mim.data.images import (
     Files,
     ImageSet,
     Source,
+    Unread,
     naming_unreadable,
     rgb,
 )
@@ -31,6 +33,7 @@ from solo_mim.data.transforms import RGB
 from solo_mim.errors import install_extra, nearest
 
 IMAGENET_STATISTICS: tuple[RGB, RGB] = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+READ = (*IMG_EXTENSIONS, ".gif")  # of an animation, the first frame
 IMAGENET100 = tuple(files("solo_mim.data").joinpath("imagenet100_classes.txt").read_text().split())
 
 
@@ -41,6 +44,12 @@ class _Tree:
     def __init__(self, path: str | None, key: str) -> None:
         self.given, self.key = path, key
         self.root = Path(path or "").expanduser()
+        self._unread: dict[str, list[str]] = {}
+
+    def unread(self) -> list[Unread]:
+        """What the methods called so far have passed over, by ending or place."""
+        found = sorted(self._unread.items())
+        return [Unread(self.key, what, len(names), names[:3]) for what, names in found]
 
     def absent(self, kind: str, remedy: str) -> DataError:
         what = f"there is no such {kind}" if self.given else f"no {kind} is given"
@@ -56,27 +65,40 @@ def class_tree(data: Mapping[str, Any]) -> DataSplits:
     ``imagenet100`` takes the 100 classes of solo-learn's list where it finds them among others.
     ``no_labels`` takes no notice of the classes.
     """
-    open_tree = H5Tree if data.get("format") == "h5" else FolderTree
-    train = open_tree(data.get("train_path"), "data.train_path")
-    val_path = data.get("val_path")
-    val = None if val_path is None else open_tree(val_path, "data.val_path")
+    train, val = open_trees(data)
     if val is not None and val.root.samefile(train.root):
         warnings.warn(
             "data.val_path is data.train_path: accuracies would be those of training images; "
             "data.validation_split holds images out",
             stacklevel=2,
         )
-    listed = IMAGENET100 if data["dataset"] == "imagenet100" else ()
+    listed = listed_classes(data)
     class_names: tuple[str, ...] = ()
     if not data.get("no_labels", False):
-        class_names = _classes(train, listed)
+        class_names = classes_of(train, listed)
         _warn_of_odd_classes(class_names, train)
     read = partial(_images, listed=listed, class_names=class_names)
     images, held_out = read(train), None if val is None else read(val)
-    return DataSplits(images, held_out, held_out, class_names, *IMAGENET_STATISTICS)
+    unread = tuple(found for tree in (train, val) if tree for found in tree.unread())
+    splits = DataSplits(images, held_out, held_out, class_names, *IMAGENET_STATISTICS)
+    return replace(splits, unread=unread)
 
 
-def _classes(tree: FolderTree | H5Tree, listed: tuple[str, ...]) -> tuple[str, ...]:
+def open_trees(data: Mapping[str, Any]) -> tuple[FolderTree | H5Tree, FolderTree | H5Tree | None]:
+    """What ``train_path`` and ``val_path`` of the section ``data`` name; None where there is no
+    ``val_path``. Raises DataError with the key of a path that leads nowhere."""
+    open_tree = H5Tree if data.get("format") == "h5" else FolderTree
+    train = open_tree(data.get("train_path"), "data.train_path")
+    val_path = data.get("val_path")
+    return train, None if val_path is None else open_tree(val_path, "data.val_path")
+
+
+def listed_classes(data: Mapping[str, Any]) -> tuple[str, ...]:
+    """The classes that a data set takes out of a tree that has more; none: it takes all."""
+    return IMAGENET100 if data["dataset"] == "imagenet100" else ()
+
+
+def classes_of(tree: FolderTree | H5Tree, listed: tuple[str, ...]) -> tuple[str, ...]:
     """All classes, or those listed where the tree has them and others besides."""
     names = tree.class_names()
     return listed if listed and set(listed) <= set(names) else names
@@ -109,22 +131,26 @@ def _images(
     """
     entries: list[bytes] = []
     labels: list[int] = []
+    names: tuple[str, ...]
     if not class_names:
-        names: tuple[str, ...] = ()
+        names = ()
         with suppress(DataError):  # there are no classes
-            names = _classes(tree, listed) if listed else ()
+            names = classes_of(tree, listed) if listed else ()
         if names and names == listed:
             entries = [entry for name in names for entry in tree.images_of(name)]
         else:
             entries = tree.all_images()
         return ImageSet(tree.source(entries), np.full(len(entries), UNLABELLED, np.int64))
-    for name in _classes(tree, listed):
-        if name not in class_names:
-            raise tree.refused(
-                f"{name!r} is no class of the training set{nearest(name, class_names)}",
-                "Validate on classes that data.train_path has a folder for",
-                name,
-            )
+    names = classes_of(tree, listed)
+    if foreign := [name for name in names if name not in class_names]:
+        first, *others = foreign
+        more = f" (nor are {', '.join(others)})" if others else ""
+        raise tree.refused(
+            f"{first!r} is no class of the training set{more}{nearest(first, class_names)}",
+            "Validate on classes that data.train_path has a folder for",
+            first,
+        )
+    for name in names:
         found = tree.images_of(name)
         entries += found
         labels += [class_names.index(name)] * len(found)
@@ -134,8 +160,8 @@ def _images(
 class FolderTree(_Tree):
     """A folder: a subfolder for each class, images below it at any depth.
 
-    Images are files with one of torchvision's suffixes, as for solo-learn (no .gif), in either
-    case. Links are followed; a folder that they lead to a second time, up a loop or in another
+    Images are files with one of torchvision's suffixes, as for solo-learn, or .gif, in either case.
+    Links are followed; a folder that they lead to a second time, up a loop or in another
     class, raises DataError, for its images would count twice and with two labels.
     """
 
@@ -151,8 +177,10 @@ class FolderTree(_Tree):
         self._met = {os.path.realpath(self.root): str(self.root)}
 
     def class_names(self) -> tuple[str, ...]:
-        entries = os.scandir(self.root)
-        names = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+        entries = [e for e in os.scandir(self.root) if not e.name.startswith(".")]
+        names = sorted(e.name for e in entries if e.is_dir())
+        if loose := sorted(e.name for e in entries if not e.is_dir()):
+            self._unread["beside the class folders"] = loose
         if not names:
             raise self.refused(
                 "the folder holds no class folders",
@@ -168,7 +196,7 @@ class FolderTree(_Tree):
         return self._images_below("", "the folder", "Fill it")
 
     def source(self, entries: list[bytes]) -> Files:
-        return Files(np.array(entries), os.fsencode(self.root))
+        return Files(np.array(entries), os.fsencode(self.root), self.key)
 
     def _images_below(self, folder: str, what: str, remedy: str) -> list[bytes]:
         found = []
@@ -182,11 +210,16 @@ class FolderTree(_Tree):
                     remedy="Remove whichever of them is, or lies below, a link",
                 )
             folders[:] = [name for name in folders if not name.startswith(".")]
-            here = (n for n in names if n.lower().endswith(IMG_EXTENSIONS) and n[0] != ".")
-            found.append((path, sorted(here)))
+            names = sorted(name for name in names if name[0] != ".")
+            here = [name for name in names if name.lower().endswith(READ)]
+            found.append((path, here))
+            for name in names if len(here) < len(names) else ():
+                if not name.lower().endswith(READ):
+                    ending = os.path.splitext(name)[1].lower() or "without an ending"
+                    self._unread.setdefault(ending, []).append(os.path.join(path, name))
         images = [os.path.join(path, name) for path, names in sorted(found) for name in names]
         if not images:
-            read = ", ".join(IMG_EXTENSIONS)
+            read = ", ".join(READ)
             raise self.refused(f"{what} holds no image", f"{remedy}; read are {read}", folder)
         return [os.fsencode(image) for image in images]
 
@@ -230,7 +263,7 @@ class H5Tree(_Tree):
         return [image for name in self.class_names() for image in self.images_of(name)]
 
     def source(self, entries: list[bytes]) -> H5Images:
-        return H5Images(self.root, np.array(entries))
+        return H5Images(self.root, np.array(entries), self.key)
 
 
 class H5Images(Source):
@@ -240,14 +273,14 @@ class H5Images(Source):
     is pickled.
     """
 
-    def __init__(self, path: Path, names: np.ndarray) -> None:
-        self.path, self.names = path, names
+    def __init__(self, path: Path, names: np.ndarray, key: str = Source.key) -> None:
+        self.path, self.names, self.key = path, names, key
         self._file: Any = None
         self._process: int | None = None
 
     def __getitem__(self, index: int) -> Image.Image:
         name = os.fsdecode(self.names[index])
-        with naming_unreadable(self.path / name):
+        with naming_unreadable(self.path / name, self.key):
             try:
                 entry = self._of_this_process()[name]
             except KeyError as error:  # h5py's also of a header that is broken
@@ -262,7 +295,7 @@ class H5Images(Source):
         return ((name, size) for name in self.names.tolist())
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.path, self.names)
+        return type(self), (self.path, self.names, self.key)
 
     def _of_this_process(self) -> Any:
         if self._process != os.getpid():

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar
+from typing import Any, BinaryIO, ClassVar, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -33,6 +33,7 @@ class Source:
 
     # Whether an image costs no decoding, so that handing it between processes would cost more.
     decoded: ClassVar[bool] = False
+    key = "data.train_path"  # of the configuration, that names where the images lie
 
     def __getitem__(self, index: int) -> Image.Image:
         raise NotImplementedError
@@ -58,15 +59,16 @@ class Files(Source):
     """Image files below ``root``, read by ``rgb``.
 
     ``paths`` is an array of bytes, since worker processes would copy a list of a million strings by
-    counting references.
+    counting references. ``key`` is of the configuration, that names ``root``.
     """
 
     paths: np.ndarray
     root: bytes = b""
+    key: str = Source.key
 
     def __getitem__(self, index: int) -> Image.Image:
         path = os.fsdecode(self.paths[index])
-        with naming_unreadable(path):
+        with naming_unreadable(path, self.key):
             return rgb(path)
 
     def entries(self) -> Iterable[tuple[bytes, int]]:
@@ -121,6 +123,15 @@ class ImageSet:
         return ImageSet(self.source, self.labels[indexes], rows)
 
 
+class Unread(NamedTuple):
+    """Files with one ending, or in one place, that are not read: the first few are named."""
+
+    key: str
+    what: str
+    files: int
+    names: list[str]
+
+
 @dataclass(frozen=True)
 class DataSplits:
     """What one data set offers.
@@ -128,6 +139,7 @@ class DataSplits:
     ``val`` is what training validates on: what ``data.validation_split`` took from the training set
     or, without it, the test set. ``test`` is always the untouched official test set (what
     ``data.val_path`` names, for folders and HDF5). ``mean`` and ``std`` are per channel, in [0, 1].
+    ``unread`` are files of the folders that count as no image.
     """
 
     train: ImageSet
@@ -137,6 +149,7 @@ class DataSplits:
     mean: RGB
     std: RGB
     fingerprint: str = ""
+    unread: tuple[Unread, ...] = ()
 
     @property
     def num_classes(self) -> int:
@@ -182,14 +195,14 @@ def rgb(file: str | BinaryIO) -> Image.Image:
 
 
 @contextmanager
-def naming_unreadable(path: str | Path) -> Iterator[None]:
-    """Turns what is raised of an unreadable image into a DataError that names it."""
+def naming_unreadable(path: str | Path, key: str) -> Iterator[None]:
+    """Turns what is raised of an unreadable image into a DataError that names it and the key."""
     try:
         yield
     except UNREADABLE as error:
         raise DataError(
             f"the image cannot be read ({error})",
-            key="data.train_path or data.val_path",
+            key=key,
             path=path,
             remedy="Replace the file, move it out of the folder, or set data.on_corrupt: skip",
         ) from error

@@ -195,7 +195,7 @@ class SSLDataModule(LightningDataModule):
         return {"corrupt_images": list(self.corrupt_images)} if self.corrupt_images else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes the list up again: of those met before nobody is warned a second time."""
+        """Takes the list up again: those met before are not told of a second time."""
         self.corrupt_images[:] = state_dict["corrupt_images"]
 
     def _images(self, split: str) -> ImageSet:

@@ -389,6 +389,7 @@ def test_two_processes_train_and_say_what_they_could_not_read_or_share(small_ima
     assert pd.read_csv(run / "metrics.csv")["step"].tolist() == [2, 4]
     result = json.loads((run / "result.json").read_text())
     assert sorted(result["corrupt_images"]) == broken
+    assert re.search(r"process [01]: \d unreadable images? skipped: train/", done.stdout)
     assert result["online_left_out"] == 1
     assert "online figures leave out 1 of the held-out images" in done.stdout
 
@@ -627,7 +628,9 @@ def test_corrupt_images_stop_a_run_or_are_skipped_and_listed(small_images):
         *("optimizer.batch_size=8", "method_kwargs.proj_hidden_dim=16"),
         *("evaluation.offline=false", "+backbone.kwargs.widths=[8,16,32,64]"),
     ]
+    (small_images / "train/0/drawing.svg").touch()
     stopped = installed(*arguments, cwd=small_images)
+    assert "note: data.train_path: 1 file .svg not read: train/0/drawing.svg" in stopped.stdout
     assert stopped.returncode == 2
     (said,) = [line for line in stopped.stderr.splitlines() if line.startswith("solo-mim: ")]
     assert "train/0/3.png" in said
@@ -641,7 +644,8 @@ def test_corrupt_images_stop_a_run_or_are_skipped_and_listed(small_images):
     corrupt = json.loads(result.read_text())["corrupt_images"]
     assert sorted(corrupt) == ["train/0/3.png", "val/1/5.png"]
     for path in corrupt:
-        assert len(re.findall(re.escape(path), done.stderr)) == 1, done.stderr
+        assert len(re.findall(re.escape(path), done.stdout)) == 1, done.stdout
+    assert "no readable image" not in done.stderr
 
 
 def test_a_run_goes_on_where_its_images_were_moved_to_and_not_on_others(

@@ -56,7 +56,9 @@ def test_user_errors_are_one_line(planned):
     assert "--gpu A10 is not known; did you mean 'A100'?" in planned("--gpu", "A10", code=2)
     assert "--utilisation 2" in planned("--utilisation", "2", code=2)
     custom = ["data=image_folder", "data.train_path=x", "data.val_path=y"]
-    assert "add --images N" in planned(*custom, code=2)
+    said = planned(*custom, code=2)
+    assert "data.train_path: there is no such folder (x)" in said
+    assert "or add --images N" in said
     assert "exceeds the 100 training images" in planned("--images", "100", *SMALL, code=2)
     assert "--images -5" in planned("--images", "-5", code=2)
     assert "data.validation_split: the value" in planned("data.validation_split=abc", code=2)
@@ -94,3 +96,13 @@ def test_memory_and_disk_are_of_weights_buffers_and_the_optimisers_state(planned
     kept = {key: round(size / one) for key, size in checkpoints.items()}
     assert kept == {(1, False): 1, (1, True): 16, (5, True): 4, (5, False): 2}
     assert _number(planned(*SMALL, "checkpoint.enabled=false"), "checkpoints") == 0
+
+
+def test_images_of_a_folder_are_counted_and_cores_told_by_measured_rates(planned, image_folders):
+    text = planned(
+        *SMALL, "data=image_folder", *image_folders, "+budget=cpu", "optimizer.batch_size=8"
+    )
+    assert _number(text, "images") == 24
+    speed = float(re.search(r"hours at ([\d.,]+) images/s", text)[1].replace(",", ""))
+    # 3,312 views of 32 px a second and core: docs/data.md
+    assert _number(text, "CPU cores") == pytest.approx(speed * 2 / 3312, abs=1)

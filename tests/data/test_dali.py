@@ -199,8 +199,7 @@ def test_corrupt_file_is_named_or_replaced(
         epochs(module(tmp_path, "dali", [pixels()], 9, num_workers=num_workers), 0)
     assert str(bad) in str(said.value)
     lenient = module(tmp_path, "dali", [pixels()], 9, num_workers=num_workers, on_corrupt="skip")
-    with pytest.warns(UserWarning, match=r"bad\.jpg is no readable image"):
-        batches = epochs(lenient, 0)
+    batches = epochs(lenient, 0)
     assert [len(x) for _, X, _ in batches for x in X] == [9] * 4
     assert lenient.corrupt_images == [str(bad)]
 

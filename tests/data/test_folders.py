@@ -155,12 +155,24 @@ def test_folder_inside_a_hidden_one_is_read(tmp_path: Path) -> None:
     assert names(folder(root).train) == ["0.png"]
 
 
-def test_gif_is_no_image_as_for_solo_learn(image_folder: WriteFolder) -> None:
+def test_of_a_gif_the_first_frame_is_read_and_other_files_are_listed(
+    image_folder: WriteFolder,
+) -> None:
     root = image_folder("train", cat=1)
-    Image.new("P", (4, 4)).save(root / "cat" / "moving.gif")
-    assert names(folder(root).train) == ["0.png"]
-    (root / "cat" / "0.png").unlink()
-    with pytest.raises(DataError, match=r"'cat' holds no image .* read are \.jpg, "):
+    first, second = (Image.new("RGB", (4, 4), colour) for colour in ("red", "blue"))
+    first.save(root / "cat" / "moving.gif", save_all=True, append_images=[second])
+    for name in ("cat/0.SVG", "cat/1.svg", "loose.png"):
+        (root / name).touch()
+    splits = folder(root)
+    assert names(splits.train) == ["0.png", "moving.gif"]
+    assert splits.train[1].getpixel((0, 0)) == (255, 0, 0)
+    assert [(u.key, u.what, u.files) for u in splits.unread] == [
+        ("data.train_path", ".svg", 2),
+        ("data.train_path", "beside the class folders", 1),
+    ]
+    for name in ("0.png", "moving.gif"):
+        (root / "cat" / name).unlink()
+    with pytest.raises(DataError, match=r"'cat' holds no image .* read are \.jpg, .*\.gif"):
         folder(root)
 
 

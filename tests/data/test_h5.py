@@ -139,7 +139,6 @@ def test_hidden_entries_are_left_out(image_folder: WriteFolder) -> None:
     assert len(splits.train) == 2
 
 
-@pytest.mark.filterwarnings("ignore:.*no readable image")
 def test_unreadable_entry_is_named_and_can_be_skipped(
     image_folder: WriteFolder, make_cfg: Callable[..., Any]
 ) -> None:

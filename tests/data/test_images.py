@@ -55,7 +55,6 @@ def test_numbers_of_32_bits_are_refused_by_name(dtype: Any, mode: str, tmp_path:
     assert raised.value.path == tmp_path / "depth.tif"
 
 
-@pytest.mark.filterwarnings("ignore:.*no readable image")
 def test_refused_image_can_be_skipped(
     image_folder: Callable[..., Path], make_cfg: Callable[..., Any]
 ) -> None:

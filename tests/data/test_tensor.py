@@ -128,8 +128,7 @@ def test_a_corrupt_file_is_named_or_replaced(
         module(tmp_path, format, [pixels()], 9, num_workers=num_workers, on_corrupt="skip")
         for format in ("image_folder", "tensor")
     )
-    with pytest.warns(UserWarning, match=r"bad\.jpg is no readable image"):
-        assert_same_views(epochs(ours, 0), epochs(found, 0))
+    assert_same_views(epochs(ours, 0), epochs(found, 0))
     assert ours.corrupt_images == found.corrupt_images == [str(bad)]
     assert sum(len(x) for x, _ in found.plain_dataloader("train")) == 17
 
