@@ -79,12 +79,16 @@ class Plan:
         memory: GiB on each GPU.
         images_per_second: of all GPUs.
         flops: of a step on one GPU, forward and backward.
+        hours: of training.
+        disk: bytes of the checkpoints that are kept.
     """
 
     text: str
     memory: float
     images_per_second: float
     flops: float
+    hours: float
+    disk: int
 
 
 def plan(recipe: PretrainRecipe, gpu: str, images: int | None, utilisation: float) -> Plan:
@@ -148,7 +152,7 @@ with these
 {speed:,.0f} images/s
 
 {_losses(local)}"""
-    return Plan(text, needed, speed, flops)
+    return Plan(text, needed, speed, flops, seconds / 3600, int(kept))
 
 
 def _kept(recipe: PretrainRecipe) -> int:
