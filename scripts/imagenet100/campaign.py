@@ -291,12 +291,10 @@ def composed(words: tuple[str, ...]) -> Any:
     Raises:
         ConfigError: a key or a value is refused.
     """
-    from solo_mim.recipe.checks import check_run, checked
+    from solo_mim.recipe.checks import checked
     from solo_mim.recipe.compose import composed as compose
 
-    recipe = checked(compose("pretrain", list(words[1:])))
-    check_run(recipe)
-    return recipe
+    return checked(compose("pretrain", list(words[1:])))
 
 
 def _prepared(data: Path) -> State | None:

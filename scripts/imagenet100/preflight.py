@@ -266,15 +266,21 @@ def _disk(campaign: Campaign, found: Findings) -> None:
         trees = [(campaign.imagenet / split).is_dir() for split in ("train", "val")]
         there = sum(f.stat().st_size for f in campaign.data.rglob("*") if f.is_file())
         needed[campaign.data] = 0 if all(trees) else max(0, EXTRACTED - there)
-    by_device: dict[int, float] = {}
-    for folder, size in needed.items():
-        place = existing(folder)
-        device = place.stat().st_dev
-        by_device[device] = by_device.get(device, 0) + size
-        if place.is_dir() and by_device[device] > (free := shutil.disk_usage(place).free):
+    by_device: dict[int, list[Path]] = {}
+    for folder in (folder for folder, size in needed.items() if size):
+        by_device.setdefault(existing(folder).stat().st_dev, []).append(folder)
+    for folders in by_device.values():
+        size, free = sum(map(needed.__getitem__, folders)), _free(folders[0])
+        if size > free:
+            where = " and ".join(map(str, folders))
             found.wrong.append(
-                f"{folder}: {by_device[device] / 1e9:.1f} GB are needed, {free / 1e9:.1f} are free"
+                f"{where}: {size / 1e9:.1f} GB are needed, {free / 1e9:.1f} are free"
             )
+
+
+def _free(folder: Path) -> int:
+    """Bytes that are free where a folder is, or is to be."""
+    return shutil.disk_usage(existing(folder)).free
 
 
 # A trial
@@ -374,7 +380,7 @@ def lines(found: Findings, campaign: Campaign, asked: Asked, at_once: int) -> It
     yield ""
     yield (
         f"GPUs here: {', '.join(asked.devices) or 'none'}; free in {existing(campaign.output)}: "
-        + (f"{shutil.disk_usage(existing(campaign.output)).free / 1e9:.0f} GB")
+        f"{_free(campaign.output) / 1e9:.0f} GB"
     )
     if total and campaign.gpus:
         yield (

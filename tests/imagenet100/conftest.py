@@ -1,26 +1,15 @@
 """A driver of scripts/imagenet100 whose `solo-mim` is a stand-in, and a toy ImageNet."""
 
-import contextlib
-import json
-import os
-import sys
-import time
-import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import local
 import preflight
 import pytest
-import reproduce
-from campaign import Campaign, Job, composed
+from driven import Driver, without_costs
 
 from solo_mim.data.folders import IMAGENET100
-
-STANDIN = Path(__file__).with_name("standin.py")
 
 
 @pytest.fixture(scope="session")
@@ -34,99 +23,10 @@ def toy_imagenet(tmp_path_factory) -> Path:
     return root
 
 
-@dataclass
-class Driver:
-    """Calls of the driver on one output."""
-
-    folder: Path
-    imagenet: Path
-
-    @property
-    def output(self) -> Path:
-        return self.folder / "runs"
-
-    def arguments(self, *more: str) -> list[str]:
-        command = f"{sys.executable} -S {STANDIN} {self.folder}"
-        given = ["--imagenet", str(self.imagenet), "--data", str(self.folder / "data")]
-        given += ["--output", str(self.output), "--command", command]
-        return [*given, "--gpus", "0", "--format", "pillow", "--any-images", *more]
-
-    def campaign(self, *more: str) -> Campaign:
-        """Of the arguments; the stand-in is told what its methods' configurations are."""
-        options = reproduce.parser()
-        campaign = reproduce.campaign_of(options.parse_args(self.arguments(*more)), options)
-        for method in campaign.methods:
-            words = tuple(campaign.words(Job("pretrain", method)))
-            plain = composed(words).plain
-            (self.folder / f"{method}.json").write_text(json.dumps(plain))
-        return campaign
-
-    def begin(self, *more: str) -> "Call":
-        """Starts a call, as a fork of this process."""
-        self.campaign(*more)
-        log = self.folder / f"said-{time.monotonic_ns()}"
-        pid = os.fork()
-        if pid == 0:
-            code = 99
-            with contextlib.suppress(BaseException):
-                out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-                os.dup2(out, 1)
-                os.dup2(out, 2)
-                sys.stdout = os.fdopen(1, "w", closefd=False)
-                sys.stderr = os.fdopen(2, "w", closefd=False)
-                os.setpgrp()
-                try:
-                    code = reproduce.main(self.arguments(*more))
-                except SystemExit as error:
-                    code = error.code
-                except BaseException:
-                    traceback.print_exc()
-                sys.stdout.flush()
-                sys.stderr.flush()
-            os._exit(code)
-        return Call(pid, log)
-
-    def run(self, *more: str) -> tuple[int, str]:
-        """The exit code of a call, and what it said."""
-        call = self.begin(*more)
-        return call.code(), call.said()
-
-    def journal(self) -> list[list[str]]:
-        path = self.folder / "journal"
-        return [line.split() for line in path.read_text().splitlines()] if path.exists() else []
-
-    def epochs(self) -> list[str]:
-        """Each that was trained: `vicreg-seed5 0`."""
-        return [" ".join(line[3:]) for line in self.journal() if line[2] == "epoch"]
-
-    def wait_for(self, *words: str) -> None:
-        """Until the journal has a line with these words in it."""
-        until = time.monotonic() + 30
-        while not any(set(words) <= set(line) for line in self.journal()):
-            assert time.monotonic() < until, self.journal()
-            time.sleep(0.01)
-
-
-@dataclass
-class Call:
-    pid: int
-    log: Path
-
-    def code(self) -> int:
-        """Of its end, which is waited for; of a signal that killed it its negative."""
-        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-
-    def said(self) -> str:
-        return self.log.read_text() if self.log.exists() else ""
-
-
 @pytest.fixture
 def driver(tmp_path, toy_imagenet, monkeypatch) -> Driver:
     """`driver.run("--methods", "vicreg")`: nothing is counted, no step is tried."""
-    monkeypatch.setattr(local, "_LOOK_EVERY", 0.02)
-    monkeypatch.setattr(local, "_LIVE_EVERY", 0.05)
-    plan = SimpleNamespace(hours=24.0, disk=100_000_000, memory=5.0)
-    monkeypatch.setattr(preflight, "planned", lambda *_: plan)
+    without_costs(monkeypatch)
     return Driver(tmp_path, toy_imagenet)
 
 
