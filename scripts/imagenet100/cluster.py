@@ -19,8 +19,6 @@ from campaign import Campaign, Job, NotReady
 from local import Child, outcome, say, started
 
 HERE = Path(__file__).resolve().parent
-# Under these lightning would count tasks of SLURM; a job has one, which starts the others itself.
-_NOT_FOR_LIGHTNING = ("SLURM_NTASKS", "SLURM_NTASKS_PER_NODE", "SLURM_NPROCS")
 _RESTARTS = "SLURM_RESTART_COUNT"
 
 
@@ -74,10 +72,8 @@ class Work:
 
     def __call__(self) -> int:
         """Runs its command; the exit code. On SLURM a bad one is raised, so that SLURM knows."""
-        environment = {k: v for k, v in os.environ.items() if k not in _NOT_FOR_LIGHTNING}
-        logs = self.campaign.output / "slurm"
         try:
-            child = started(self.campaign, self.job, logs, environment)
+            child = started(self.campaign, self.job, self.campaign.output / "slurm")
         except (NotReady, OSError) as error:
             code, said = 1, str(error)
             with contextlib.suppress(OSError):

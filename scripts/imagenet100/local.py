@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,9 @@ from typing import Any
 import page
 from campaign import Campaign, Job, NotReady, State
 
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+# Under these lightning would count tasks of SLURM; a job has one, which starts the others itself.
+_NOT_FOR_LIGHTNING = ("SLURM_NTASKS", "SLURM_NTASKS_PER_NODE", "SLURM_NPROCS")
 _LOOK_EVERY = 0.2  # seconds
 _PAGE_EVERY = 60.0
 _LIVE_EVERY = 2.0  # between looks at runs that another process is at work on
@@ -64,10 +66,16 @@ def _dies_with_its_parent() -> None:
         _libc.prctl(1, signal.SIGTERM)
 
 
+def environment(devices: Sequence[str] = ()) -> dict[str, str]:
+    """Of a job, which sees these GPUs; without any, those that are seen here."""
+    found = {key: value for key, value in os.environ.items() if key not in _NOT_FOR_LIGHTNING}
+    return {**found, "CUDA_VISIBLE_DEVICES": ",".join(devices)} if devices else found
+
+
 class Child:
     """A command in a process group of its own, its output at the end of a log."""
 
-    def __init__(self, command: list[str], log: Path, environment: dict[str, str]) -> None:
+    def __init__(self, command: list[str], log: Path, env: dict[str, str]) -> None:
         log.parent.mkdir(parents=True, exist_ok=True)
         self.log = log
         with log.open("a") as file:
@@ -75,7 +83,7 @@ class Child:
             self._from = file.tell()
             self.process = subprocess.Popen(
                 command,
-                env=environment,
+                env=env,
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
@@ -119,7 +127,7 @@ class Child:
             os.killpg(self.process.pid, signal.SIGKILL)
 
 
-def started(campaign: Campaign, job: Job, logs: Path, environment: dict[str, str]) -> Child | None:
+def started(campaign: Campaign, job: Job, logs: Path, devices: Sequence[str] = ()) -> Child | None:
     """Starts a job; None where nothing is left to do, as of a report where there are no runs.
 
     Raises:
@@ -132,7 +140,7 @@ def started(campaign: Campaign, job: Job, logs: Path, environment: dict[str, str
             return None
     words = campaign.words(job)
     campaign.write_note(job)
-    return Child([*campaign.command, *words], logs / f"{job.name}.log", environment)
+    return Child([*campaign.command, *words], logs / f"{job.name}.log", environment(devices))
 
 
 def outcome(campaign: Campaign, job: Job, code: int, child: Child) -> State:
@@ -220,12 +228,9 @@ class Local:
             self._start(job, [self.free.pop(0) for _ in range(wanted)])
 
     def _start(self, job: Job, devices: list[str]) -> None:
-        environment = dict(os.environ)
-        if devices:
-            environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
         on = f" on GPU {', '.join(devices)}" if devices else ""
         try:
-            child = started(self.campaign, job, self.campaign.output / "logs", environment)
+            child = started(self.campaign, job, self.campaign.output / "logs", devices)
         except (NotReady, OSError) as error:
             self.free += devices
             self._end(job, State("failed", str(error)))

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from campaign import EPOCHS, GLOBAL_BATCH, OWN, Campaign, Job, NotReady, composed
-from local import Child
+from local import Child, environment, say
 
 # Of ImageNet's archives: bytes, and MD5 as torchvision has it.
 SIZES = {"train": 147_897_477_120, "val": 6_744_924_160, "devkit": 2_568_145}
@@ -36,6 +36,7 @@ class Findings:
     remarks: list[str] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)  # method -> why it cannot be trained
     hours: dict[str, float] = field(default_factory=dict)
+    speed: dict[str, float] = field(default_factory=dict)  # images a second
     disk: dict[str, int] = field(default_factory=dict)  # bytes
 
 
@@ -234,6 +235,7 @@ def _methods(campaign: Campaign, asked: Asked, found: Findings) -> None:
     from solo_mim.evaluation.gpus import GPUS, UTILISATION
 
     for method in dict.fromkeys(job.method for job in to_do(campaign)):
+        say(f"{method}: built, and its operations counted")
         job = Job("pretrain", method, campaign.seeds[0])
         try:
             plan = planned(composed(tuple(campaign.words(job))), asked.card, UTILISATION)
@@ -241,7 +243,7 @@ def _methods(campaign: Campaign, asked: Asked, found: Findings) -> None:
             found.refused[method] = f"cannot be built: {error}"
             continue
         found.hours[method] = 0.0 if campaign.toy else plan.hours
-        found.disk[method] = plan.disk
+        found.disk[method], found.speed[method] = plan.disk, plan.images_per_second
         if campaign.gpus and plan.memory > GPUS[asked.card].memory:
             found.remarks.append(
                 f"{method} takes about {plan.memory:.0f} GiB of the {GPUS[asked.card].memory} of "
@@ -303,6 +305,7 @@ def _trials(campaign: Campaign, asked: Asked, found: Findings) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         noise(Path(scratch) / "data")
         for method in (method for method in campaign.methods if method in methods):
+            say(f"{method}: a training step and a validation batch")
             if reason := _tried(campaign, method, Path(scratch), asked.devices):
                 found.refused[method] = f"its trial step failed: {reason}"
 
@@ -324,11 +327,8 @@ def trial_of(campaign: Campaign, method: str, scratch: Path) -> list[str]:
 
 def _tried(campaign: Campaign, method: str, scratch: Path, devices: tuple[str, ...]) -> str:
     """Why a method's trial failed; empty where it did not."""
-    environment = dict(os.environ)
-    if campaign.gpus:
-        environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices[: campaign.gpus])
     command = [*campaign.command, *trial_of(campaign, method, scratch)]
-    child = Child(command, scratch / f"{method}.log", environment)
+    child = Child(command, scratch / f"{method}.log", environment(devices[: campaign.gpus]))
     try:
         while (code := child.ended()) is None:
             time.sleep(0.1)
@@ -374,6 +374,7 @@ def lines(found: Findings, campaign: Campaign, asked: Asked, at_once: int) -> It
         total += hours
         takes = [f"about {hours:.1f} h"] if hours and campaign.gpus else []
         if job.stage == "pretrain" and state.word != "finished" and job.method in found.disk:
+            takes += [f"{found.speed[job.method]:,.0f} images/s"] if takes else []
             takes.append(f"{found.disk[job.method] / 1e9:.2f} GB")
         yield f"{job.name}: {', '.join([str(state), *takes])}"
         yield f"  $ {_shown(campaign, job)}"

@@ -28,7 +28,7 @@ def without_costs(patch: pytest.MonkeyPatch) -> None:
     """Nothing is counted of a method, and what is waited for is looked at often."""
     patch.setattr(local, "_LOOK_EVERY", 0.02)
     patch.setattr(local, "_LIVE_EVERY", 0.05)
-    plan = SimpleNamespace(hours=24.0, disk=100_000_000, memory=5.0)
+    plan = SimpleNamespace(hours=24.0, disk=100_000_000, memory=5.0, images_per_second=1e3)
     patch.setattr(preflight, "planned", lambda *_: plan)
 
 

@@ -21,7 +21,7 @@ from solo_mim.evaluation.gpus import GPUS
 @pytest.fixture
 def campaign(tmp_path, toy_imagenet, monkeypatch):
     """Nothing is wrong with it under `any_images`."""
-    plan = SimpleNamespace(hours=24.0, disk=100_000_000, memory=5.0)
+    plan = SimpleNamespace(hours=24.0, disk=100_000_000, memory=5.0, images_per_second=1e3)
     monkeypatch.setattr(preflight, "planned", lambda *_: plan)
     return Campaign(
         tmp_path / "data",
@@ -83,7 +83,7 @@ def test_a_method_that_cannot_be_built_is_refused_and_the_others_go_on_where_ask
     def planned(recipe, *_):
         if recipe.method == "byol":
             raise ConfigError("method_kwargs: byol refuses them")
-        return SimpleNamespace(hours=1.0, disk=1, memory=1.0)
+        return SimpleNamespace(hours=1.0, disk=1, memory=1.0, images_per_second=1e3)
 
     monkeypatch.setattr(preflight, "planned", planned)
     found = preflight.check(campaign, asked(any_images=True))
