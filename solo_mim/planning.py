@@ -108,11 +108,7 @@ def plan(recipe: PretrainRecipe, gpu: str, images: int | None, utilisation: floa
     count, classes = _images(recipe, images)
     augmentations = parse_augmentations(recipe.augmentations, *IMAGENET_STATISTICS)
     sizes = [one.crop_size for one in augmentations for _ in range(one.num_crops)]
-    local, steps = recipe.optimizer.batch_size, count // recipe.global_batch
-    if not steps:
-        raise ConfigError(
-            f"optimizer.batch_size: {recipe.global_batch} exceeds the {count} training images"
-        )
+    local, steps = recipe.optimizer.batch_size, _steps(recipe, count)
     step = _counted(recipe, sizes, classes)
     sheet, half = GPUS[gpu], "16" in str(recipe.precision)
     peak = sheet.half if half else sheet.single
@@ -153,6 +149,19 @@ with these
 
 {_losses(local)}"""
     return Plan(text, needed, speed, flops, seconds / 3600, int(kept))
+
+
+def _steps(recipe: PretrainRecipe, images: int) -> int:
+    """Of an epoch.
+
+    Raises:
+        ConfigError: the images do not fill a batch.
+    """
+    if images < recipe.global_batch:
+        raise ConfigError(
+            f"optimizer.batch_size: {recipe.global_batch} exceeds the {images} training images"
+        )
+    return images // recipe.global_batch
 
 
 def _kept(recipe: PretrainRecipe) -> int:

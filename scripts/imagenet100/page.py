@@ -141,8 +141,8 @@ def _figures(campaign: Campaign, states: dict[Job, State]) -> list[str]:
     if not found:
         return ["No pre-training is finished."]
     ranked = sorted(found, key=lambda m: -_mean(found[m].get("linear", {}), -1.0))
-    best = _mean(found[ranked[0]].get("linear", {}))
-    rows = [_row(method, found[method], theirs.get(method, {}), best) for method in ranked]
+    best, same = _mean(found[ranked[0]].get("linear", {})), _full_length(campaign)
+    rows = [_row(method, found[method], theirs.get(method, {}), best, same) for method in ranked]
     heads = ["method", *_SHOWN, "behind the first, linear"]
     heads += [f"published: {column}" for column in ("linear", "online probe")]
     heads += [f"ours minus it: {column}" for column in ("linear", "online probe")]
@@ -156,9 +156,9 @@ def _figures(campaign: Campaign, states: dict[Job, State]) -> list[str]:
         "seeds do not lower. A difference beyond it may still be the seeds': their spread is "
         "beside it, and report.md tests what two or more of them share.",
     ]
-    if not _full_length(campaign):
+    if not same:
         said = "These runs are of another protocol (--toy, or --set) than the published ones"
-        parts.insert(0, f"**{said}: the differences say nothing.**")
+        parts.insert(0, f"{said}: a difference from them would say nothing.")
     return parts
 
 
@@ -175,7 +175,11 @@ def _cell(by_seed: dict[int, float]) -> str:
 
 
 def _row(
-    method: str, ours: dict[str, dict[int, float]], theirs: dict[str, float], best: float
+    method: str,
+    ours: dict[str, dict[int, float]],
+    theirs: dict[str, float],
+    best: float,
+    same_protocol: bool,
 ) -> list[str]:
     linear = _mean(ours.get("linear", {}))
     behind = "-" if math.isnan(linear) else _difference(best, linear) if best != linear else "first"
@@ -183,7 +187,7 @@ def _row(
     measured = {column: _mean(ours.get(column, {})) for column in ("linear", "online probe")}
     cells += [f"{theirs[column]:.2f}" if column in theirs else "-" for column in measured]
     for column, value in measured.items():
-        known = column in theirs and not math.isnan(value)
+        known = same_protocol and column in theirs and not math.isnan(value)
         cells.append(_difference(value, theirs[column]) if known else "-")
     return cells
 
