@@ -61,13 +61,13 @@ def test_each_job_comes_after_what_it_needs():
 
 @pytest.mark.parametrize("gpus", ["0", "1", "2", "8"])
 def test_what_the_commands_are_given_is_a_configuration(commands, compose_cfg, gpus):
-    more = ("--set", "data.on_corrupt=replace", "--set", "optimizer.weight_decay=0.5")
+    more = ("--set", "data.on_corrupt=skip", "--set", "optimizer.weight_decay=0.5")
     for job, words in commands("--gpus", gpus, "--seed", "3", *more).items():
         if job.stage == "pretrain":
             cfg = compose_cfg(*words[1:])
             assert (cfg.max_epochs, cfg.data.format, cfg.seed) == (400, "dali", 3)
             assert cfg.optimizer.batch_size * max(1, int(gpus)) == 256
-            assert (cfg.data.on_corrupt, cfg.optimizer.weight_decay) == ("replace", 0.5)
+            assert (cfg.data.on_corrupt, cfg.optimizer.weight_decay) == ("skip", 0.5)
 
 
 def test_images_are_read_as_asked_for(commands, compose_cfg):
@@ -149,7 +149,7 @@ def test_a_stop_a_broken_file_and_a_method_that_cannot_be_built(hundred_photogra
     broken = photographs / folder.name / "broken.JPEG"
     broken.write_bytes(file.read_bytes()[:2000])
     more = ("--format", "pillow", "--methods", "vicreg", "simsiam", "barlow_twins", "--no-trial")
-    more += ("--set", "data.on_corrupt=replace", "--set", "data.num_workers=1", "--go-on")
+    more += ("--set", "data.on_corrupt=skip", "--set", "data.num_workers=1", "--go-on")
     # Of these three VICReg alone has it.
     command = [*toy(photographs, tmp_path, *more), "--set", "method_kwargs.sim_loss_weight=25"]
     first = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
