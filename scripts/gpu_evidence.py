@@ -405,6 +405,7 @@ def plan(job: Job) -> dict[str, Any]:
     for number, (name, overrides) in enumerate(networks.items()):
         trial = [
             *(*job.training(), *overrides, "method=explicit_mim", "max_epochs=3"),
+            "scheduler.warmup_epochs=0",
             *("limit_train_batches=30", "limit_val_batches=0", "evaluation.offline=false"),
             *("evaluation.information_every_n_epochs=0", "checkpoint.enabled=false"),
         ]
@@ -478,7 +479,8 @@ def training(job: Job) -> dict[str, Any]:
     budget = job.left() - (20 if job.small else 40)  # the report
     place = job.work / "training"
     common = [*job.training(), f"output_dir={place}", "seed=1", "check_val_every_n_epoch=1000"]
-    common += ["backbone=small_cnn", "data.fraction=0.05"] if job.small else ["backbone=resnet18"]
+    small = ["backbone=small_cnn", "data.fraction=0.05", "data.validation_split=0.2"]
+    common += small if job.small else ["backbone=resnet18"]
     trial = [*common, f"output_dir={job.work / 'trial'}", "name=trial", "evaluation.offline=false"]
     started = time.monotonic()
     job.solo_mim("trial", "pretrain", "method=byol", *trial, "max_epochs=2")  # the slowest

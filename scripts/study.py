@@ -34,7 +34,8 @@ import pandas as pd
 from matplotlib import pyplot as plt
 
 from solo_mim.evaluation.compare import Table, as_records, p_text, tables
-from solo_mim.evaluation.report import curves_figure, page, scores_figure
+from solo_mim.evaluation.pictures import figures_of
+from solo_mim.evaluation.report import page
 from solo_mim.evaluation.significance import holm, mcnemar, paired_difference
 from solo_mim.runs.collect import Run as Finished
 from solo_mim.runs.collect import codes_of, collect
@@ -371,9 +372,10 @@ def report(data: Path, output: Path, folder: Path) -> None:
         finished.append(table)
         comparisons[stage] = planned(table)
         print(f"\n{images}, code {table.code}\n\n{markdown(comparisons[stage])}")
-        for kind, draw in {"scores": scores_figure, "curves": curves_figure}.items():
+        figures = figures_of(table)
+        for kind in ("scores", "curves"):
             path = folder / f"study-{stage}-{kind}.png"
-            draw(table).savefig(path, dpi=100, bbox_inches="tight")
+            figures[kind].savefig(path, dpi=100, bbox_inches="tight")
         plt.close("all")
     if finished:
         shown = page(finished, [], "The study")

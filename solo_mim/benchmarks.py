@@ -24,6 +24,7 @@ from solo_mim import host
 from solo_mim.backbones import backbone_factory
 from solo_mim.data import SSLDataModule
 from solo_mim.data import photo_patches as patches
+from solo_mim.data.imagenet100 import smaller
 from solo_mim.data.transforms import normalise, parse_augmentations
 from solo_mim.errors import is_out_of_memory
 from solo_mim.evaluation.plots import panels
@@ -334,40 +335,53 @@ def measure_data(crop_size: int, repeats: int) -> list[dict[str, Any]]:
     return rows
 
 
+_SMALL = 256  # pixels of the shorter side of files that `solo-mim prepare --size` makes
+
+
 def measure_loaders(crop_size: int, repeats: int, workers: int) -> list[dict[str, Any]]:
     """A row for each other way from JPEG files to views: views per second of Pillow's and of its.
 
-    Patches of 32 pixels, held in memory by one of the two, or whole photographs for larger crops,
-    read and decoded by ``workers`` processes, or DALI's threads; by this process and one thread for
-    0. What can takes the GPU where there is one, and the network that would wait for it is not
-    there.
+    Patches of 32 pixels, held in memory by one of the ways, or whole photographs for larger crops,
+    also from smaller files, read and decoded by ``workers`` processes, or DALI's threads; by this
+    process and one thread for 0. What can takes the GPU where there is one, and the network that
+    would wait for it is not there.
     """
-    others = {"tensor": "torch"} if crop_size <= 32 else {}
-    others |= {"dali": "DALI"} if present("nvidia.dali") else {}
-    arrays = _photographs(crop_size) * (1 if crop_size <= 32 else 4)
+    large = crop_size > 32
+    images = [Image.fromarray(array) for array in _photographs(crop_size) * (4 if large else 1)]
     name = DATA_PIPELINES[0]
     pipeline = {**_shipped(name)[0], "crop_size": crop_size}
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with tempfile.TemporaryDirectory() as folder:
-        for number, array in enumerate(arrays):
-            Image.fromarray(array).save(Path(folder) / f"{number}.jpg", quality=90)
+        files, small = Path(folder) / "files", Path(folder) / "small"
+        files.mkdir()
+        small.mkdir()
+        for number, image in enumerate(images):
+            image.save(files / f"{number}.jpg", quality=90)
+            if large:
+                (small / f"{number}.jpg").write_bytes(smaller(image, _SMALL))
 
-        def epoch(format: str) -> Step:
-            data = {"dataset": "custom", "train_path": folder, "no_labels": True, "format": format}
+        def epoch(root: Path, format: str) -> Step:
+            data = {"dataset": "custom", "train_path": str(root), "no_labels": True}
             cfg = {
-                "data": {**data, "num_workers": workers},
+                "data": {**data, "format": format, "num_workers": workers},
                 "augmentations": [pipeline],
-                "optimizer": {"batch_size": 128 if crop_size <= 32 else len(patches.PHOTOGRAPHS)},
+                "optimizer": {"batch_size": len(patches.PHOTOGRAPHS) if large else 128},
             }
             loader = SSLDataModule(cfg).train_dataloader()
             return lambda: [None for _ in loader]
 
-        views = len(arrays) * pipeline["num_crops"]
+        ways = {"DALI": (files, "dali")} if present("nvidia.dali") else {}
+        if large:
+            ways = {f"Pillow, {_SMALL} px": (small, "image_folder"), **ways}
+            ways |= {f"DALI, {_SMALL} px": (small, "dali")} if "DALI" in ways else {}
+        else:
+            ways = {"torch": (files, "tensor"), **ways}
+        views = len(images) * pipeline["num_crops"]
         of = {"augmentations": f"{name}, JPEG files", "crop_size": crop_size}
         return [
-            {**of, "beside": f"{beside}, {device.type}"}
-            | _compared(epoch("image_folder"), epoch(format), views, repeats, device)
-            for format, beside in others.items()
+            {**of, "beside": f"{beside}, {'cpu' if 'Pillow' in beside else device.type}"}
+            | _compared(epoch(files, "image_folder"), epoch(*way), views, repeats, device)
+            for beside, way in ways.items()
         ]
 
 

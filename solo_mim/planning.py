@@ -50,6 +50,19 @@ def _images(recipe: PretrainRecipe, given: int | None) -> tuple[int, int]:
     return int(known * share) - held_out, classes
 
 
+def _views(recipe: PretrainRecipe) -> list[int]:
+    """Pixels of each view of an image."""
+    augmentations = parse_augmentations(recipe.augmentations, *IMAGENET_STATISTICS)
+    return [one.crop_size for one in augmentations for _ in range(one.num_crops)]
+
+
+def _heading(recipe: PretrainRecipe, sizes: list[int]) -> str:
+    pixels = "/".join(str(size) for size in dict.fromkeys(sizes))
+    what = f"{recipe.method}, {recipe.backbone.name}, {recipe.data.dataset}"
+    views = f"{len(sizes)} views of {pixels} px"
+    return f"{what}: {views}, {recipe.precision}, {recipe.processes}"
+
+
 def _counted(recipe: PretrainRecipe, sizes: list[int], classes: int) -> StepCost:
     """What one step costs.
 
@@ -106,9 +119,12 @@ def plan(recipe: PretrainRecipe, gpu: str, images: int | None, utilisation: floa
     check_run(recipe)
     _, recipe = start_of(recipe)
     count, classes = _images(recipe, images)
-    augmentations = parse_augmentations(recipe.augmentations, *IMAGENET_STATISTICS)
-    sizes = [one.crop_size for one in augmentations for _ in range(one.num_crops)]
-    local, steps = recipe.optimizer.batch_size, _steps(recipe, count)
+    sizes = _views(recipe)
+    local, steps = recipe.optimizer.batch_size, count // recipe.global_batch
+    if not steps:
+        raise ConfigError(
+            f"optimizer.batch_size: {recipe.global_batch} exceeds the {count} training images"
+        )
     step = _counted(recipe, sizes, classes)
     sheet, half = GPUS[gpu], "16" in str(recipe.precision)
     peak = sheet.half if half else sheet.single
@@ -123,9 +139,7 @@ def plan(recipe: PretrainRecipe, gpu: str, images: int | None, utilisation: floa
     seconds = total * flops / (peak * 1e12 * utilisation)
     speed = total * recipe.global_batch / seconds
     text = f"""\
-{recipe.method}, {recipe.backbone.name}, {recipe.data.dataset}: {len(sizes)} views of \
-{"/".join(str(size) for size in dict.fromkeys(sizes))} px, {recipe.precision}, \
-{recipe.processes} x {gpu}
+{_heading(recipe, sizes)} x {gpu}
 
 computed, of a step on one GPU where not said otherwise
   parameters             {step.parameters / 1e6:.2f} M, of which trained {step.trained / 1e6:.2f} M
@@ -149,19 +163,6 @@ with these
 
 {_losses(local)}"""
     return Plan(text, needed, speed, flops, seconds / 3600, int(kept))
-
-
-def _steps(recipe: PretrainRecipe, images: int) -> int:
-    """Of an epoch.
-
-    Raises:
-        ConfigError: the images do not fill a batch.
-    """
-    if images < recipe.global_batch:
-        raise ConfigError(
-            f"optimizer.batch_size: {recipe.global_batch} exceeds the {images} training images"
-        )
-    return images // recipe.global_batch
 
 
 def _kept(recipe: PretrainRecipe) -> int:

@@ -16,6 +16,7 @@ Of archives 16 GB are written; class folders are linked. After a kill the same c
 EXAMPLES = """examples:
   solo-mim prepare imagenet100 --from /data/ILSVRC2012
   solo-mim prepare imagenet100 /scratch/imagenet-100 --from /data/ILSVRC2012 --copy --verify
+  solo-mim prepare imagenet100 --from /data/ILSVRC2012 --size 256     smaller files, read faster
   solo-mim prepare imagenet100 --verify         what was prepared before, each image decoded
 """
 # What a finding means to the person who reads it.
@@ -79,6 +80,13 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--from", dest="source", metavar="SOURCE", type=Path)
     parser.add_argument("--copy", action="store_true", help="class folders, rather than link them")
+    parser.add_argument(
+        "--size",
+        metavar="PIXELS",
+        type=int,
+        help="write images with a shorter side of so many pixels, where they have more: JPEG of "
+        "quality 95, Lanczos",
+    )
     parser.add_argument("--verify", action="store_true", help="decode every prepared image")
     return parser
 
@@ -87,6 +95,8 @@ def run(arguments: list[str]) -> int:
     given = parser().parse_args(arguments)
     if given.source is None and not given.verify:
         parser().error("give --from SOURCE, or --verify for what is there")
+    if given.size is not None and given.size < 32:
+        parser().error(f"--size {given.size}: give 32 pixels or more")
     from solo_mim.data import DataError, imagenet100
 
     target: Path = given.target.expanduser()
@@ -94,7 +104,7 @@ def run(arguments: list[str]) -> int:
         if given.source is not None:
             with _bar(sum(imagenet100.IMAGES.values()), "preparing") as bar:
                 source = given.source.expanduser()
-                manifest = imagenet100.prepare(source, target, given.copy, bar.update)
+                manifest = imagenet100.prepare(source, target, given.copy, bar.update, given.size)
             print(summary(manifest, target))
         if not given.verify:
             return 0

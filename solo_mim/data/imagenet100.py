@@ -1,17 +1,21 @@
 """ImageNet-100 out of ImageNet: the 100 classes of the list in the layout that training reads.
 
 Each split comes from an extracted tree (``train/<wnid>/``, ``val/<wnid>/``), whose class folders
-are linked or copied, or from the official archive. A file gets its name once it is whole, and what
-lies there in full is passed over: after a kill the same call goes on.
+are linked or copied, or from the official archive. Files can be written smaller. A file gets its
+name once it is whole, and what lies there in full is passed over: after a kill the same call goes
+on.
 """
 
+import hashlib
+import io
 import json
 import os
 import shutil
 import tarfile
 import tempfile
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,14 +27,20 @@ from torchvision.datasets.imagenet import ARCHIVE_META, load_meta_file, parse_de
 from solo_mim.data.batches import usable_cores
 from solo_mim.data.errors import DataError
 from solo_mim.data.folders import IMAGENET100
-from solo_mim.data.images import UNREADABLE
+from solo_mim.data.images import UNREADABLE, rgb
 
 IMAGES = {"train": 126_689, "val": 5_000}
 TRAIN_ARCHIVE, VAL_ARCHIVE, DEVKIT = (ARCHIVE_META[key][0] for key in ("train", "val", "devkit"))
 MANIFEST = "manifest.json"
 
 Tick = Callable[[], object]  # called once for each image
-Manifest = dict[str, Any]  # source, how: split -> a word, images: split -> class -> file -> bytes
+# source, how: split -> a word, images: split -> class -> file -> bytes; of smaller images also size
+# and sha256: split -> class -> file -> its first 32 hex digits
+Manifest = dict[str, Any]
+
+# Of smaller images.
+FILTER, QUALITY = Image.Resampling.LANCZOS, 95
+SIZE = ".size"  # a file with the shorter side that files are written in, in pixels
 
 
 class _Member(NamedTuple):
@@ -40,21 +50,32 @@ class _Member(NamedTuple):
     open: Callable[[], Any]  # a file of bytes
 
 
+class _Written(NamedTuple):
+    class_name: str
+    file: str
+    size: int
+    sha256: str  # of smaller images
+
+
 class Findings(NamedTuple):
     """Paths below the prepared folder. The last two can be trained on."""
 
     missing: list[str]
-    unreadable: list[str]  # truncated, or of another size than was prepared
+    unreadable: list[str]  # truncated, or other bytes than were prepared
     foreign: list[str]  # not of the manifest
     not_jpeg: list[str]
     cmyk: list[str]
 
 
-def prepare(source: Path, target: Path, copy: bool, tick: Tick) -> Manifest:
+def prepare(
+    source: Path, target: Path, copy: bool, tick: Tick, size: int | None = None
+) -> Manifest:
     """Fills ``target/train`` and ``target/val`` and gives the manifest, also written there.
 
-    Class folders of a tree are linked unless ``copy`` is given. Raises DataError where something is
-    not there, broken, or in the way.
+    Class folders of a tree are linked unless ``copy`` or a ``size`` is given. With a size, images
+    whose shorter side has more pixels are written with so many, upright and in RGB, as JPEG of
+    ``QUALITY``, by ``FILTER``; the others as they are. Raises DataError where something is not
+    there, broken, or in the way.
     """
     if not source.is_dir():
         raise DataError("there is no such folder", key="--from", path=source)
@@ -66,9 +87,13 @@ def prepare(source: Path, target: Path, copy: bool, tick: Tick) -> Manifest:
             remedy="Name another target; data=imagenet100 also reads the classes out of all 1,000",
         )
     (target / MANIFEST).unlink(missing_ok=True)  # of what an earlier call has prepared
+    _refuse_another_size(target, size)
     manifest: Manifest = {"source": str(source.resolve()), "how": {}, "images": {}}
+    if size:
+        manifest |= {"size": size, "sha256": {}}
     for split in IMAGES:
-        how, found = _prepare_split(split, source, target / split, copy, tick)
+        how, written = _prepare_split(split, source, target / split, copy, tick, size)
+        found, hashes = _by_class(written, "size"), _by_class(written, "sha256")
         if absent := [name for name in IMAGENET100 if not found.get(name)]:
             raise DataError(
                 f"{len(absent)} of the 100 classes have no {split} image: {', '.join(absent)}",
@@ -77,10 +102,28 @@ def prepare(source: Path, target: Path, copy: bool, tick: Tick) -> Manifest:
             )
         manifest["how"][split] = how
         manifest["images"][split] = found
+        if size:
+            manifest["sha256"][split] = hashes
     unfinished = target / f".{MANIFEST}.partial"
     unfinished.write_text(json.dumps(manifest, indent=1) + "\n")
     os.replace(unfinished, target / MANIFEST)
     return manifest
+
+
+def _refuse_another_size(target: Path, size: int | None) -> None:
+    """Of images that a target holds, for what lies there is passed over."""
+    marker = target / SIZE
+    there = f"with --size {marker.read_text().strip()}" if marker.is_file() else "without --size"
+    begun = any((target / split).is_dir() for split in IMAGES)
+    if begun and there != (f"with --size {size}" if size else "without --size"):
+        raise DataError(
+            f"what is there was prepared {there}",
+            path=target,
+            remedy="Name another target, or remove what is there",
+        )
+    if size:
+        target.mkdir(parents=True, exist_ok=True)
+        marker.write_text(f"{size}\n")
 
 
 def read_manifest(target: Path) -> Manifest:
@@ -107,10 +150,18 @@ def verify(target: Path, manifest: Manifest, tick: Tick) -> Findings:
     expected = {
         f"{at}/{file}": size for at, files in folders.items() for file, size in files.items()
     }
+    hashes = {
+        f"{split}/{name}/{file}": digest
+        for split, classes in manifest.get("sha256", {}).items()
+        for name, files in classes.items()
+        for file, digest in files.items()
+    }
     findings = Findings([], [], [], [], [])
     with ThreadPoolExecutor(usable_cores()) as threads:  # Pillow decodes without Python's lock
         try:
-            verdicts = threads.map(_judged, map(target.joinpath, expected), expected.values())
+            digests = map(hashes.get, expected)
+            paths = map(target.joinpath, expected)
+            verdicts = threads.map(_judged, paths, expected.values(), digests)
             for path, verdict in zip(expected, verdicts, strict=True):
                 tick()
                 if verdict:
@@ -124,12 +175,12 @@ def verify(target: Path, manifest: Manifest, tick: Tick) -> Findings:
     return findings
 
 
-def _judged(path: Path, size: int) -> str | None:
+def _judged(path: Path, size: int, sha256: str | None) -> str | None:
     """The field of Findings that a file belongs in, if any."""
     if not path.is_file():
         return "missing"
     try:
-        if path.stat().st_size != size:
+        if path.stat().st_size != size or (sha256 and sha256 != _digest(path.read_bytes())):
             return "unreadable"
         with Image.open(path) as image:
             image.load()
@@ -141,14 +192,17 @@ def _judged(path: Path, size: int) -> str | None:
 
 
 def _prepare_split(
-    split: str, source: Path, target: Path, copy: bool, tick: Tick
-) -> tuple[str, dict[str, dict[str, int]]]:
-    """How a split was made and, for each class, its files with their sizes in bytes."""
+    split: str, source: Path, target: Path, copy: bool, tick: Tick, size: int | None
+) -> tuple[str, list[_Written]]:
+    """How a split was made, and its files."""
     tree, archive = source / split, source / (TRAIN_ARCHIVE if split == "train" else VAL_ARCHIVE)
     in_tree = tree.is_dir() and any((tree / name).is_dir() for name in IMAGENET100)
-    if in_tree and not copy:
-        found = _counted(_in_tree(tree), tick)
-        for name in found:
+    if in_tree and not copy and not size:
+        found = []
+        for member in _in_tree(tree):
+            found.append(_Written(member.class_name, member.file, member.size, ""))
+            tick()
+        for name in dict.fromkeys(one.class_name for one in found):
             _link(tree / name, target / name)
         return "linked", found
     if not in_tree and not archive.is_file():
@@ -163,7 +217,8 @@ def _prepare_split(
     else:
         members = _in_train(archive) if split == "train" else _in_val(archive)
     try:
-        return "copied" if in_tree else "extracted", _counted(members, tick, target)
+        how = f"shorter side at most {size} px" if size else "copied" if in_tree else "extracted"
+        return how, _written(members, tick, target, size)
     except (tarfile.TarError, EOFError) as error:
         raise DataError(
             f"the {'folder' if in_tree else 'archive'} is broken ({error})",
@@ -239,32 +294,110 @@ def _images_in(folder: Path) -> list[Path]:
     )
 
 
-def _counted(
-    members: Iterator[_Member], tick: Tick, target: Path | None = None
-) -> dict[str, dict[str, int]]:
-    """Class -> file -> bytes of members, which are written below a target if one is given."""
-    found: dict[str, dict[str, int]] = {}
-    for member in members:
-        if target is not None:
-            _write(member, target / member.class_name)
-        found.setdefault(member.class_name, {})[member.file] = member.size
-        tick()
+def _written(
+    members: Iterator[_Member], tick: Tick, target: Path, size: int | None
+) -> list[_Written]:
+    """Members as they lie below a target, once they are written there."""
+    if size is None:
+        found = []
+        for member in members:
+            _write(target / member.class_name / member.file, member.open, member.size)
+            found.append(_Written(member.class_name, member.file, member.size, ""))
+            tick()
+        return found
+    workers = usable_cores()
+    waiting: deque[Future[_Written]] = deque()
+    found = []
+    with ThreadPoolExecutor(workers) as threads:  # Pillow works without Python's lock
+        try:
+            for member in members:
+                # Archives are read in order, and no further ahead than the threads are busy.
+                content = _read(member, target)
+                waiting.append(threads.submit(_shrunk, member, content, target, size))
+                while len(waiting) > 4 * workers:
+                    found.append(waiting.popleft().result())
+                    tick()
+            for future in waiting:
+                found.append(future.result())
+                tick()
+        except BaseException:
+            threads.shutdown(cancel_futures=True)
+            raise
     return found
 
 
-def _write(member: _Member, folder: Path) -> None:
+def _read(member: _Member, target: Path) -> bytes:
+    """The file's bytes; none where its image lies in the target already."""
+    if (target / member.class_name / member.file).is_file():
+        return b""
+    with member.open() as file:
+        content: bytes = file.read()
+    if len(content) != member.size:
+        raise EOFError(f"{member.file} ends early")
+    return content
+
+
+def _shrunk(member: _Member, content: bytes, target: Path, size: int) -> _Written:
+    path = target / member.class_name / member.file
+    if content:
+        content = _smaller_file(content, size, member)
+        _write(path, lambda: io.BytesIO(content), len(content))
+    content = content or path.read_bytes()
+    return _Written(member.class_name, member.file, len(content), _digest(content))
+
+
+def smaller(image: Image.Image, size: int) -> bytes:
+    """A JPEG whose shorter side has so many pixels, of an image in RGB with more."""
+    factor = size / min(image.size)
+    width, height = (max(size, round(side * factor)) for side in image.size)
+    file = io.BytesIO()
+    image.resize((width, height), FILTER).save(file, "JPEG", quality=QUALITY)
+    return file.getvalue()
+
+
+def _smaller_file(content: bytes, size: int, member: _Member) -> bytes:
+    """A JPEG whose shorter side has so many pixels; the file as it is where it has no more."""
+    try:
+        with Image.open(io.BytesIO(content)) as opened:
+            if min(opened.size) <= size:
+                opened.load()
+                return content
+        image = rgb(io.BytesIO(content))
+    except UNREADABLE as error:
+        raise DataError(
+            f"an image cannot be read ({error})",
+            path=f"{member.class_name}/{member.file}",
+            remedy="Get it again; what was written is kept",
+        ) from error
+    return smaller(image, size)
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:32]
+
+
+def _by_class(written: list[_Written], what: str) -> dict[str, dict[str, Any]]:
+    """Class -> file -> one of its attributes."""
+    found: dict[str, dict[str, Any]] = {}
+    for one in written:
+        found.setdefault(one.class_name, {})[one.file] = getattr(one, what)
+    return found
+
+
+def _write(path: Path, opened: Callable[[], Any], size: int) -> None:
+    """Of so many bytes; what lies there in full is left as it is."""
+    folder = path.parent
     if folder.is_symlink():
         folder.unlink()  # from an earlier call: writing would go into the source
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / member.file
-    if path.is_file() and path.stat().st_size == member.size:
+    if path.is_file() and path.stat().st_size == size:
         return
-    unfinished = folder / f".{member.file}.partial"
-    with member.open() as source, unfinished.open("wb") as file:
+    unfinished = folder / f".{path.name}.partial"
+    with opened() as source, unfinished.open("wb") as file:
         shutil.copyfileobj(source, file)
-    if unfinished.stat().st_size != member.size:
+    if unfinished.stat().st_size != size:
         unfinished.unlink()
-        raise EOFError(f"{member.file} ends early")
+        raise EOFError(f"{path.name} ends early")
     os.replace(unfinished, path)
 
 

@@ -17,11 +17,22 @@ from importlib.resources import files
 from itertools import combinations
 from typing import Any
 
+from solo_mim.evaluation import names
 from solo_mim.evaluation.significance import Difference, holm, paired_difference
-from solo_mim.runs.collect import LINEAR_LAYER, MEASURES, Run
+from solo_mim.runs.collect import LINEAR_LAYER, MEASURES, RAW_PIXELS, UNTRAINED, Run
+from solo_mim.runs.identity import settings_of
 
 LEVEL = 0.05  # of significance, corrected for all pairs of a table
 PUBLISHED_SOURCE = "published, not run here: solo-learn's README, one seed"
+REFERENCE = "reference, not ranked"
+ONLINE = "of augmented views while training"
+# What a ranking measure is; which of a network's figures to cite.
+PROTOCOLS = {
+    "offline probe": "a linear classifier of one fixed penalty on frozen features of un-augmented "
+    "images, the same for every row",
+    LINEAR_LAYER: "a linear layer that `solo-mim linear` trained on the frozen network, for every "
+    "row and seed",
+}
 
 
 @dataclass(frozen=True)
@@ -51,6 +62,7 @@ class Row:
     scores: dict[str, Score]
     diagnostics: dict[str, Score]
     verdict: str = ""
+    leading: bool = False  # the highest that is tested, or not shown to be behind it
 
     @property
     def seeds(self) -> list[int]:
@@ -71,17 +83,68 @@ class Pair:
 
 
 @dataclass(frozen=True)
+class Reference:
+    """A yardstick that no method has trained: it stands below the rows and is not ranked."""
+
+    label: str
+    scores: dict[str, Score]
+    seeds: int | None = None  # None where none is drawn
+
+
+@dataclass(frozen=True)
 class Table:
     """Rows that may be compared: one data set, one choice of evaluated images; best row first."""
 
     title: str  # data set and images
+    facts: dict[str, str]  # what stands above it: images, backbone, seeds and the like
     measures: list[str]  # columns, of which the first ranks
+    main: list[str]  # those shown unless all are asked for: of the frozen network, of all rows
     split: dict[str, str]  # measure -> what it was measured on, where its name does not say so
     code: str  # digests of the sources that made the runs
     rows: list[Row]
     pairs: list[Pair]  # all that share two seeds or more, tested on the first measure
     # Label -> measure -> top-1 (%) that solo-learn reports, where all of the data was trained on.
     published: dict[str, dict[str, float]]
+    references: list[Reference]
+
+    def shown(self, all_measures: bool) -> list[str]:
+        """Columns: the main ones or all."""
+        return self.measures if all_measures else self.main
+
+    def published_in(self, measures: list[str]) -> dict[str, dict[str, float]]:
+        """Published rows that have a figure in one of these columns."""
+        return {label: of for label, of in self.published.items() if of.keys() & set(measures)}
+
+    @property
+    def cite(self) -> str:
+        """Which of a network's figures to cite, in one sentence."""
+        ranks = self.measures[0]
+        if ranks.startswith("online"):
+            return (
+                f"There are online figures alone, {ONLINE}, which do not compare with those of a "
+                "frozen network."
+            )
+        what = next((text for start, text in PROTOCOLS.items() if ranks.startswith(start)), "")
+        said = f"Cite the {ranks}, by which rows are ranked{f': {what}' if what else ''}"
+        return f"{said}; other figures are of the same networks, online ones {ONLINE}."
+
+    @property
+    def certainty(self) -> str:
+        """What is bold and what was tested; empty of a single row."""
+        if len(self.rows) < 2:
+            return ""
+        if not any(row.leading for row in self.rows):
+            return (
+                "Nothing is bold: no row shares two seeds with the one of the highest mean, so "
+                "that nothing can be tested against it."
+            )
+        left = len(self.rows) - 1 - sum(pair.better == 0 for pair in self.pairs)
+        too_few = f" Rows that share too few seeds with it to be tested: {left}." if left else ""
+        return (
+            "Bold: the highest mean and every row that the test does not find behind it "
+            f"(Student's paired t of the {self.measures[0]} over shared seeds, level "
+            f"{100 * LEVEL:.0f} % after Holm for {len(self.pairs)} pairs tested).{too_few}"
+        )
 
     @property
     def diagnostics(self) -> list[str]:
@@ -95,33 +158,45 @@ def tables(runs: list[Run]) -> list[Table]:
     for run in runs:
         splits = [run.result.get(key) for key in ("evaluated_on", "offline_evaluated_on")]
         apart[json.dumps([run.data, splits])].append(run)
-    return sorted(map(_table, apart.values()), key=lambda table: -len(table.rows))
+    titles = names.titles([of_table[0] for of_table in apart.values()])
+    found = map(_table, titles, apart.values())
+    return sorted(found, key=lambda table: -len(table.rows))
 
 
-def _table(runs: list[Run]) -> Table:
-    groups: dict[str, list[Run]] = defaultdict(list)
-    for run in runs:
-        groups[json.dumps(run.settings, sort_keys=True, default=str)].append(run)
-    rows = []
-    for label, members in zip(_labels(list(groups.values())), groups.values(), strict=True):
-        ordered = sorted(members, key=lambda run: run.seed)
-        values = [{name: top1 for name, (_, top1) in run.values().items()} for run in ordered]
-        diagnostics = _scores(ordered, [run.diagnostics for run in ordered])
-        rows.append(Row(label, ordered, _scores(ordered, values), diagnostics))
-    present = _in_order({measure for run in runs for measure in run.values()})
+def _table(title: str, runs: list[Run]) -> Table:
+    rows = _rows(runs)
+    present = _in_order({measure for run in runs for measure in run.values()}, rows)
     ranks = present[0]
     rows.sort(key=lambda row: -row.scores[ranks].mean if ranks in row.scores else math.inf)
     pairs = _tested(rows, ranks)
     _judge(rows, pairs, ranks)
-    first = runs[0]
-    data = first.config.get("data", {})
-    part = [str(data["train_path"])] if data.get("train_path") else []
-    part += [f"fraction {data['fraction']}"] if data.get("fraction") not in (None, -1) else []
-    if held_out := data.get("validation_split"):
-        part += [f"validation split {held_out}", str(first.result.get("offline_evaluated_on"))]
-    title = str(first.result["data"]) + (f" ({', '.join(part)})" if part else "")
     split = {m: split for run in runs for m, (split, _) in run.values().items() if m in MEASURES}
-    return Table(title, present, split, _code(runs), rows, pairs, _published(first, present))
+    return Table(
+        title=title,
+        facts=names.facts(runs),
+        measures=present,
+        main=_main(present, rows),
+        split=split,
+        code=_code(runs),
+        rows=rows,
+        pairs=pairs,
+        published=_published(runs[0], present),
+        references=[*_yardsticks(runs), *_chance(runs, present)],
+    )
+
+
+def _rows(runs: list[Run]) -> list[Row]:
+    groups: dict[str, list[Run]] = defaultdict(list)
+    for run in runs:
+        groups[json.dumps(run.settings, sort_keys=True, default=str)].append(run)
+    labels = names.labels([members[0] for members in groups.values()])
+    rows = []
+    for label, members in zip(labels, groups.values(), strict=True):
+        ordered = sorted(members, key=lambda run: run.seed)
+        values = [{name: top1 for name, (_, top1) in run.values().items()} for run in ordered]
+        diagnostics = _scores(ordered, [run.diagnostics for run in ordered])
+        rows.append(Row(label, ordered, _scores(ordered, values), diagnostics))
+    return rows
 
 
 def _scores(runs: list[Run], values: list[dict[str, float]]) -> dict[str, Score]:
@@ -144,12 +219,80 @@ def _code(runs: list[Run]) -> str:
     return "; ".join([", ".join(codes), *sorted(others)])
 
 
-def _in_order(present: set[str]) -> list[str]:
-    """The frozen network before training; evaluations that were made later between them."""
+def _in_order(present: set[str], rows: list[Row]) -> list[str]:
+    """The frozen network before training; evaluations that were made later between them, but for a
+    linear layer of the runs' own images that every run has: that is the protocol and ranks."""
     shipped = [measure for measure in MEASURES if measure in present]
     offline = [measure for measure in shipped if measure.startswith("offline")]
     online = [measure for measure in shipped if measure not in offline]
-    return [*offline, *sorted(present - set(shipped)), *online]
+    later = sorted(present - set(shipped))
+    linear = [
+        measure
+        for measure in later
+        if measure.startswith(LINEAR_LAYER) and _of_own_images(measure)
+        if all(measure in row.scores for row in rows)
+        if all(len(row.scores[measure].by_seed) == len(row.seeds) for row in rows)
+    ][:1]
+    return [*linear, *offline, *(m for m in later if m not in linear), *online]
+
+
+def _of_own_images(measure: str) -> bool:
+    """Whether a measure's name has nothing of other images: `collect._measure`."""
+    return "=" not in measure
+
+
+def _main(measures: list[str], rows: list[Row]) -> list[str]:
+    """What ranks, and what all rows have of the evaluation that belongs to a run: of the frozen
+    network, or of training where there is no other."""
+    kind = "online" if measures[0].startswith("online") else "offline"
+    of_all = [m for m in measures[1:] if all(m in row.scores for row in rows)]
+    return [measures[0], *(m for m in of_all if m in MEASURES and m.startswith(kind))]
+
+
+def _yardsticks(runs: list[Run]) -> list[Reference]:
+    """The network as it starts, for each backbone that is trained, and raw pixels."""
+    starts: dict[str, list[Run]] = defaultdict(list)
+    for run in (run for run in runs if UNTRAINED in run.yardsticks):
+        starts[json.dumps([run.config.get("backbone"), bool(run.result.get("start"))])].append(run)
+    firsts = [members[0] for members in starts.values()]
+    kinds = [
+        "network at the start" if r.result.get("start") else "untrained network" for r in firsts
+    ]
+    backbones = [{"backbone": run.config.get("backbone")} for run in firsts]
+    labels = names.told_apart(kinds, list(map(settings_of, backbones)))
+    found = [
+        Reference(label, scores, len({run.seed for run in members}))
+        for label, members in zip(labels, starts.values(), strict=True)
+        if (scores := _by_seed(members, UNTRAINED))
+    ]
+    raw = _by_seed(runs, RAW_PIXELS)
+    # The same for every seed, where no seed draws the images.
+    raw = {m: Score({0: s.mean}) if not s.deviation else s for m, s in raw.items()}
+    return [*found, *([Reference("raw pixels", raw)] if raw else [])]
+
+
+def _by_seed(runs: list[Run], yardstick: str) -> dict[str, Score]:
+    """By measure; of several runs of one seed the mean."""
+    found: dict[str, dict[int, list[float]]] = {}
+    for run in runs:
+        for measure, value in run.yardsticks.get(yardstick, {}).items():
+            found.setdefault(measure, {}).setdefault(run.seed, []).append(value)
+    return {
+        measure: Score({seed: statistics.fmean(by[seed]) for seed in sorted(by)})
+        for measure, by in found.items()
+    }
+
+
+def _chance(runs: list[Run], measures: list[str]) -> list[Reference]:
+    """What guessing gives; the share of the most frequent class where classes are uneven."""
+    run = next((run for run in runs if run.classes), None)
+    if run is None or not run.classes:
+        return []
+    label, value = f"chance, {run.classes} classes", 100 / run.classes
+    largest = max(run.evaluated.values(), default=0) / (sum(run.evaluated.values()) or 1)
+    if largest > 1.5 / run.classes:
+        label, value = "always the most frequent class", 100 * largest
+    return [Reference(label, {m: Score({0: value}) for m in measures if _of_own_images(m)})]
 
 
 def _published(run: Run, measures: list[str]) -> dict[str, dict[str, float]]:
@@ -164,24 +307,11 @@ def _published(run: Run, measures: list[str]) -> dict[str, dict[str, float]]:
         for line in csv.DictReader(file):
             measure = linear if line["measure"] == "linear" else line["measure"]
             if line["data"] == data.get("dataset") and measure in measures:
-                label = f"{line['method']}, {line['backbone']}, {line['epochs']} epochs"
+                method = names.METHODS.get(line["method"], line["method"])
+                backbone = names.BACKBONES.get(line["backbone"], line["backbone"])
+                label = f"{method}, {backbone}, {line['epochs']} epochs"
                 rows.setdefault(label, {})[measure] = float(line["top1"])
     return rows
-
-
-def _labels(groups: list[list[Run]]) -> list[str]:
-    """The runs' name; where several groups share one, with the settings in which they differ."""
-    names = [group[0].config.get("name") or group[0].result["method"] for group in groups]
-    labels = []
-    for name, group in zip(names, groups, strict=True):
-        namesakes = [g[0].settings for n, g in zip(names, groups, strict=True) if n == name]
-        keys = sorted({key for settings in namesakes for key in settings})
-        differing = [
-            key for key in keys if len({json.dumps(s.get(key), default=str) for s in namesakes}) > 1
-        ]
-        shown = ", ".join(f"{key}={group[0].settings.get(key)}" for key in differing)
-        labels.append(f"{name} ({shown})" if shown else str(name))
-    return labels
 
 
 def _tested(ranked: list[Row], measure: str) -> list[Pair]:
@@ -197,25 +327,35 @@ def _tested(ranked: list[Row], measure: str) -> list[Pair]:
 
 
 def _judge(ranked: list[Row], pairs: list[Pair], measure: str) -> None:
-    against_best = {pair.worse: pair for pair in pairs if pair.better == 0}
-    for place, row in enumerate(ranked):
-        pair = against_best.get(place)
-        if place == 0:
-            row.verdict = "best" if 0 < len(against_best) == len(ranked) - 1 else "highest"
-        elif measure not in row.scores:
+    """Verdicts, and which rows lead: the first and what is not shown to be behind it."""
+    against_first = {pair.worse: pair for pair in pairs if pair.better == 0}
+    for place, pair in against_first.items():
+        ranked[place].leading = pair.p_holm >= LEVEL or pair.difference.mean <= 0
+        ranked[place].verdict = _verdict(pair, ranked[0], ranked[place], measure)
+    for row in ranked[1:]:
+        if measure not in row.scores:
             row.verdict = "not measured"
-        elif pair is None:
+        elif not row.verdict:
             row.verdict = "not tested: fewer than two seeds shared with the first"
-        else:
-            value = p_text(pair.p_holm)
-            certain = f"p {value}" if value.startswith("<") else f"p = {value}"
-            if pair.seeds < max(len(ranked[0].scores[measure].by_seed), len(row.seeds)):
-                certain += f", {pair.seeds} seeds shared"
-            mean, first = pair.difference.mean, ranked[0].verdict
-            if pair.p_holm >= LEVEL:
-                row.verdict = f"not distinguishable from the {first} ({certain})"
-            else:
-                row.verdict = f"{'behind' if mean > 0 else 'ahead'} by {abs(mean):.2f} ({certain})"
+    first, alike = ranked[0], sum(pair.p_holm >= LEVEL for pair in against_first.values())
+    first.leading = bool(against_first)
+    first.verdict = "highest"
+    if alike:
+        first.verdict = f"highest, not distinguishable from {alike} other{'s' * (alike > 1)}"
+    elif len(against_first) == len(ranked) - 1 > 0 and not any(row.leading for row in ranked[1:]):
+        first.verdict = "best"
+
+
+def _verdict(pair: Pair, first: Row, row: Row, measure: str) -> str:
+    """What the test of a row against the first says."""
+    value = p_text(pair.p_holm)
+    certain = f"p {value}" if value.startswith("<") else f"p = {value}"
+    if pair.seeds < max(len(first.scores[measure].by_seed), len(row.seeds)):
+        certain += f", {pair.seeds} seeds shared"
+    mean = pair.difference.mean
+    if pair.p_holm >= LEVEL:
+        return f"not distinguishable from the highest ({certain})"
+    return f"{'behind' if mean > 0 else 'ahead'} by {abs(mean):.2f} ({certain})"
 
 
 def p_text(p: float) -> str:
@@ -228,7 +368,7 @@ def as_records(table: Table) -> list[dict[str, Any]]:
     records = []
     for place, row in enumerate(table.rows, start=1):
         record: dict[str, Any] = {"place": place, "label": row.label, "seeds": row.seeds}
-        record["code"] = row.runs[0].code
+        record |= {"method": row.runs[0].result["method"], "code": row.runs[0].code}
         for measure in table.measures:
             score = row.scores.get(measure)
             record[measure] = score.mean if score else None
@@ -237,5 +377,5 @@ def as_records(table: Table) -> list[dict[str, Any]]:
         for name in table.diagnostics:
             score = row.diagnostics.get(name)
             record[f"z: {name}"] = score.mean if score else None
-        records.append({**record, "verdict": row.verdict})
+        records.append({**record, "verdict": row.verdict, "leading": row.leading})
     return records

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
+import re
 import shlex
 from collections.abc import Collection, Iterable, Sequence
 from importlib.resources import files
@@ -12,17 +12,25 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import matplotlib
 import pandas as pd
 import yaml
-from matplotlib.figure import Figure
 
-from solo_mim.evaluation.compare import PUBLISHED_SOURCE, Row, Table, as_records, p_text
-from solo_mim.evaluation.plots import LABELS, loss_terms, panels
+from solo_mim.evaluation.compare import (
+    PUBLISHED_SOURCE,
+    REFERENCE,
+    Row,
+    Score,
+    Table,
+    as_records,
+    p_text,
+)
+from solo_mim.evaluation.pictures import CAPTIONS, colour, figures_of, panels_of, save, svg
 from solo_mim.runs.collect import Problem, Run
 from solo_mim.runs.files import write
 
 DIAGNOSTICS = "Projected features z of held-out images, mean over seeds"
+MISSING = "Expected, and without a finished run"
+NO_FIGURE = "Not in the tables"
 
 
 def markdown_table(
@@ -34,194 +42,143 @@ def markdown_table(
     return "\n".join([lines[0], f"|{alignment}|", *lines[1:]])
 
 
-def markdown(tables: list[Table], problems: list[Problem]) -> str:
+def markdown(
+    tables: list[Table],
+    problems: list[Problem],
+    all_measures: bool = False,
+    missing: Sequence[str] = (),
+) -> str:
     """Every table, and what is not in one."""
     parts = []
     for table in tables:
-        splits = "; ".join(f"{measure}: {split}" for measure, split in table.split.items())
-        rows = [
-            [row.label, str(len(row.seeds)), *(_cell(row, m) for m in table.measures), row.verdict]
-            for row in table.rows
-        ]
-        for label, scores in table.published.items():
-            cells = [f"{scores[m]:.2f}" if m in scores else "-" for m in table.measures]
-            rows.append([label, "-", *cells, PUBLISHED_SOURCE])
-        heads = ["row", "seeds", *table.measures, "verdict"]
-        parts += [
-            f"## {table.title}",
-            "Top-1 in percent, mean ± standard deviation over seeds. "
-            f"{splits}. Code: {table.code}.",
-            markdown_table(heads, rows, ("row", "verdict")),
-        ]
+        shown = table.shown(all_measures)
+        about = ". ".join(f"{name}: {text}" for name, text in table.facts.items())
+        about = f"{about}. Code: {table.code}."
+        heads = ["row", "seeds", *shown, "verdict"]
+        said = " ".join(filter(None, [_top1(table, all_measures), table.cite, table.certainty]))
+        cells = markdown_table(heads, _cells(table, shown), ("row", "verdict"))
+        parts += [f"## {table.title}", about, said, cells]
+        hidden = [m for m in table.measures if m not in shown]
+        hidden += ["published rows"] if table.published_in(shown) != table.published else []
+        parts += [f"Not shown (`--all-measures`): {', '.join(hidden)}."] if hidden else []
         if names := table.diagnostics:
             rows = [[row.label, *(_diagnostic(row, name) for name in names)] for row in table.rows]
             parts += [f"{DIAGNOSTICS}:", markdown_table(["row", *names], rows, ("row",))]
+    if missing:
+        parts += [f"## {MISSING}", "\n".join(f"- {one}" for one in missing)]
     if problems:
         reasons = [f"- `{problem.folder}`: {problem.reason}" for problem in problems]
-        parts += ["## Not in the tables", "\n".join(reasons)]
+        parts += [f"## {NO_FIGURE}", "\n".join(reasons)]
     return "\n\n".join(parts) + "\n"
+
+
+def _top1(table: Table, all_measures: bool) -> str:
+    """What the numbers are; of all measures also of which images."""
+    splits = "; ".join(f"{measure}: {split}" for measure, split in table.split.items())
+    said = "Top-1 in percent, mean ± standard deviation over seeds"
+    return f"{said} ({splits})." if all_measures and splits else f"{said}."
+
+
+def _cells(table: Table, measures: list[str]) -> list[list[str]]:
+    """Rows, references and published rows in Markdown."""
+    found = []
+    for row in table.rows:
+        figures = [_cell(row, m) for m in measures]
+        if row.leading:
+            figures[0] = f"**{figures[0]}**"
+        found.append([row.label, str(len(row.seeds)), *figures, row.verdict])
+    for reference in table.references:
+        figures = [_figure(reference.scores.get(m)) for m in measures]
+        found.append([f"*{reference.label}*", str(reference.seeds or "-"), *figures, REFERENCE])
+    for label, scores in table.published_in(measures).items():
+        figures = [f"{scores[m]:.2f}" if m in scores else "-" for m in measures]
+        found.append([label, "-", *figures, PUBLISHED_SOURCE])
+    return found
 
 
 def _cell(row: Row, measure: str) -> str:
     score = row.scores.get(measure)
+    fewer = score is not None and len(score.by_seed) < len(row.seeds)
+    return _figure(score) + (f" (n = {len(score.by_seed)})" if score and fewer else "")
+
+
+def _figure(score: Score | None) -> str:
     if score is None:
         return "-"
     spread = "" if score.deviation is None else f" ± {score.deviation:.2f}"
-    count = len(score.by_seed)
-    return f"{score.mean:.2f}{spread}" + (f" (n = {count})" if count < len(row.seeds) else "")
+    return f"{score.mean:.2f}{spread}"
 
 
 def _diagnostic(row: Row, name: str) -> str:
     return f"{row.diagnostics[name].mean:.4g}" if name in row.diagnostics else "-"
 
 
-def latex(table: Table) -> str:
-    """A booktabs table; the best mean of each measure is bold."""
-    best = {
-        m: max(row.scores[m].mean for row in table.rows if m in row.scores) for m in table.measures
-    }
-
-    def cell(row: Row, measure: str) -> str:
-        text = _cell(row, measure).replace(" ± ", r" $\pm$ ").replace("-", "--")
-        is_best = measure in row.scores and row.scores[measure].mean == best[measure]
-        return rf"\textbf{{{text}}}" if is_best else text
-
-    shown = pd.DataFrame(
+def latex(table: Table, all_measures: bool = False) -> str:
+    """A booktabs table with a caption that says what is bold and what was tested."""
+    shown = table.shown(all_measures)
+    about = "; ".join(f"{name.lower()}: {text}" for name, text in table.facts.items())
+    caption = [f"{table.title} ({about}).", _top1(table, all_measures), table.certainty]
+    if any(row.leading for row in table.rows):
+        caption.append("p: of that test against the first row.")
+    if table.references:
+        caption.append("What stands below the second line is a reference and not ranked.")
+    # A long label goes in lines.
+    first = "l" if max(len(row.label) for row in table.rows) < 40 else r"p{0.4\linewidth}"
+    return "\n".join(
         [
-            {"method": _escaped(row.label), **{_escaped(m): cell(row, m) for m in table.measures}}
-            for row in table.rows
+            r"\begin{table}[t]",
+            r"\centering",
+            rf"\caption{{{_prose(caption)}}}",
+            rf"\label{{{_label(table)}}}",
+            rf"\begin{{tabular}}{{{first}r{'r' * len(shown)}r}}",
+            r"\toprule",
+            " & ".join(map(_escaped, ["method", "seeds", *shown, "p"])) + r" \\",
+            r"\midrule",
+            *_tex_lines(table, shown),
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+            "",
         ]
     )
-    alignment = "l" + "r" * len(table.measures)
-    return shown.style.hide(axis="index").to_latex(
-        hrules=True, column_format=alignment, caption=_escaped(table.title), position="t"
-    )
+
+
+def _tex_lines(table: Table, measures: list[str]) -> list[str]:
+    """Rows and references; p is that of a row against the first."""
+    p = {pair.worse: p_text(pair.p_holm) for pair in table.pairs if pair.better == 0}
+    lines = []
+    for place, row in enumerate(table.rows):
+        figures = [_in_tex(_cell(row, m)) for m in measures]
+        if row.leading:
+            figures[0] = rf"\textbf{{{figures[0]}}}"
+        certain = p.get(place, "--").replace("<", "$<$")
+        lines.append([_escaped(row.label), str(len(row.seeds)), *figures, certain])
+    for one in table.references:
+        figures = [_in_tex(_figure(one.scores.get(m))) for m in measures]
+        lines.append([_escaped(one.label), str(one.seeds or "--"), *figures, "--"])
+    found = [" & ".join(cells) + r" \\" for cells in lines]
+    if table.references:
+        found.insert(len(table.rows), r"\midrule")
+    return found
+
+
+def _prose(sentences: list[str]) -> str:
+    return _escaped(" ".join(filter(None, sentences))).replace("±", r"$\pm$")
+
+
+def _label(table: Table) -> str:
+    """`tab:cifar-10` of CIFAR-10."""
+    return f"tab:{re.sub('[^a-z0-9]+', '-', table.title.lower()).strip('-')}"
+
+
+def _in_tex(cell: str) -> str:
+    return cell.replace("±", r"$\pm$").replace("-", "--")
 
 
 def _escaped(text: str) -> str:
     named = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    named["\u2013"] = "--"
     return "".join(named.get(c, f"\\{c}" if c in "_%&#${}" else c) for c in text)
-
-
-def scores_figure(table: Table) -> Figure:
-    """Each seed a dot, each mean a bar: one panel for each measure, rows as in the table."""
-    count = len(table.measures)
-    figure, axes = panels(count, 3.6 * count + 1.5, 0.35 * len(table.rows) + 1.4, sharey=True)
-    for axis, measure in zip(axes, table.measures, strict=True):
-        for place, row in enumerate(table.rows):
-            if measure in row.scores:
-                values = list(row.scores[measure].by_seed.values())
-                axis.plot(values, [place] * len(values), "o", alpha=0.5, color=_colour(place))
-                axis.plot(row.scores[measure].mean, place, "k|", markersize=14)
-        axis.set(xlabel=f"{measure}, top-1 (%)")
-        axis.grid(alpha=0.3, axis="x")
-    axes[0].set_yticks(range(len(table.rows)), [row.label for row in table.rows])
-    axes[0].invert_yaxis()
-    return figure
-
-
-def curves_figure(table: Table) -> Figure | None:
-    """Mean over seeds and range of what was logged while training; None where nothing was."""
-    columns = [c for c in LABELS if any(c in run.metrics for row in table.rows for run in row.runs)]
-    if not columns:
-        return None
-    figure, axes = panels(len(columns), 4.8 * len(columns), 3.8)
-    for axis, column in zip(axes, columns, strict=True):
-        for place, row in enumerate(table.rows):
-            _draw_band(axis, row, column, row.label, _colour(place))
-        axis.set(xlabel="epoch", ylabel=LABELS[column])
-        axis.grid(alpha=0.3)
-    lines, labels = axes[0].get_legend_handles_labels()
-    figure.legend(lines, labels, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
-    return figure
-
-
-def _draw_band(axis: Any, row: Row, column: str, label: str, colour: Any) -> None:
-    """Mean over the seeds and their range, of those that logged the column."""
-    series = [
-        run.metrics.set_index("epoch")[column].dropna() for run in row.runs if column in run.metrics
-    ]
-    if series:
-        curve = pd.concat(series, axis=1)
-        epochs = curve.index + 1
-        axis.plot(epochs, curve.mean(axis=1), label=label, color=colour)
-        axis.fill_between(epochs, curve.min(axis=1), curve.max(axis=1), color=colour, alpha=0.15)
-
-
-def losses_figure(table: Table) -> Figure | None:
-    """What each method logs of its loss, a panel for each row: scales and terms are its own."""
-    shown = [(row, terms) for row in table.rows if (terms := loss_terms(row.runs[0].metrics))]
-    if not shown:
-        return None
-    columns = min(4, len(shown))
-    lines = -(-len(shown) // columns)
-    figure, axes = panels(columns, 3.6 * columns, 2.8 * lines, lines)
-    for axis in axes[len(shown) :]:
-        axis.remove()
-    for axis, (row, terms) in zip(axes, shown, strict=False):
-        for place, (name, column) in enumerate(terms.items()):
-            _draw_band(axis, row, column, name, _colour(place))
-        axis.set_title(row.label, fontsize="small")
-        axis.set(xlabel="epoch")
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize="x-small")
-    return figure
-
-
-def time_figure(table: Table) -> Figure | None:
-    """The first measure against seconds of training, of runs in one session that had their machine
-    to themselves; None where not two rows have such runs."""
-    measure = table.measures[0]
-    figure, (axis,) = panels(1, 6, 4)
-    for place, row in enumerate(table.rows):
-        points = [
-            (run.result["training_seconds_of_last_sitting"], run.values()[measure][1])
-            for run in row.runs
-            if run.result.get("shared_machine") is False
-            and len(run.provenance) == 1
-            and not run.config.get("resume_from_checkpoint")
-            and not run.result.get("start")
-            and measure in run.values()
-        ]
-        if points:
-            axis.plot(
-                *zip(*points, strict=True), "o", alpha=0.7, color=_colour(place), label=row.label
-            )
-    if len(axis.lines) < 2:
-        return None
-    axis.set(xlabel="training, s (runs alone on their machine)", ylabel=f"{measure}, top-1 (%)")
-    axis.grid(alpha=0.3)
-    axis.legend(fontsize="small")
-    return figure
-
-
-def figures_of(table: Table) -> dict[str, Figure]:
-    """Name -> picture, of those that there is something to show of."""
-    drawn = {
-        "scores": scores_figure(table),
-        "curves": curves_figure(table),
-        "losses": losses_figure(table),
-        "time": time_figure(table),
-    }
-    return {name: figure for name, figure in drawn.items() if figure is not None}
-
-
-def _colour(place: int) -> Any:
-    """Ten strong colours, then their light halves."""
-    return matplotlib.colormaps["tab20"]((2 * place + place // 10) % 20)
-
-
-def _save(figure: Figure, target: Path | io.StringIO, ending: str) -> None:
-    """Without a date or random names: the same runs give the same file."""
-    with matplotlib.rc_context({"svg.hashsalt": "solo-mim"}):
-        figure.savefig(target, format=ending, dpi=120, bbox_inches="tight", metadata={"Date": None})
-
-
-def _svg(figure: Figure) -> str:
-    text = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none"}):  # as paths, letters are half of the page
-        _save(figure, text, "svg")
-    return text.getvalue().split("?>\n", 1)[1].split("\n", 2)[2]  # without XML and DOCTYPE lines
 
 
 def _command(run: Run) -> str:
@@ -242,19 +199,28 @@ def _data_uri(png: Path) -> str:
     return f"data:image/png;base64,{base64.b64encode(png.read_bytes()).decode()}"
 
 
-def page(tables: list[Table], problems: list[Problem], title: str) -> str:
+def page(
+    tables: list[Table], problems: list[Problem], title: str, missing: Sequence[str] = ()
+) -> str:
     """One HTML page with everything in it: no network, no other file."""
     template = files("solo_mim.evaluation").joinpath("report.html.j2").read_text()
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     return environment.from_string(template).render(
         title=title,
         tables=tables,
         problems=problems,
+        missing=missing,
+        words={"missing": MISSING, "no_figure": NO_FIGURE, "diagnostics": DIAGNOSTICS},
         runs=sum(len(row.runs) for table in tables for row in table.rows),
         source=PUBLISHED_SOURCE,
-        diagnostics_title=DIAGNOSTICS,
+        reference=REFERENCE,
+        top1=_top1,
         diagnostic=_diagnostic,
-        figures=lambda table: [_svg(figure) for figure in figures_of(table).values()],
+        pictures=lambda table: {k: list(map(svg, of)) for k, of in panels_of(table).items()},
+        captions=CAPTIONS,
+        colour=colour,
         matrix=_matrix,
         command=_command,
         data_uri=_data_uri,
@@ -268,25 +234,40 @@ def _plain(table: Table) -> dict[str, Any]:
         {"better": p.better + 1, "worse": p.worse + 1, "p_holm": p.p_holm, **p.difference._asdict()}
         for p in table.pairs
     ]
-    return {"title": table.title, "split": table.split, "rows": as_records(table), "pairs": pairs}
+    references: list[dict[str, Any]] = []
+    for one in table.references:
+        means = {measure: score.mean for measure, score in one.scores.items()}
+        deviations = {f"{measure} sd": score.deviation for measure, score in one.scores.items()}
+        references.append({"label": one.label, "seeds": one.seeds, **means, **deviations})
+    found = {"title": table.title, "facts": table.facts, "split": table.split, "main": table.main}
+    return {**found, "rows": as_records(table), "references": references, "pairs": pairs}
 
 
 def write_all(
-    tables: list[Table], problems: list[Problem], output: Path, title: str, with_latex: bool
+    tables: list[Table],
+    problems: list[Problem],
+    output: Path,
+    title: str,
+    with_latex: bool,
+    all_measures: bool = False,
+    missing: Sequence[str] = (),
 ) -> list[Path]:
     """Every form of the report into a folder; the files that were written."""
     output.mkdir(parents=True, exist_ok=True)
     records = [{"table": table.title, **row} for table in tables for row in as_records(table)]
     reasons = [{"folder": str(p.folder), "reason": p.reason} for p in problems]
-    content = {"tables": [_plain(table) for table in tables], "problems": reasons}
+    content = {
+        **{"tables": [_plain(table) for table in tables], "problems": reasons},
+        "missing": list(missing),
+    }
     texts = {
-        "report.md": f"# {title}\n\n{markdown(tables, problems)}",
+        "report.md": f"# {title}\n\n{markdown(tables, problems, all_measures, missing)}",
         "report.csv": pd.DataFrame(records).to_csv(index=False),
         "report.json": json.dumps(content, indent=1),
-        "report.html": page(tables, problems, title),
+        "report.html": page(tables, problems, title, missing),
     }
     if with_latex:
-        texts["report.tex"] = "\n".join(map(latex, tables))
+        texts["report.tex"] = "\n".join(latex(table, all_measures) for table in tables)
     for name, text in texts.items():
         write(output / name, text)
     written = [output / name for name in texts]
@@ -294,5 +275,5 @@ def write_all(
         for kind, figure in figures_of(table).items():
             for ending in ("png", "svg"):
                 written.append(output / f"{kind}-{number}.{ending}")
-                _save(figure, written[-1], ending)
+                save(figure, written[-1], ending, bbox_inches="tight")
     return written

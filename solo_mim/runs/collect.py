@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pandas as pd
 import yaml
 
-from solo_mim.errors import epochs
+from solo_mim.errors import ConfigError, epochs
 from solo_mim.information import HeldOutInformation
 from solo_mim.runs import files
 from solo_mim.runs.identity import NOT_IDENTITY, images_of, settings_of
@@ -27,6 +29,8 @@ MEASURES = {
     "online probe": (("online", "probe_top1"), "evaluated_on"),
     "online kNN": (("online", "knn_top1"), "evaluated_on"),
 }
+# What no method has trained, in a result's `offline`.
+UNTRAINED, RAW_PIXELS = YARDSTICKS = ("untrained", "raw_pixels")
 # What `solo-mim linear` calls what it trains by gradient steps.
 LINEAR_LAYER, FINE_TUNED = TRAINED_CLASSIFIERS = (
     "linear layer on augmented images",
@@ -102,6 +106,33 @@ class Run:
         return found
 
     @property
+    def yardsticks(self) -> dict[str, dict[str, float]]:
+        """Measure -> top-1 in percent of the network as it starts, and of raw pixels."""
+        found: dict[str, dict[str, float]] = {}
+        for name in YARDSTICKS:
+            figures = (self.result.get("offline") or {}).get(name) or {}
+            for measure, ((_, trained, *key), _) in MEASURES.items():
+                value = figures.get(key[0]) if trained == "trained" else None
+                if value is not None and math.isfinite(value):
+                    found.setdefault(name, {})[measure] = float(value)
+        return found
+
+    @cached_property
+    def evaluated(self) -> Counter[int]:
+        """How many images of each class were evaluated offline, as far as its files tell."""
+        try:
+            targets = pd.read_csv(self.folder / files.PREDICTIONS)["target"]
+        except (OSError, ValueError, KeyError):
+            return Counter()
+        return Counter(targets[targets >= 0].tolist())
+
+    @property
+    def classes(self) -> int | None:
+        """Of its images; None where neither the result nor what was evaluated tells."""
+        largest = max(self.evaluated, default=0)
+        return self.result.get("classes") or (largest + 1 if largest else None)
+
+    @property
     def diagnostics(self) -> dict[str, float]:
         """What was measured of the projected features of held-out images: bounds of the information
         less chance, spectrum, and the distances from the Gaussian that the bounds assume."""
@@ -143,7 +174,9 @@ def collect(*roots: Path) -> tuple[list[Run], list[Problem]]:
     folders: dict[Path, Path] = {}  # by where it really is
     for root in roots:
         for folder in {
-            p.parent for name in (files.CONFIGURATION, files.RESULT) for p in root.rglob(name)
+            p.parent
+            for name in (files.CONFIGURATION, files.RESULT, files.FAILURE)
+            for p in root.rglob(name)
         }:
             around = (parent for parent in folder.parents if parent.is_relative_to(root))
             # Otherwise it is an evaluation of a run, in its folder.
@@ -266,3 +299,44 @@ def _without_copies(runs: list[Run], problems: list[Problem]) -> tuple[list[Run]
             what = "a copy of {}" if same else "another run as {}, with other figures"
             problems.append(Problem(run.folder, f"{what.format(first.folder)}: left out"))
     return list(kept.values()), problems
+
+
+def missing(expected: Sequence[str], runs: list[Run]) -> list[str]:
+    """Combinations of what is expected that no finished run has.
+
+    Args:
+        expected: words as a sweep takes them, `method=vicreg,simclr seed=1,2`; one without `=` is
+            a method.
+
+    Raises:
+        ConfigError: no run has such a key.
+    """
+    values: dict[str, list[str]] = {}
+    for word in expected:
+        key, _, listed = word.partition("=") if "=" in word else ("method", "", word)
+        values.setdefault(key, []).extend(listed.split(","))
+    there = [settings_of(run.config, ()) for run in runs]
+    for key in values:
+        if runs and not any(_has(settings, key) for settings in there):
+            raise ConfigError(f"--expect: no run has the key {key}")
+    combined = [dict(zip(values, chosen, strict=True)) for chosen in product(*values.values())]
+    return [
+        " ".join(f"{key}={value}" for key, value in one.items())
+        for one in combined
+        if not any(all(_has(run, *pair) for pair in one.items()) for run in there)
+    ]
+
+
+def _has(settings: dict[str, Any], key: str, wanted: str | None = None) -> bool:
+    """Whether there is such a setting, `backbone` being the name of one and `data` of a data set;
+    with the value that is wanted, if one is."""
+    found = [settings[k] for k in (key, f"{key}.name", f"{key}.dataset") if k in settings]
+    return any(wanted is None or _same(value, wanted) for value in found)
+
+
+def _same(value: Any, wanted: str) -> bool:
+    """As words, or as numbers where both are: 1e-3 is 0.001."""
+    try:
+        return str(value) == wanted or float(value) == float(wanted)
+    except (TypeError, ValueError):
+        return False

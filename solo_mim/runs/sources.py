@@ -18,8 +18,8 @@ _CHANGES_NOTHING = {
     *(f"commands/{name}.py" for name in ("__init__", "arguments", "bench", "doctor", "embed")),
     *(f"commands/{name}.py" for name in ("export", "knn", "methods", "plan", "prepare", "report")),
     "data/errors.py",
-    *(f"evaluation/{name}.py" for name in ("compare", "cost", "export", "gpus", "plots")),
-    *(f"evaluation/{name}.py" for name in ("report", "significance")),
+    *(f"evaluation/{name}.py" for name in ("compare", "cost", "export", "gpus", "names")),
+    *(f"evaluation/{name}.py" for name in ("pictures", "plots", "report", "significance")),
     "host/checks.py",
     *(f"runs/{name}.py" for name in ("collect", "sources")),
 }

@@ -329,6 +329,8 @@ def test_offline_evaluation_opens_the_test_set_only_when_asked(tmp_path, monkeyp
     assert set(by_part) == {"validation split", "test images"}
     for result in results:
         assert result["evaluated_on"] == "validation split"
+        counts = [result[key] for key in ("training_images", "held_out_images", "classes")]
+        assert counts == [408, 102, 17]
         assert set(result["offline"]) == {"untrained", "raw_pixels", "trained"}
         assert result["offline"]["raw_pixels"]["probe_top1"] is None
         assert result["offline"]["trained"]["knn_top1"] > 100 / 17

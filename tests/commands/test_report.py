@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -11,9 +12,12 @@ import pytest
 import yaml
 
 from solo_mim.commands import main
+from solo_mim.evaluation import names
 from solo_mim.evaluation.compare import tables
-from solo_mim.evaluation.report import _escaped, figures_of, latex, markdown
-from solo_mim.runs.collect import collect
+from solo_mim.evaluation.pictures import figures_of, panels_of, svg
+from solo_mim.evaluation.report import _escaped, latex, markdown, page
+from solo_mim.installed import CONFIG_FOLDER, OUR_METHODS, host_methods
+from solo_mim.runs.collect import collect, missing
 
 SPLIT = "test images"
 
@@ -76,8 +80,8 @@ def test_rows_are_ranked_with_mean_deviation_and_verdict(study):
     probes = [value["offline"]["trained"]["probe_top1"] for value in values]
     assert best.scores["offline probe"].mean == pytest.approx(np.mean(probes))
     assert best.scores["offline probe"].deviation == pytest.approx(np.std(probes, ddof=1))
-    assert best.verdict == "best"
-    assert close.verdict.startswith("not distinguishable from the best")
+    assert best.verdict == "highest, not distinguishable from 1 other"
+    assert close.verdict.startswith("not distinguishable from the highest")
     assert re.match(r"behind by 2\.\d\d \(p [=<] 0\.00\d\)", worse.verdict)
     assert len(table.pairs) == 3
     assert table.split["offline probe"] == SPLIT
@@ -108,7 +112,7 @@ def test_projected_features_have_a_table_of_their_own(tmp_path, capsys):
     }
     assert not byol.diagnostics
     assert "| infomax | 21 | 60 | 64 | 0.0008 | 0.75 |" in markdown([table], [])
-    assert "| byol | - | - | - | - | - |" in markdown([table], [])
+    assert "| BYOL | - | - | - | - | - |" in markdown([table], [])
     assert main(["report", str(tmp_path), "--output", str(tmp_path / "out")]) == 0
     assert '<td class="number">0.0008</td>' in (tmp_path / "out" / "report.html").read_text()
     records = json.loads((tmp_path / "out" / "report.json").read_text())["tables"][0]["rows"]
@@ -120,8 +124,8 @@ def test_runs_of_other_settings_are_rows_of_their_own_that_name_them(tmp_path):
         write_run(tmp_path / str(lr), "vicreg", 1, 50 + lr, lr=lr)
     (table,) = tables(collect(tmp_path)[0])
     assert [row.label for row in table.rows] == [
-        "vicreg (optimizer.lr=0.2)",
-        "vicreg (optimizer.lr=0.1)",
+        "VICReg (lr=0.2)",
+        "VICReg (lr=0.1)",
     ]
     assert [row.verdict for row in table.rows] == [
         "highest",
@@ -195,15 +199,23 @@ def test_a_verdict_goes_by_the_seeds_that_are_shared(tmp_path):
     assert [row.label for row in table.rows] == ["a", "b"]
     assert table.rows[1].verdict.startswith("ahead by 1.01 (p <")
     assert table.rows[1].verdict.endswith("3 seeds shared)")
+    assert table.rows[0].verdict == "highest"
+    assert [row.leading for row in table.rows] == [True, True], (
+        "b is behind by its fourth seed only"
+    )
 
 
 def test_the_first_is_best_only_where_every_other_row_was_tested(tmp_path):
     for seed in (1, 2, 3):
         write_run(tmp_path, "a", seed, 60.0 + seed)
         write_run(tmp_path, "b", seed, 50.0 + 2 * seed)
+    ((table,), _) = _of(tmp_path)
+    assert [row.verdict.partition(" ")[0] for row in table.rows] == ["best", "behind"]
+    assert "too few seeds" not in table.certainty
     write_run(tmp_path, "c", 1, 40.0)
-    (table,) = tables(collect(tmp_path)[0])
+    ((table,), _) = _of(tmp_path)
     assert [row.verdict.partition(" ")[0] for row in table.rows] == ["highest", "behind", "not"]
+    assert table.certainty.endswith("too few seeds with it to be tested: 1.")
 
 
 def test_a_mean_of_fewer_seeds_than_the_row_has_says_so(tmp_path, capsys):
@@ -234,8 +246,8 @@ def test_runs_on_other_images_share_no_table(tmp_path):
         write_run(tmp_path, name, 1, 50.0)
     write_run(tmp_path, "c", 1, 90.0, dataset="fashion_mnist")
     first, second = tables(collect(tmp_path)[0])
-    assert ([row.label for row in first.rows], first.title) == (["a", "b"], "cifar10")
-    assert ([row.label for row in second.rows], second.title) == (["c"], "fashion_mnist")
+    assert ([row.label for row in first.rows], first.title) == (["a", "b"], "CIFAR-10")
+    assert ([row.label for row in second.rows], second.title) == (["c"], "Fashion-MNIST")
 
 
 def test_runs_on_the_same_images_share_a_row_wherever_those_lie(tmp_path):
@@ -319,17 +331,15 @@ def _damage(run, kind):
         ("repeated", ", with other figures: left out"),
     ],
 )
-def test_what_gives_no_figure_is_listed_with_its_reason_and_the_rest_stands(
-    kind, reason, tmp_path, capsys
-):
+def test_what_gives_no_figure_is_listed_with_its_reason_and_the_rest_stands(kind, reason, tmp_path):
     _damage(write_run(tmp_path, "a", 1, 61.0), kind)
     write_run(tmp_path, "b", 1, 62.0)
-    assert main(["report", str(tmp_path)]) == 0
-    printed = capsys.readouterr().out
-    assert "| b | 1 | 62.00 |" in printed
-    assert reason in printed
-    assert reason in (tmp_path / "report" / "report.html").read_text()
-    assert ("| a | 1 |" in printed) == (kind in ("elsewhere", "copied", "repeated"))
+    found = _of(tmp_path)
+    text = markdown(*found)
+    assert "| b | 1 | 62.00 |" in text
+    assert reason in text
+    assert reason in page(*found, "")
+    assert ("| a | 1 |" in text) == (kind in ("elsewhere", "copied", "repeated"))
 
 
 def test_a_folder_without_runs_is_an_error_in_one_line(tmp_path, capsys):
@@ -355,7 +365,7 @@ def test_every_form_of_the_report_says_the_same(study, capsys):
     )
     tex = (folder / "report.tex").read_text()
     assert tex.count(r"\toprule") == 1
-    assert rf"best & \textbf{{{rows[0]['offline probe']:.2f} $\pm$" in tex
+    assert rf"best & 5 & \textbf{{{rows[0]['offline probe']:.2f} $\pm$" in tex
     assert "<title>Ours &amp; theirs</title>" in (folder / "report.html").read_text()
     for picture in ("scores-1", "curves-1"):
         assert (folder / f"{picture}.png").stat().st_size > 5000
@@ -385,16 +395,18 @@ def test_time_is_drawn_of_runs_alone_on_their_machine_only(tmp_path):
 
 def test_published_rows_stand_beside_whole_data_sets_marked_as_such(tmp_path, capsys):
     write_run(tmp_path / "whole", "vicreg", 1, 95.0)
-    assert main(["report", str(tmp_path / "whole")]) == 0
-    row = "| vicreg, resnet18, 1000 epochs | - | - | - | 92.07 | published, not run here:"
+    shown = markdown(*_of(tmp_path / "whole"))
+    assert "published, not run" not in shown, "their figures are online ones"
+    assert "Not shown (`--all-measures`): online probe, published rows." in shown
+    assert main(["report", str(tmp_path / "whole"), "--all-measures"]) == 0
+    row = "| VICReg, ResNet-18, 1000 epochs | - | - | - | 92.07 | published, not run here:"
     assert row in capsys.readouterr().out
     page = (tmp_path / "whole" / "report" / "report.html").read_text()
     assert page.count('<tr class="published"') == 16
     part = write_run(tmp_path / "part", "vicreg", 1, 95.0)
     config = (part / "config.yaml").read_text().replace("dataset:", "fraction: 0.1\n  dataset:")
     (part / "config.yaml").write_text(config)
-    assert main(["report", str(tmp_path / "part")]) == 0
-    assert "published, not run" not in capsys.readouterr().out
+    assert "published, not run" not in markdown(*_of(tmp_path / "part"), all_measures=True)
 
 
 def write_evaluation(run, name, rows, epochs=2, **data):
@@ -418,7 +430,7 @@ def test_evaluations_of_a_run_are_columns_of_their_own(tmp_path, capsys):
         write_evaluation(run, "knn/x-1", {"kNN, cosine": 55.0})
         write_evaluation(run, "linear/x-1", {"logistic regression": linear})
         write_evaluation(run, "linear/other-1", {"logistic regression": 12.0}, dataset="stl10")
-    assert main(["report", str(tmp_path)]) == 0
+    assert main(["report", str(tmp_path), "--all-measures"]) == 0
     (table,) = _of(tmp_path)[0]
     assert table.measures == [
         *("offline probe", "offline kNN", "kNN, cosine (test images)"),
@@ -455,7 +467,7 @@ def test_linear_layers_stand_beside_the_published_ones_of_as_many_epochs(tmp_pat
     assert main(["report", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert "linear layer on augmented images (test images, 100 epochs)" in printed
-    assert "| vicreg, resnet18, 400 epochs | - | - | - | 79.40 | 79.22 |" in printed
+    assert "| VICReg, ResNet-18, 400 epochs | - | 79.40 | - | - | published" in printed
 
 
 def test_a_trial_run_is_not_set_beside_published_rows(tmp_path):
@@ -489,16 +501,305 @@ def test_loss_terms_are_drawn_for_each_row_with_the_range_of_its_seeds(tmp_path)
         for axis in figures_of(table)["losses"].axes
     }
     assert drawn == {
-        "simclr": {"nce_loss": [4.5, 2.5]},
-        "vicreg": {"sim_loss": [4.5, 2.5], "var_loss": [4.5, 2.5]},
+        "SimCLR": {"nce_loss": [4.5, 2.5]},
+        "VICReg": {"sim_loss": [4.5, 2.5], "var_loss": [4.5, 2.5]},
     }
 
 
 def test_latex_escapes_names(tmp_path):
-    write_run(tmp_path, "barlow_twins", 1, 50.0)
+    write_run(tmp_path, "my_method", 1, 50.0)
     ((table,), _) = _of(tmp_path)
-    assert r"barlow\_twins" in latex(table)
+    assert r"my\_method & 1" in latex(table)
     assert _escaped(r"a{b}^~\c") == r"a\{b\}\textasciicircum{}\textasciitilde{}\textbackslash{}c"
+
+
+# References, the leading rows, names and facts
+
+
+def add_references(run, untrained, raw=30.0, targets=(0, 1, 2, 3)):
+    """What an offline evaluation leaves of the network as it starts and of raw pixels, and of the
+    classes of the images."""
+    result = json.loads((run / "result.json").read_text())
+    result["offline"] |= {
+        "untrained": {"probe_top1": untrained, "knn_top1": untrained - 1},
+        "raw_pixels": {"probe_top1": None, "knn_top1": raw},
+    }
+    (run / "result.json").write_text(json.dumps(result))
+    pd.DataFrame({"target": targets}).to_csv(run / "predictions.csv", index=False)
+
+
+def test_references_stand_below_the_rows_and_are_not_ranked(tmp_path):
+    for method, probe in (("vicreg", 60.0), ("simclr", 20.0)):
+        for seed in (1, 2):  # the network starts alike, whatever trains it
+            add_references(write_run(tmp_path, method, seed, probe + seed), 40.0 + seed)
+    ((table,), _) = _of(tmp_path)
+    assert [row.label for row in table.rows] == ["VICReg", "SimCLR"]
+    start, raw, chance = table.references
+    assert (start.label, start.seeds) == ("untrained network", 2)
+    assert start.scores["offline probe"].by_seed == {1: 41.0, 2: 42.0}
+    assert (raw.scores["offline kNN"].mean, raw.scores["offline kNN"].deviation) == (30.0, None)
+    assert {m: score.mean for m, score in chance.scores.items()} == dict.fromkeys(
+        ("offline probe", "offline kNN", "online probe"), 25.0
+    )
+    text = markdown([table], [])
+    assert "| *untrained network* | 2 | 41.50 ± 0.71 | 40.50 ± 0.71 | reference, not" in text
+    assert "| *raw pixels* | - | - | 30.00 | reference, not ranked |" in text
+    assert "| *chance, 4 classes* | - | 25.00 | 25.00 | reference, not ranked |" in text
+    assert text.index("| SimCLR") < text.index("untrained"), "below a row that is worse"
+    _, below = latex(table).split("SimCLR")
+    assert below.index(r"\midrule") < below.index("untrained network & 2 & 41.50")
+    html = page([table], [], "")
+    references = html[html.index('<tbody class="references">') :].split("</tbody>")[0]
+    assert re.findall(r"<td>([\w ,]+)</td>", references) == [r.label for r in table.references]
+
+
+def test_references_stand_in_the_picture_with_an_arrow_where_they_are_far(tmp_path):
+    for seed in (1, 2):
+        add_references(write_run(tmp_path, "vicreg", seed, 60.0 + seed), 60.0)
+    ((table,), _) = _of(tmp_path)
+    probe, kNN = figures_of(table)["scores"].axes
+    labels = [label.get_text() for label in probe.get_yticklabels()]
+    assert labels == ["VICReg", "untrained network", "raw pixels", "chance, 4 classes"]
+    (diamond,) = (line for line in probe.lines if line.get_marker() == "D")
+    assert diamond.get_xdata().tolist() == [60.0]
+    assert [text.get_text() for text in probe.texts] == ["◂ 25.0"]
+    assert [text.get_text() for text in kNN.texts] == ["59.0 ▸", "◂ 30.0", "◂ 25.0"]
+
+
+def test_chance_on_uneven_classes_is_the_most_frequent_one(tmp_path):
+    add_references(write_run(tmp_path, "vicreg", 1, 60.0), 40.0, targets=[0] * 8 + [1, 2])
+    ((table,), _) = _of(tmp_path)
+    chance = table.references[-1]
+    assert chance.label == "always the most frequent class"
+    assert chance.scores["offline probe"].mean == 80.0
+
+
+def test_every_backbone_has_its_untrained_network(tmp_path):
+    for width in (32, 64):
+        run = write_run(tmp_path / str(width), "vicreg", 1, 60.0)
+        add_references(run, float(width))
+        with (run / "config.yaml").open("a") as config:
+            config.write(f"backbone: {{name: small_cnn, kwargs: {{widths: [16, {width}]}}}}\n")
+    ((table,), _) = _of(tmp_path)
+    found = {one.label: one.scores.get("offline probe") for one in table.references}
+    assert found["untrained network (widths[1]=32)"].mean == 32.0
+    assert found["untrained network (widths[1]=64)"].mean == 64.0
+
+
+def test_what_the_test_does_not_tell_from_the_highest_is_marked_in_every_form(study):
+    ((table,), problems) = _of(study)
+    assert [row.leading for row in table.rows] == [True, True, False]
+    *first, worse = (f"{row.scores['offline probe'].mean:.2f}" for row in table.rows)
+    leading = list(zip(("best", "close"), first, strict=True))
+    text = markdown([table], problems)
+    assert re.findall(r"\| (\w+) \| 5 \| \*\*(\S+) ±", text) == leading
+    assert f"| worse | 5 | {worse} ±" in text
+    tex = latex(table)
+    assert re.findall(r"(\w+) & 5 & \\textbf{(\S+) ", tex) == leading
+    marked = re.findall(r'<tr class="row leading" data-text="(\w+)', page([table], [], ""))
+    assert marked == ["best", "close"]
+    said = "Bold: the highest mean and every row that the test does not find behind it"
+    assert said in text
+    assert said in tex.split(r"\caption")[1].split(r"\label{tab:cifar-10}")[0]
+    assert "Holm for 3 pairs tested" in tex
+    assert "best & 5 &" in tex
+    assert re.search(r"worse & 5 & .* & \$<\$ 0\.001 \\\\\n", tex), "its p"
+    (axis, _) = figures_of(table)["scores"].axes
+    weights = {label.get_text(): label.get_fontweight() for label in axis.get_yticklabels()}
+    assert weights == {"best": "bold", "close": "bold", "worse": "normal"}
+
+
+def test_nothing_is_marked_where_nothing_is_tested(tmp_path):
+    for method in ("vicreg", "simclr"):
+        write_run(tmp_path, method, 1, 60.0)
+    ((table,), problems) = _of(tmp_path)
+    for text in (markdown([table], problems), latex(table), page([table], problems, "")):
+        assert "Nothing is bold: no row shares two seeds" in text
+    assert "**" not in markdown([table], problems)
+    assert "textbf" not in latex(table)
+    assert '"row leading"' not in page([table], problems, "")
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_a_linear_layer_ranks_where_every_run_has_it(tmp_path, complete):
+    linear = "linear layer on augmented images"
+    for method, probe, top1 in (("vicreg", 60.0, 70.0), ("simclr", 61.0, 65.0)):
+        for seed in (1, 2):
+            run = write_run(tmp_path, method, seed, probe)
+            if complete or seed == 1:
+                write_evaluation(run, "linear/x-1", {linear: top1})
+    ((table,), _) = _of(tmp_path)
+    of_protocol = ["offline probe", "offline kNN"]
+    name = f"{linear} (test images, 100 epochs)"
+    assert table.main == ([name, *of_protocol] if complete else of_protocol)
+    assert [row.label for row in table.rows] == sorted(["VICReg", "SimCLR"], reverse=complete)
+    assert name in table.measures
+    assert f"Cite the {table.main[0]}, by which rows are ranked" in markdown([table], [])
+
+
+def test_figures_that_are_not_the_protocols_are_behind_a_switch(tmp_path):
+    run = write_run(tmp_path, "vicreg", 1, 60.0)
+    write_evaluation(run, "knn/x-1", {"kNN, cosine": 55.0})
+    ((table,), _) = _of(tmp_path)
+    others = ("kNN, cosine (test images)", "online probe")
+    assert "| row | seeds | offline probe | offline kNN | verdict |" in markdown([table], [])
+    assert f"(`--all-measures`): {', '.join(others)}, published rows." in markdown([table], [])
+    html = page([table], [], "")
+    before, behind = html.split('<details class="all">')
+    for other in others:
+        assert f"| {other} |" in markdown([table], [], all_measures=True)
+        assert f"& {other} &" in latex(table, all_measures=True)
+        assert f"& {other} &" not in latex(table)
+        assert f"<button>{other}</button>" not in before
+        assert f"<button>{other}</button>" in behind.split("</details>")[0]
+
+
+def test_every_method_that_ships_has_its_name():
+    recipes = {path.stem for path in (CONFIG_FOLDER / "method").glob("*.yaml")}
+    assert {*recipes, *OUR_METHODS, *host_methods()} <= set(names.METHODS)
+
+
+def test_a_row_is_its_method_and_what_tells_it_from_others_of_that(tmp_path):
+    for lr, name in ((0.1, "vicreg-custom"), (0.2, "mine")):
+        write_run(tmp_path / name, "vicreg", 1, 50 + lr, lr=lr, momentum=None)
+    write_run(tmp_path, "simclr", 1, 40.0, lr=0.3)
+    ((table,), _) = _of(tmp_path)
+    assert [row.label for row in table.rows] == ["VICReg (lr=0.2)", "VICReg (lr=0.1)", "SimCLR"]
+    settings = [{"optimizer.name": "sgd", "a.lr": 1}, {"optimizer.name": "lars", "b.lr": 1}]
+    assert names.told_apart(["x", "x"], settings) == [
+        "x (a.lr=1, optimizer.name=sgd)",
+        "x (b.lr=1, optimizer.name=lars)",
+    ]
+
+
+def test_what_most_namesakes_share_is_said_of_the_others_alone():
+    settings = [{"a": 1, "b": 1}, {"a": 1, "b": 2}, {"a": 2, "b": 3}, {"b": 4}, {"a": 1, "b": 5}]
+    assert names.told_apart(["x"] * 5, settings) == [
+        *("x (b=1)", "x (b=2)", "x (a=2, b=3)", "x (a=None, b=4)", "x (b=5)")
+    ]
+
+
+def test_what_not_all_rows_share_of_network_and_epochs_is_said_of_every_row(tmp_path):
+    for method, backbone in (("vicreg", "resnet18"), ("simclr", "resnet50")):
+        with (write_run(tmp_path, method, 1, 50.0) / "config.yaml").open("a") as config:
+            config.write(f"backbone: {{name: {backbone}}}\nmax_epochs: 2\n")
+    ((table,), _) = _of(tmp_path)
+    assert {row.label for row in table.rows} == {
+        "VICReg (backbone.name=resnet18)",
+        "SimCLR (backbone.name=resnet50)",
+    }
+    assert table.facts["Backbone"] == "ResNet-18, ResNet-50"
+
+
+def test_a_table_says_of_what_it_is_and_no_path(tmp_path):
+    path = "/somewhere/birds/train"
+    for seed in (1, 2, 3, 7):
+        run = write_run(tmp_path, "vicreg", seed, 50.0, dataset="custom", path=path)
+        add_references(run, 40.0)
+        result = json.loads((run / "result.json").read_text())
+        commit = f"{'0123456789abcdef' * 3}"[:40] + "+" * (seed == 7)
+        result |= {"training_images": 12345, "classes": 5, "commit": commit}
+        (run / "result.json").write_text(json.dumps(result))
+    ((table,), problems) = _of(tmp_path)
+    assert table.title == "birds"
+    assert table.facts == {
+        "Images": "12,345 for training, 4 evaluated (test images)",
+        **{"Classes": "5", "Epochs": "2", "Seeds": "1\u20133, 7"},
+        "Commit": "0123456789, 0123456789+",
+    }
+    for text in (markdown([table], problems), latex(table), page([table], problems, "")):
+        assert "12,345 for training, 4 evaluated (test images)" in text
+    assert path not in markdown([table], problems)
+    assert path not in re.sub(r"<pre>.*?</pre>", "", page([table], problems, ""), flags=re.S)
+
+
+def test_titles_are_never_alike(tmp_path):
+    for place in ("/one/birds", "/two/birds"):
+        name = place.strip("/").replace("/", "-")
+        write_run(tmp_path, name, 1, 50.0, dataset="custom", path=place)
+        write_run(tmp_path, name, 2, 50.0, dataset="custom", path=place, fingerprint=name)
+        write_run(tmp_path, name, 3, 50.0, dataset="custom", path=place, split="validation split")
+    found = [table.title for table in _of(tmp_path)[0]]
+    assert len(set(found)) == len(found) == 4
+    assert all(title.startswith("birds") and "/" not in title for title in found)
+
+
+def test_what_is_expected_and_has_not_finished_is_named(tmp_path, capsys):
+    write_run(tmp_path, "vicreg", 1, 50.0, lr=1e-3)
+    failed = write_run(tmp_path, "simclr", 1, 50.0, lr=1e-3)
+    _damage(failed, "failed")
+    runs, _ = collect(tmp_path)
+    assert missing(["vicreg", "simclr"], runs) == ["method=simclr"]
+    assert missing(["method=vicreg,simclr", "optimizer.lr=1e-3", "seed=1,2"], runs) == [
+        "method=vicreg optimizer.lr=1e-3 seed=2",
+        "method=simclr optimizer.lr=1e-3 seed=1",
+        "method=simclr optimizer.lr=1e-3 seed=2",
+    ]
+    assert missing(["data=cifar10,stl10"], runs) == ["data=stl10"]
+    assert main(["report", str(tmp_path), "--expect", "vicreg", "byol"]) == 0
+    assert "without a finished run\n\n- method=byol\n" in capsys.readouterr().out
+    folder = tmp_path / "report"
+    assert json.loads((folder / "report.json").read_text())["missing"] == ["method=byol"]
+    assert "<code>method=byol</code>" in (folder / "report.html").read_text()
+    assert main(["report", str(tmp_path), "--expect", "sed=1"]) == 2
+    assert "--expect: no run has the key sed" in capsys.readouterr().err
+
+
+def test_a_folder_with_a_failure_alone_is_listed_with_it(tmp_path):
+    (tmp_path / "byol-seed1-0123abcd").mkdir()
+    (tmp_path / "byol-seed1-0123abcd" / "failure.txt").write_text("no space left\n")
+    assert [problem.reason for problem in collect(tmp_path)[1]] == ["failed: no space left"]
+
+
+def test_figures_of_runs_from_before_there_were_references_are_read(tmp_path):
+    run = write_run(tmp_path, "vicreg", 1, 50.0)
+    for offline in ({}, {"untrained": None, "raw_pixels": {"knn_top1": float("nan")}}):
+        result = json.loads((run / "result.json").read_text())
+        result["offline"] = {"trained": result["offline"]["trained"], **offline}
+        (run / "result.json").write_text(json.dumps(result))
+        ((table,), problems) = _of(tmp_path)
+        assert (table.references, problems) == ([], [])
+
+
+def test_pictures_of_the_page_take_its_colours_and_epochs_are_whole(tmp_path):
+    run = write_run(tmp_path, "vicreg", 1, 50.0)
+    add_references(run, 40.0)
+    ((table,), _) = _of(tmp_path)
+    (panel,) = panels_of(table)["curves"]
+    picture = svg(panel)
+    assert 'fill="currentColor"' in picture.split(">")[0]
+    assert not re.search(r"#000000|#ffffff|DejaVu|<text[^>]*fill: #", picture)
+    (axis,) = figures_of(table)["curves"].axes
+    low, high = axis.get_xlim()
+    ticks = [tick for tick in axis.get_xticks() if low <= tick <= high]
+    assert ticks == [1, 2]
+
+
+def test_names_of_rows_do_not_collide_in_a_picture(tmp_path):
+    long = {f"option_{number}": 1.0 for number in range(8)}
+    for row in range(4):
+        settings = {key: value + row for key, value in long.items()}
+        write_run(tmp_path / str(row), "vicreg", 1, 50.0 + row, **settings)
+    ((table,), _) = _of(tmp_path)
+    figure = figures_of(table)["scores"]
+    figure.canvas.draw()
+    for axis in figure.axes:
+        for labels in (axis.get_yticklabels(), axis.get_xticklabels()):
+            boxes = [label.get_window_extent() for label in labels if label.get_visible()]
+            apart = [not a.overlaps(b) for a, b in pairwise(boxes)]
+            assert all(apart)
+
+
+def test_the_same_runs_give_the_same_bytes(tmp_path):
+    for method in ("vicreg", "simclr"):
+        add_references(write_run(tmp_path / "runs", method, 1, 60.0, shared=False), 40.0)
+    contents = []
+    for output in ("one", "two"):
+        folder = tmp_path / output
+        assert main(["report", str(tmp_path / "runs"), "--output", str(folder), "--latex"]) == 0
+        contents.append({path.name: path.read_bytes() for path in folder.iterdir()})
+    assert contents[0] == contents[1]
+    assert {"report.html", "time-1.svg", "curves-1.png"} <= set(contents[0])
 
 
 # In a browser
@@ -516,7 +817,7 @@ def browse(study):
     assert main(["report", str(study)]) == 0
     page = study / "report" / "report.html"
 
-    def dom(state=""):
+    def dom(state="", page=page, width=800):
         done = subprocess.run(
             [
                 *(
@@ -527,6 +828,7 @@ def browse(study):
                     "--virtual-time-budget=2000",
                 ),
                 *("--host-resolver-rules=MAP * ~NOTFOUND", "--enable-logging=stderr", "--dump-dom"),
+                f"--window-size={width},900",
                 f"file://{page}{state}",
             ],
             capture_output=True,
@@ -554,7 +856,7 @@ def test_page_shows_the_ranking_and_needs_no_network(browse, study):
     assert not re.search(
         r'(src|href)="?(https?:)?//', re.sub(r"<svg.*?</svg>", "", page, flags=re.S)
     )
-    assert dom.count("<svg") == 2
+    assert dom.count("<svg") == 3  # two measures, one curve
     assert "commit <code>abc123</code>" in dom
 
 
@@ -562,3 +864,19 @@ def test_page_sorts_and_filters_by_its_address(browse):
     assert [label for label, _ in _rows(browse("#s1=2"))] == ["worse", "close", "best"]
     assert [label for label, _ in _rows(browse("#s1=-0"))] == ["worse", "close", "best"]
     assert _rows(browse("#f1=clo")) == [("best", True), ("close", False), ("worse", True)]
+
+
+def test_page_of_500_pixels_scrolls_its_tables_and_not_itself(browse, study):
+    page = study / "report" / "report.html"
+    script = (
+        "<script>document.querySelectorAll('details').forEach(one => one.open = true);"
+        "const of = one => `${one.scrollWidth - one.clientWidth} `;"
+        "document.title = of(document.documentElement) +"
+        "[...document.querySelectorAll('.scroll')].map(of).join('')</script>"
+    )
+    probe = page.with_name("probe.html")
+    probe.write_text(page.read_text() + script)
+    (beyond,) = re.findall("<title>(.*?) </title>", browse(page=probe, width=500))
+    whole, *boxes = map(int, beyond.split())
+    assert whole == 0
+    assert max(boxes) > 0, "what is wide is in a box of its own"

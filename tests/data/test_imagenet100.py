@@ -1,5 +1,6 @@
 """ImageNet-100 out of archives and trees of ImageNet: which files, resumed, verified."""
 
+import hashlib
 import io
 import json
 import shutil
@@ -190,6 +191,71 @@ def test_what_was_killed_goes_on_without_cut_files(
     prepared(archives, target)
     assert contents(target) == wanted(tree)
     assert {path: path.stat().st_ino for path in whole} == whole, "whole files are not written anew"
+
+
+def shrunk(source: Path, target: Path, size: int = 6) -> dict[str, Any]:
+    return imagenet100.prepare(source, target, False, lambda: None, size)
+
+
+def test_smaller_images_have_the_size_that_is_asked_for_and_hashes(
+    archives: Path, tree: Path, tmp_path: Path
+) -> None:
+    upright = tree / "train" / IMAGENET100[0] / f"{IMAGENET100[0]}_0.JPEG"
+    exif = Image.Exif()
+    exif[274] = 6  # turned by a quarter
+    Image.new("CMYK", (8, 20)).save(upright, "JPEG", exif=exif)
+    small = tree / "train" / IMAGENET100[1] / f"{IMAGENET100[1]}_0.JPEG"
+    Image.new("L", (5, 9)).save(small, "JPEG")
+    target = tmp_path / "target"
+    manifest = shrunk(tree, target)
+    assert manifest == imagenet100.read_manifest(target)
+    assert manifest["how"]["train"] == "shorter side at most 6 px"
+    for path, content in contents(target).items():
+        split, name, file = path.split("/")
+        assert manifest["images"][split][name][file] == len(content)
+        assert hashlib.sha256(content).hexdigest().startswith(manifest["sha256"][split][name][file])
+        image = Image.open(io.BytesIO(content))
+        assert (image.format, image.mode) == ("JPEG", "L" if path.endswith(small.name) else "RGB")
+        sizes = {upright.name: (15, 6), small.name: (5, 9)}
+        assert image.size == sizes.get(file, (7, 6)), path
+    found = imagenet100.verify(target, manifest, lambda: None)
+    assert found == imagenet100.Findings([], [], [], [], [])
+    of_archives = shrunk(archives, tmp_path / "other")
+    changed = {upright.name, small.name}  # the archives are of the tree as it was
+    for split, classes in of_archives["sha256"].items():
+        for name, files in classes.items():
+            for file in files.keys() - changed:
+                assert files[file] == manifest["sha256"][split][name][file]
+
+
+def test_smaller_images_go_on_and_are_verified_by_their_bytes(tree: Path, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    shrunk(tree, target)
+    whole = {path: path.stat().st_mtime_ns for path in target.rglob("*.JPEG")}
+    first, second, *_ = whole
+    first.unlink()
+    manifest = shrunk(tree, target)
+    assert {path for path, at in whole.items() if path.stat().st_mtime_ns != at} == {first}
+    content = bytearray(second.read_bytes())
+    content[-3] ^= 1
+    second.write_bytes(content)
+    found = imagenet100.verify(target, manifest, lambda: None)
+    assert found.unreadable == [str(second.relative_to(target))]
+
+
+def test_smaller_images_are_not_mixed_with_others(tree: Path, tmp_path: Path) -> None:
+    shrunk(tree, tmp_path / "target")
+    with pytest.raises(DataError, match="prepared with --size 6"):
+        shrunk(tree, tmp_path / "target", 7)
+    with pytest.raises(DataError, match="prepared with --size 6"):
+        prepared(tree, tmp_path / "target", copy=True)
+    prepared(tree, tmp_path / "linked")
+    with pytest.raises(DataError, match="prepared without --size"):
+        shrunk(tree, tmp_path / "linked")
+    cut = tree / "val" / IMAGENET100[3] / "cut.JPEG"
+    cut.write_bytes(jpeg(1)[:200])
+    with pytest.raises(DataError, match=rf"an image cannot be read.*{IMAGENET100[3]}/cut.JPEG"):
+        shrunk(tree, tmp_path / "third")
 
 
 def test_verification_names_what_is_wrong(tree: Path, tmp_path: Path) -> None:

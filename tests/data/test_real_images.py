@@ -1,5 +1,7 @@
 """Real photographs through the image folder, where SOLO_MIM_TEST_DATA names their folder."""
 
+import io
+import random
 import tarfile
 from collections import Counter
 from collections.abc import Callable
@@ -8,8 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 from omegaconf import DictConfig
+from PIL import Image
+from view_statistics import assert_alike, summaries
 
 from solo_mim.data import SSLDataModule
+from solo_mim.data.imagenet100 import smaller
+from solo_mim.data.images import rgb
+from solo_mim.data.transforms import normalise, parse_augmentations
 
 IMAGES_PER_CLASS = {"train": 20, "test": 10}
 
@@ -61,3 +68,47 @@ def test_hundred_full_size_photographs_load_at_64_pixels(
         targets += labels.tolist()
     assert sorted(targets) == list(range(100))
     assert [x.shape for x, _ in module.plain_dataloader("train")] == [(25, 3, 64, 64)] * 4
+
+
+@pytest.fixture
+def crop(hundred_photographs: Path):
+    """A hundred photographs, and ImageNet's random resized crop of 224 pixels."""
+    pipeline = {"rrc": {"enabled": True, "crop_min_scale": 0.08, "crop_max_scale": 1.0}}
+    pipeline |= {"crop_size": 224, "num_crops": 1}
+    (augment,) = parse_augmentations([pipeline], (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    files = sorted((hundred_photographs / "train").rglob("*.JPEG"))
+    return [rgb(str(file)) for file in files], augment
+
+
+def test_views_of_files_of_256_pixels_lose_some_sharpness_and_nothing_else(crop) -> None:
+    photographs, augment = crop
+    images = [
+        Image.open(io.BytesIO(smaller(image, 256))) if min(image.size) > 256 else image
+        for image in photographs
+    ]
+
+    def views(of: list[Image.Image], seed: int) -> dict:
+        rng = random.Random(seed)
+        made = [augment(image, rng) for image in of for _ in range(2)]
+        return summaries(normalise(made, augment.mean, augment.std))
+
+    ours, theirs = views(images, 0), views(photographs, 1)
+    kept = float(ours.pop("sharpness").mean() / theirs.pop("sharpness").mean())
+    print(f"sharpness of views of 256-pixel files: {kept:.2f} of that of the files as they are")
+    assert 0.8 < kept < 1
+    assert_alike(ours, theirs)
+
+
+def test_few_crops_are_large_enough_to_be_decoded_at_half_their_size(crop) -> None:
+    """What a JPEG decoder that scales by two would save: both crops of an image need 448 pixels."""
+    photographs, augment = crop
+    rng = random.Random(0)
+    boxes = [
+        [augment.draw(*image.size, rng).box for _ in range(2)]
+        for image in photographs
+        for _ in range(100)
+    ]
+    sides = [min(min(b[2] - b[0], b[3] - b[1]) for b in pair) for pair in boxes]
+    share = sum(side >= 448 for side in sides) / len(sides)
+    print(f"images of which two crops could be decoded at half their size: {share:.1%}")
+    assert 0 < share < 0.05
