@@ -12,29 +12,20 @@ from pathlib import Path
 import pandas as pd
 import preflight
 import pytest
-import reproduce
-from campaign import Job
+from campaign import METHODS, Job
+from driven import asked_for
 from omegaconf import OmegaConf
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "imagenet100" / "reproduce.py"
 
 
-def asked_for(*arguments):
-    options = reproduce.parser()
-    return reproduce.campaign_of(options.parse_args(arguments), options)
-
-
 @pytest.fixture
-def commands(monkeypatch):
+def commands():
     """Arguments of every `solo-mim` of a call, by job: `commands("--gpus", "1")`."""
 
     def given(*arguments):
-        campaign = asked_for(*arguments)
-        words = {}
-        for job in campaign.jobs():
-            evaluates = job.stage in ("linear", "knn")
-            words[job] = campaign.evaluation(job, "RUN") if evaluates else campaign.words(job)
-        return words
+        campaign, _ = asked_for(*arguments)
+        return {job: campaign.words(job, "RUN") for job in campaign.jobs()}
 
     return given
 
@@ -49,20 +40,29 @@ def test_every_method_goes_through_every_stage(commands):
 
 
 def test_each_job_comes_after_what_it_needs():
-    campaign = asked_for("--imagenet", "there", "--seeds", "1", "2", "--methods", "byol", "vicreg")
+    campaign = asked_for(
+        *("--imagenet", "there", "--seeds", "1", "2", "--methods", "byol", "vicreg")
+    )[0]
     pretrain = Job("pretrain", "vicreg", 2)
     assert campaign.before(pretrain) == [Job("prepare")]
     assert campaign.before(Job("linear", "vicreg", 2)) == [pretrain]
     assert campaign.before(Job("knn", "vicreg", 2)) == [pretrain]
     assert campaign.before(Job("report")) == campaign.jobs()[:-1]
     assert [job.seed for job in campaign.jobs() if job.stage == "pretrain"] == [1, 1, 2, 2]
-    assert asked_for("knn").before(Job("knn", "vicreg", 5)) == []
+    assert asked_for("--stages", "knn")[0].before(Job("knn", "vicreg", 5)) == []
 
 
-@pytest.mark.parametrize("gpus", ["0", "1", "2", "8"])
-def test_what_the_commands_are_given_is_a_configuration(commands, compose_cfg, gpus):
-    more = ("--set", "data.on_corrupt=skip", "--set", "optimizer.weight_decay=0.5")
-    for job, words in commands("--gpus", gpus, "--seed", "3", *more).items():
+@pytest.mark.parametrize(("gpus", "methods"), [("2", METHODS), ("0", ["byol"]), ("8", ["byol"])])
+def test_what_the_commands_are_given_is_a_configuration(commands, compose_cfg, gpus, methods):
+    more = (
+        "--methods",
+        *methods,
+        "--set",
+        "data.on_corrupt=skip",
+        "--set",
+        "optimizer.weight_decay=0.5",
+    )
+    for job, words in commands("--gpus", gpus, "--seeds", "3", *more).items():
         if job.stage == "pretrain":
             cfg = compose_cfg(*words[1:])
             assert (cfg.max_epochs, cfg.data.format, cfg.seed) == (400, "dali", 3)
@@ -177,11 +177,10 @@ def test_a_stop_a_broken_file_and_a_method_that_cannot_be_built(hundred_photogra
 
 @pytest.mark.slow
 def test_a_trial_step_is_a_real_one(tmp_path):
-    campaign = asked_for(
-        *("pretrain", "--methods", "vicreg", "--gpus", "0", "--format", "pillow", "--toy"),
-        *("--output", str(tmp_path / "runs")),
-    )
-    preflight.noise(tmp_path / "data")
-    assert preflight._tried(campaign, "vicreg", tmp_path, ()) == ""
-    bad = asked_for("pretrain", "--gpus", "0", "--toy", "--set", "optimizer.batch_size=5000")
-    assert "optimizer.batch_size" in preflight._tried(bad, "vicreg", tmp_path, ())
+    more = ("--methods", "vicreg", "--gpus", "0", "--format", "pillow", "--toy")
+    more += ("--set", "scheduler.warmup_epochs=3", "--set", "data.fraction=0.1")
+    preflight.noise(tmp_path / "data", 256)
+    good, _ = asked_for("--output", str(tmp_path / "runs"), *more)
+    assert preflight.tried(good, "vicreg", tmp_path, ()) == ""
+    bad, _ = asked_for(*more, "--set", "optimizer.batch_size=5000")
+    assert "optimizer.batch_size" in preflight.tried(bad, "vicreg", tmp_path, ())

@@ -7,14 +7,10 @@ from __future__ import annotations
 
 import functools
 import json
-import re
 import sys
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 STAGES = ("prepare", "pretrain", "linear", "knn", "report")
 # Method -> rate of its linear classifier in solo-learn main's scripts/linear/imagenet-100;
@@ -29,15 +25,13 @@ METHODS = {
     "simsiam": 30.0,
 }
 FORMATS = {"dali": "dali", "pillow": "image_folder", "h5": "h5"}
-PRECISE = "precision=32-true"
-EPOCHS, GLOBAL_BATCH = 400, 256
+EPOCHS, GLOBAL_BATCH, LINEAR_EPOCHS = 400, 256, 100
 SOLO_MIM = (sys.executable, "-m", "solo_mim")
-# What the campaign says itself: it finds its runs again by these.
-OWN = ("method", "data", "seed", "name", "output_dir", "data.train_path", "data.val_path")
 # A look at whether everything runs; its figures mean nothing. kNN goes through all images.
 _FEW = ("max_epochs=2", "optimizer.batch_size=16", "limit_train_batches=2", "limit_val_batches=2")
 # Of a classifier, unless its command says otherwise.
-_PLAIN = ("limit_train_batches=", "limit_val_batches=", "fast=false", "finetune=false")
+_PLAIN = ("limit_train_batches=null", "limit_val_batches=null", "fast=false", "finetune=false")
+_CPU = ("accelerator=cpu", "precision=32-true")
 
 
 class NotReady(Exception):
@@ -58,12 +52,16 @@ class Job:
         return f"{self.stage}-{self.method}-seed{self.seed}" if self.method else self.stage
 
 
+# The best comes first where a job has several folders.
+STATES = ("running", "finished", "stopped", "failed", "damaged")
+
+
 @dataclass(frozen=True)
 class State:
     """How a job stands.
 
     Attributes:
-        word: finished, running, stopped, failed, damaged or not begun.
+        word: one of `STATES`, or not begun.
         said: why it failed, or how far it is; one line.
         folder: of the run, or of the evaluation.
     """
@@ -107,68 +105,70 @@ class Campaign:
 
     def jobs(self) -> list[Job]:
         """In the order of the stages; of one stage all methods of the first seed come first."""
-        found: list[Job] = []
-        for stage in (stage for stage in STAGES if stage in self.stages):
-            if stage in ("prepare", "report"):
-                found.append(Job(stage))
-            else:
-                found += [Job(stage, m, seed) for seed in self.seeds for m in self.methods]
-        return found
+        of_all = [(method, seed) for seed in self.seeds for method in self.methods]
+        return [
+            Job(stage, *of)
+            for stage in STAGES
+            if stage in self.stages
+            for of in ([()] if stage in ("prepare", "report") else of_all)
+        ]
 
     def before(self, job: Job) -> list[Job]:
         """The jobs that have to end first."""
-        wanted = {
-            "pretrain": [Job("prepare")],
-            "linear": [Job("pretrain", job.method, job.seed)],
-            "knn": [Job("pretrain", job.method, job.seed)],
-            "report": [other for other in self.jobs() if other.stage != "report"],
-        }.get(job.stage, [])
-        return [other for other in wanted if other in self.jobs()]
+        jobs = self.jobs()
+        if job.stage == "report":
+            return [other for other in jobs if other != job]
+        needs = {"pretrain": Job("prepare")}
+        needed = needs.get(job.stage, Job("pretrain", job.method, job.seed))
+        return [needed] if needed in jobs and job.stage != "prepare" else []
 
     def gpus_of(self, job: Job) -> int:
         """A classifier and neighbours take one at the most."""
         most = {"pretrain": self.gpus, "linear": 1, "knn": 1}
         return min(self.gpus, most.get(job.stage, 0))
 
-    def words(self, job: Job) -> list[str]:
-        """The arguments of `solo-mim`.
+    def words(self, job: Job, run: str = "") -> list[str]:
+        """The arguments of `solo-mim`; `run` is what is evaluated, the job's own unless given.
 
         Raises:
             NotReady: there is no finished run to evaluate, or more than one.
         """
         if job.stage == "prepare":
             return ["prepare", "imagenet100", str(self.data), "--from", str(self.imagenet)]
-        if job.stage == "pretrain":
-            return self._pretrain(job)
         if job.stage == "report":
             return ["report", str(self.output), "--title", "ImageNet-100", "--latex"]
-        return self.evaluation(job, str(self.pretrained(job)))
-
-    def evaluation(self, job: Job, run: str) -> list[str]:
-        """The arguments of `linear` or `knn` on a run."""
-        workers = [] if self.workers is None else [f"data.num_workers={self.workers}"]
-        if job.stage == "knn":
-            return ["knn", run, *workers]
-        precision = ["precision=16-mixed"] if self.gpus else ["accelerator=cpu", PRECISE]
-        return [
-            *("linear", run, f"optimizer.lr={METHODS[job.method]}", "devices=1", *precision),
-            *("scheduler.name=step", "scheduler.lr_decay_steps=[60,80]"),
-            *(_FEW if self.toy else ["max_epochs=100"]),
-            *workers,
-        ]
+        if job.stage == "pretrain":
+            return self._pretrain(job)
+        words = [job.stage, run or str(self._pretrained(job))]
+        return [*words, *(self._linear(job) if job.stage == "linear" else ()), *self._workers()]
 
     def _pretrain(self, job: Job) -> list[str]:
         ending = ".h5" if self.format == "h5" else ""
+        batch = f"optimizer.batch_size={GLOBAL_BATCH // max(1, self.gpus)}"
+        several = ("strategy=ddp", "sync_batchnorm=true") if self.gpus > 1 else ()
         return [
             *("pretrain", f"method={job.method}", "data=imagenet100"),
             f"data.format={FORMATS[self.format]}",
             *(f"data.{split}_path={self.data / split}{ending}" for split in ("train", "val")),
             *("evaluation.offline=false", f"seed={job.seed}", f"output_dir={self.output}"),
-            *machine(self.gpus),
+            *(f"devices={max(1, self.gpus)}", *self._precision(), batch, *several),
             *(_FEW if self.toy else ()),
-            *([] if self.workers is None else [f"data.num_workers={self.workers}"]),
+            *self._workers(),
             *self.settings,
         ]
+
+    def _linear(self, job: Job) -> list[str]:
+        return [
+            *(f"optimizer.lr={METHODS[job.method]}", "devices=1", *self._precision()),
+            *("scheduler.name=step", "scheduler.lr_decay_steps=[60,80]"),
+            *(_FEW if self.toy else (f"max_epochs={LINEAR_EPOCHS}",)),
+        ]
+
+    def _precision(self) -> tuple[str, ...]:
+        return ("precision=16-mixed",) if self.gpus else _CPU
+
+    def _workers(self) -> list[str]:
+        return [] if self.workers is None else [f"data.num_workers={self.workers}"]
 
     # How they stand
 
@@ -180,50 +180,45 @@ class Campaign:
     def note(self, job: Job) -> dict[str, Any]:
         """What was noted of a job; empty where nothing was."""
         try:
-            found = json.loads((self.notes / f"{job.name}.json").read_text())
+            found: dict[str, Any] = json.loads((self.notes / f"{job.name}.json").read_text())
         except (OSError, ValueError):
             return {}
-        return found if isinstance(found, dict) else {}
+        return found
 
     def write_note(self, job: Job, **what: Any) -> None:
-        """Notes something of a job in place of what was noted before, but for its SLURM id; nothing
-        at all removes the note."""
+        """Notes something of a job in place of what was noted before, but for its SLURM id.
+
+        Raises:
+            OSError: the note cannot be written.
+        """
         from solo_mim.runs import files
 
-        path, before = self.notes / f"{job.name}.json", self.note(job)
-        what = {**({"slurm": before["slurm"]} if "slurm" in before else {}), **what}
-        if what:
-            self.notes.mkdir(parents=True, exist_ok=True)
-            files.write_json(path, what)
-        else:
-            path.unlink(missing_ok=True)
+        self.notes.mkdir(parents=True, exist_ok=True)
+        kept = {key: value for key, value in self.note(job).items() if key == "slurm"}
+        files.write_json(self.notes / f"{job.name}.json", kept | what)
 
     def state(self, job: Job) -> State:
         """By what lies in the folders; where nothing does, by what was noted."""
-        if job.stage == "prepare":
-            found = _prepared(self.data)
-        elif job.stage == "pretrain":
-            found = self._of_runs(job)
-        elif job.stage == "report":
-            found = None
-        else:
-            found = self._of_evaluations(job)
-        if found:
-            return found
-        if job.stage == "pretrain" and job.method in self.refused:
-            return State("failed", self.refused[job.method])
+        from solo_mim.data.imagenet100 import MANIFEST
+
+        if job.stage == "prepare" and (self.data / MANIFEST).is_file():
+            return State("finished", folder=self.data)
+        rows = self._rows(job)
+        if sum(row.state == "finished" for row in rows) > 1:
+            return State("damaged", f"{len(rows)} runs of this job: keep the one that counts")
+        for row in sorted(rows, key=lambda row: STATES.index(row.state)):
+            going = job.stage == "pretrain" and row.state in ("running", "stopped") and row.epochs
+            said = f"{row.epochs[0]} of {row.epochs[1]} epochs" if going else row.reason
+            return State(row.state, said, row.folder)
         note = self.note(job)
-        if note.get("said"):
-            return State("failed", note["said"])
+        refused = self.refused.get(job.method) if job.stage == "pretrain" else None
+        if failure := refused or note.get("said"):
+            return State("failed", failure)
         return State("not begun", f"SLURM job {note['slurm']}" if "slurm" in note else "")
 
-    def pretrained(self, job: Job) -> Path:
-        """The folder of the finished run that a job evaluates.
-
-        Raises:
-            NotReady: there is none, or more than one.
-        """
-        found = [run.folder for run in self._runs(job) if run.state == "finished"]
+    def _pretrained(self, job: Job) -> Path:
+        rows = self._rows(Job("pretrain", job.method, job.seed))
+        found = [row.folder for row in rows if row.state == "finished"]
         if len(found) == 1:
             return found[0]
         raise NotReady(
@@ -232,56 +227,35 @@ class Campaign:
             + ("keep the one that counts" if found else "the stage pretrain makes it")
         )
 
-    def _runs(self, job: Job) -> list[Any]:
-        """Runs of a method and seed whose configuration is the campaign's."""
-        from solo_mim.runs.listing import listed
+    def _rows(self, job: Job) -> list[Any]:
+        """Runs of a method and seed, or evaluations of its run, whose configuration is the
+        campaign's."""
+        from solo_mim.runs.listing import row_of
 
-        folders = self.output.glob(f"{job.method}-imagenet100-seed{job.seed}-*")
-        named = [f for f in folders if re.search(r"-seed\d+-[0-9a-f]{8}$", f.name)]
-        return [run for run in listed(sorted(named)) if self._is_of(run.settings, job)]
+        if job.stage == "pretrain":
+            pattern = f"{job.method}-imagenet100-seed{job.seed}-{'[0-9a-f]' * 8}"
+            rows = map(row_of, sorted(self.output.glob(pattern)))
+            return [row for row in rows if self._is_of(row.settings, job)]
+        if job.stage not in ("linear", "knn"):
+            return []
+        try:
+            run = self._pretrained(job)
+        except NotReady:
+            return []
+        wanted = _evaluated(tuple(self._linear(job)) if job.stage == "linear" else ())
+        rows = map(row_of, sorted((run / job.stage).glob("*/")))
+        return [r for r in rows if all(r.settings.get(k, v) == v for k, v in wanted.items())]
 
     def _is_of(self, settings: dict[str, Any], job: Job) -> bool:
         """Whether these are what the job's command composes."""
-        from solo_mim.runs.identity import NOT_IDENTITY, changes, settings_of
+        from solo_mim.errors import ConfigError
+        from solo_mim.runs.identity import changes, settings_of
 
-        try:
+        try:  # once for all seeds
             wanted = composed(tuple(self._pretrain(Job("pretrain", job.method)))).plain
-        except ValueError:  # ConfigError
+        except ConfigError:
             return False
-        ignored = tuple(f"{key}." for key in NOT_IDENTITY)
-        there = {key: v for key, v in settings.items() if not f"{key}.".startswith(ignored)}
-        return not changes(there, settings_of({**wanted, "seed": job.seed}))
-
-    def _of_runs(self, job: Job) -> State | None:
-        runs = self._runs(job)
-        alive = [run for run in runs if run.state == "running"]
-        finished = [run for run in runs if run.state == "finished"]
-        if len(runs) > 1 and not alive and len(finished) != 1:
-            return State("damaged", f"{len(runs)} runs of this job: keep the one that counts")
-        for run in [*alive, *finished, *runs]:
-            done = f"{run.epochs[0]} of {run.epochs[1]} epochs" if run.epochs else ""
-            said = done if run.state in ("running", "stopped") else run.reason
-            return State(run.state, said, run.folder)
-        return None
-
-    def _of_evaluations(self, job: Job) -> State | None:
-        try:
-            run = self.pretrained(job)
-        except NotReady:
-            return None
-        words = [*_PLAIN, *self.evaluation(job, str(run))[2:]] if job.stage == "linear" else []
-        found = [_evaluation(path) for path in sorted((run / job.stage).glob("*/"))]
-        states = [state for state, config in found if _fits(config, words)]
-        order = ("running", "finished", "stopped", "failed")
-        return min(states, key=lambda state: order.index(state.word), default=None)
-
-
-def machine(gpus: int) -> list[str]:
-    """Overrides for so many GPUs; none is the CPU."""
-    if gpus == 0:
-        return ["accelerator=cpu", "devices=1", PRECISE, f"optimizer.batch_size={GLOBAL_BATCH}"]
-    one = [f"devices={gpus}", "precision=16-mixed", f"optimizer.batch_size={GLOBAL_BATCH // gpus}"]
-    return one if gpus == 1 else [*one, "strategy=ddp", "sync_batchnorm=true"]
+        return not changes(settings_of(settings), settings_of({**wanted, "seed": job.seed}))
 
 
 @functools.cache
@@ -297,50 +271,12 @@ def composed(words: tuple[str, ...]) -> Any:
     return checked(compose("pretrain", list(words[1:])))
 
 
-def _prepared(data: Path) -> State | None:
-    """By the manifest, which is written last."""
-    from solo_mim.data.imagenet100 import MANIFEST
+@functools.cache
+def _evaluated(words: tuple[str, ...]) -> dict[str, Any]:
+    """By dotted key, what tells the evaluation that a command makes from others of the run."""
+    from omegaconf import OmegaConf
 
-    return State("finished", folder=data) if (data / MANIFEST).is_file() else None
+    from solo_mim.runs.identity import settings_of
 
-
-# Python's own is ten times as slow.
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-
-
-def _evaluation(folder: Path) -> tuple[State, dict[str, Any]]:
-    """How an evaluation stands, and its configuration; empty where that cannot be read."""
-    from solo_mim.runs import files
-    from solo_mim.runs.lock import FolderLock
-
-    try:
-        config = yaml.load((folder / files.CONFIGURATION).read_text(), _Loader)
-    except (OSError, yaml.YAMLError):
-        config = {}
-    if FolderLock.is_held(folder):
-        return State("running", folder=folder), config
-    if (folder / files.RESULT).exists():
-        return State("finished", folder=folder), config
-    failure = folder / files.FAILURE
-    if failure.exists():
-        return State("failed", failure.read_text().strip(), folder), config
-    return State("stopped", folder=folder), config
-
-
-def _fits(config: dict[str, Any], words: Iterable[str]) -> bool:
-    """Whether an evaluation is the one that a command makes: on ImageNet-100, and with its keys."""
-    if not isinstance(config, dict) or not config:
-        return False
-    given = dict(word.partition("=")[::2] for word in ["data.dataset=imagenet100", *words])
-    given.pop("data.num_workers", None)
-    wanted = {key: yaml.safe_load(value) for key, value in given.items()}
-    return all(_value(config, key, value) == value for key, value in wanted.items())
-
-
-def _value(config: Any, key: str, otherwise: Any) -> Any:
-    """Of a dotted key; `otherwise` where there is no such key."""
-    for part in key.split("."):
-        if not isinstance(config, dict) or part not in config:
-            return otherwise
-        config = config[part]
-    return config
+    given = OmegaConf.from_dotlist(["data.dataset=imagenet100", *(_PLAIN if words else ()), *words])
+    return settings_of(OmegaConf.to_container(given))

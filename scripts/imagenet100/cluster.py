@@ -8,183 +8,172 @@ import os
 import shlex
 import signal
 import subprocess
-import time
+from argparse import Namespace
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import page
 from campaign import Campaign, Job, NotReady
-from local import Child, outcome, say, started
+from local import Child, outcome, started
 
 HERE = Path(__file__).resolve().parent
-_RESTARTS = "SLURM_RESTART_COUNT"
+_RESUMED = ("prepare", "pretrain")  # stages that keep what they have done
+_AT_ONCE = 256  # elements of an array
+_DELAY = 180  # seconds before the time limit at which a job is told
+_REQUEUES = 100  # of a job, at the most
 
 
-@dataclass(frozen=True)
-class Queue:
-    """What is asked of SLURM for each job.
-
-    Attributes:
-        hours: its time limit; a pre-training that needs more is requeued before it.
-        delay: seconds before the limit at which the job is told.
-        requeues: that a job has at the most.
-        others: of sbatch, by name: account, qos, gres, mem, constraint.
-    """
-
-    partition: str | None = None
-    hours: float = 24.0
-    cpus: int = 8
-    at_once: int = 256
-    delay: int = 180
-    requeues: int = 100
-    others: dict[str, str] = field(default_factory=dict)
-
-    def parameters(self, campaign: Campaign, job: Job) -> dict[str, Any]:
-        """submitit's, of a job."""
-        gpus, quoted = campaign.gpus_of(job), shlex.quote(str(HERE))
-        by_gres = "gres" in self.others and gpus
-        others: dict[str, Any] = {k: v for k, v in self.others.items() if gpus or k != "gres"}
-        # SIGUSR1 is what solo-mim answers by keeping the epoch and requeueing; submitit's is USR2.
-        others |= {"signal": f"USR1@{self.delay}", "requeue": True}
-        return {
-            "name": f"{job.stage}-imagenet100" if job.stage == "pretrain" else job.name,
-            "timeout_min": int(60 * self.hours),
-            "cpus_per_task": self.cpus * max(1, gpus),
-            "tasks_per_node": 1,
-            "stderr_to_stdout": True,
-            "gpus_per_node": None if by_gres or not gpus else gpus,
-            "slurm_partition": self.partition,
-            "slurm_array_parallelism": self.at_once,
-            "slurm_additional_parameters": others,
-            "slurm_setup": [f"export PYTHONPATH={quoted}${{PYTHONPATH:+:$PYTHONPATH}}"],
-        }
+def parameters(campaign: Campaign, job: Job, asked: Namespace) -> dict[str, Any]:
+    """What is asked of SLURM for a job, in submitit's words."""
+    gpus = campaign.gpus_of(job)
+    others = dict(one.partition("=")[::2] for one in asked.sbatch)
+    if not gpus:
+        others.pop("gres", None)
+    # Where prepare has failed, what waits for it would wait for ever.
+    more = {"requeue": True, "kill-on-invalid-dep": "yes"}
+    return {
+        "name": f"{job.stage}-imagenet100" if job.stage == "pretrain" else job.name,
+        "timeout_min": int(60 * asked.hours),
+        "cpus_per_task": asked.cpus * max(1, gpus),
+        "tasks_per_node": 1,
+        "stderr_to_stdout": True,
+        "gpus_per_node": gpus if gpus and "gres" not in others else None,
+        "slurm_partition": asked.partition,
+        "slurm_array_parallelism": asked.jobs or _AT_ONCE,
+        "slurm_signal_delay_s": _DELAY,
+        "slurm_additional_parameters": {**others, **more},
+        "slurm_setup": [f"export PYTHONPATH={shlex.quote(str(HERE))}${{PYTHONPATH:+:$PYTHONPATH}}"],
+    }
 
 
-@dataclass(frozen=True)
+@dataclass
 class Work:
     """A job, as it is done on its node."""
 
     campaign: Campaign
     job: Job
-    requeues: int
+    _child: Child | None = None
 
-    def __call__(self) -> int:
-        """Runs its command; the exit code. On SLURM a bad one is raised, so that SLURM knows."""
+    def __call__(self) -> None:
+        """Runs its command.
+
+        Raises:
+            RuntimeError: it has failed; from this SLURM knows.
+        """
+        said = ""
         try:
-            child = started(self.campaign, self.job, self.campaign.output / "slurm")
+            child = self._child = started(self.campaign, self.job, "slurm")
+            with _asked_to_end(child):
+                code = child.wait()
+            said = outcome(self.campaign, self.job, code, child).said
         except (NotReady, OSError) as error:
-            code, said = 1, str(error)
+            said = str(error)
             with contextlib.suppress(OSError):
-                self.campaign.write_note(self.job, code=code, said=said)
-        else:
-            code, said = self._watched(child) if child else (1, "there is no run to report on")
+                self.campaign.write_note(self.job, said=said)
         with contextlib.suppress(OSError):
             page.write(self.campaign)
-        if code and "SLURM_JOB_ID" in os.environ:
+        if said:
             raise RuntimeError(f"{self.job.name}: {said}")
-        return code
 
-    def _watched(self, child: Child) -> tuple[int, str]:
-        with self._forwarded(child):
-            while (code := child.ended()) is None:
-                time.sleep(0.2)
-        said = child.said()
-        if code != 128 + signal.SIGUSR1:  # which goes on in the queue
-            outcome(self.campaign, self.job, code, child)
-        return code, said
+    def checkpoint(self) -> Any:
+        """Of submitit, in its handler of the signal before the limit: ends the command, and gives
+        what is requeued; None where nothing would be kept."""
+        from submitit.helpers import DelayedSubmission
 
-    @contextlib.contextmanager
-    def _forwarded(self, child: Child) -> Iterator[None]:
-        """Signals of SLURM reach the command; the time's, as often as the job may be requeued."""
-
-        def forward(number: int, _frame: Any) -> None:
-            spent = int(os.environ.get(_RESTARTS, "0")) >= self.requeues
-            child.ask(signal.SIGTERM if spent else number)
-
-        numbers = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
-        before = {number: signal.signal(number, forward) for number in numbers}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        if self._child:
+            self._child.ask()
+            with contextlib.suppress(ChildProcessError):  # no wait() here: it is what we interrupt
+                os.waitid(os.P_PID, self._child.process.pid, os.WEXITED | os.WNOWAIT)
+        resumes = self.job.stage in _RESUMED
+        return DelayedSubmission(Work(self.campaign, self.job)) if resumes else None
 
 
-def submit(campaign: Campaign, queue: Queue, cluster: str = "slurm") -> dict[Job, str]:
+@contextlib.contextmanager
+def _asked_to_end(child: Child) -> Iterator[None]:
+    """SIGTERM, as of scancel, reaches a command; submitit would pass over it."""
+    before = signal.signal(signal.SIGTERM, lambda *_: child.ask())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def submit(campaign: Campaign, asked: Namespace, cluster: str = "slurm") -> dict[Job, str]:
     """Submits what is not finished and not in the queue already; the id of each job.
 
     Args:
+        asked: options of the driver: partition, hours, cpus, jobs, sbatch.
         cluster: of submitit's AutoExecutor; those that know no dependencies are waited for.
 
     Raises:
         ImportError: submitit is not installed.
-        RuntimeError: SLURM refuses.
+        NotReady, RuntimeError: SLURM does not answer, or refuses.
         OSError: the folder for logs cannot be written.
     """
     ids = in_queue(campaign)
     new = [job for job in campaign.jobs() if job not in ids and not _is_done(campaign, job)]
-    waiting: dict[Job, Any] = {}
-    for stage in dict.fromkeys(job.stage for job in new):
-        of_stage = [job for job in new if job.stage == stage]
-        for group in [of_stage] if stage == "pretrain" else [[job] for job in of_stage]:
-            if cluster != "slurm":
-                for other in (other for job in group for other in campaign.before(job)):
-                    if other in waiting:
-                        waiting[other].wait()
-            waiting |= _submitted(campaign, queue, cluster, group, ids)
-            ids |= {job: str(waiting[job].job_id) for job in group}
-            for job in group if cluster == "slurm" else ():
+    submitted: dict[Job, Any] = {}
+    # Those of an array have one dependency.
+    for _, of in groupby(new, lambda job: "array" if job.stage == "pretrain" else job.name):
+        group = list(of)
+        if cluster != "slurm":
+            for other in campaign.before(group[0]):
+                if other in submitted:
+                    submitted[other].wait()
+        submitted |= _submitted(campaign, asked, cluster, group, ids)
+        for job in group:
+            ids[job] = str(submitted[job].job_id)
+            if cluster == "slurm":
                 campaign.write_note(job, slurm=ids[job])
     if cluster != "slurm":
-        for submitted in waiting.values():
-            submitted.wait()
+        for one in submitted.values():
+            one.wait()
     return ids
 
 
 def _is_done(campaign: Campaign, job: Job) -> bool:
-    if job.method in campaign.refused:
-        return True
-    return campaign.state(job).word == "finished"
+    return job.method in campaign.refused or campaign.state(job).word == "finished"
 
 
 def _submitted(
-    campaign: Campaign, queue: Queue, cluster: str, group: list[Job], ids: dict[Job, str]
+    campaign: Campaign, asked: Namespace, cluster: str, group: list[Job], ids: dict[Job, str]
 ) -> dict[Job, Any]:
     """Submits jobs of one stage, several as one array."""
     import submitit
 
-    executor = submitit.AutoExecutor(campaign.output / "slurm" / "submitit", cluster=cluster)
+    executor = submitit.AutoExecutor(
+        campaign.output / "slurm" / "submitit",
+        cluster=cluster,
+        slurm_max_num_timeout=_REQUEUES,
+    )
     before = [ids[other] for other in campaign.before(group[0]) if other in ids]
     # Nothing can be trained on what was not prepared; else a failure stops nobody.
     word = "afterok" if group[0].stage == "pretrain" else "afterany"
     dependency = ":".join([word, *before]) if before else None
-    executor.update_parameters(**queue.parameters(campaign, group[0]), slurm_dependency=dependency)
+    executor.update_parameters(**parameters(campaign, group[0], asked), slurm_dependency=dependency)
     with executor.batch():
-        jobs = [executor.submit(Work(campaign, job, queue.requeues)) for job in group]
+        jobs = [executor.submit(Work(campaign, job)) for job in group]
     return dict(zip(group, jobs, strict=True))
 
 
 def in_queue(campaign: Campaign) -> dict[Job, str]:
-    """Jobs of an earlier call that SLURM still has, and their ids."""
+    """Jobs of an earlier call that SLURM still has, and their ids.
+
+    Raises:
+        NotReady: SLURM does not answer; they may be there.
+    """
     noted = {job: campaign.note(job).get("slurm") for job in campaign.jobs()}
-    noted = {job: number for job, number in noted.items() if number}
-    if not noted:
-        return {}
-    wanted = ",".join(dict.fromkeys(number.partition("_")[0] for number in noted.values()))
+    ids = {job: number for job, number in noted.items() if number}
+    wanted = ",".join(dict.fromkeys(number.partition("_")[0] for number in ids.values()))
     command = ["squeue", "--noheader", "--array", "--format=%i", f"--jobs={wanted}"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    except OSError:
-        return {}
-    there = set(done.stdout.split())
-    return {job: number for job, number in noted.items() if number in there}
-
-
-def tell(campaign: Campaign, ids: dict[Job, str]) -> None:
-    """Says which jobs are where, and where their logs are."""
-    for job, number in ids.items():
-        say(f"{job.name}: job {number}, log {campaign.output / 'slurm' / f'{job.name}.log'}")
-    if not ids:
-        say("nothing is left to submit")
+        done = subprocess.run(command, capture_output=True, text=True) if ids else None
+    except FileNotFoundError:  # no SLURM here
+        done = None
+    if done and done.returncode and "Invalid job id" not in done.stderr:  # as of one that is over
+        raise NotReady(f"squeue: {done.stderr.strip()}; try again once SLURM answers")
+    there = done.stdout.split() if done else []
+    return {job: number for job, number in ids.items() if number in there}

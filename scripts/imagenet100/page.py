@@ -2,46 +2,42 @@
 
 from __future__ import annotations
 
-import csv
 import math
-import statistics
 from collections import defaultdict
-from importlib.resources import files as resources
 from pathlib import Path
 from typing import Any
 
 from campaign import EPOCHS, Campaign, Job, State
 
 IMAGES = 5_000  # of validation
-LINEAR = "linear layer on augmented images"
 # Column -> what a measure begins with; the first ranks.
-_SHOWN = {"linear": LINEAR, "online probe": "online probe", "kNN": "kNN, cosine"}
+_SHOWN = {"linear": "linear layer on augmented", "online probe": "online probe", "kNN": "kNN, cos"}
+_PUBLISHED = ("linear", "online probe")
+# Keys that make no other protocol.
+_FREE = ("data.num_workers", "data.on_corrupt", "checkpoint.", "wandb.", "tensorboard.")
+Figures = dict[str, Any]  # column -> Score
+EXPLAINED = (
+    "Top-1 in percent on the validation images, mean ± standard deviation over seeds where there "
+    "are several, ranked by the linear layer. Published: solo-learn's README, one seed.",
+    f"A standard error is that of one figure on {IMAGES:,} images drawn at random, which more "
+    "seeds do not lower. A difference beyond it may still be the seeds': their spread is beside "
+    "it, and report.md tests what two or more of them share.",
+)
 
 
-def standard_error(top1: float, images: int = IMAGES) -> float:
-    """Of an accuracy in percent, of images drawn at random."""
-    share = top1 / 100
-    return 100 * math.sqrt(share * (1 - share) / images)
-
-
-def explained(difference: float, top1: float) -> str:
-    """Whether one standard error of the images explains a difference from an accuracy, in words."""
-    error = standard_error(top1)
+def explained(value: float, other: float, images: int = IMAGES) -> str:
+    """A difference of two accuracies in percent, and whether one standard error of the second on
+    so many images, drawn at random, explains it."""
+    difference, error = value - other, math.sqrt(other * (100 - other) / images)
     if abs(difference) <= error:
-        return f"within one standard error ({error:.2f})"
-    return f"{abs(difference) / error:.1f} standard errors ({error:.2f})" if error else "beyond"
+        return f"{difference:+.2f}, within one standard error ({error:.2f})"
+    times = f"{abs(difference) / error:.1f} standard errors" if error else "beyond a standard error"
+    return f"{difference:+.2f}, {times} ({error:.2f})"
 
 
 def place(campaign: Campaign) -> Path:
     """Where the page lies."""
     return campaign.output / "report" / "campaign.md"
-
-
-def any_run(campaign: Campaign) -> bool:
-    """Whether `solo-mim report` would find one."""
-    from solo_mim.runs import files
-
-    return any(campaign.output.rglob(files.CONFIGURATION))
 
 
 def write(campaign: Campaign) -> None:
@@ -58,144 +54,101 @@ def write(campaign: Campaign) -> None:
 
 
 def text(campaign: Campaign) -> str:
-    """The page."""
-    states = {job: campaign.state(job) for job in _all_jobs(campaign)}
+    """The page: of each method and seed all three stages, whichever this call is of."""
+    from solo_mim.evaluation.report import markdown_table
+
+    stages = ("pretrain", "linear", "knn")
+    of_all = [(method, seed) for method in campaign.methods for seed in campaign.seeds]
+    states = {job: campaign.state(job) for of in of_all for job in (Job(s, *of) for s in stages)}
     done = sum(state.word == "finished" for state in states.values())
+    rows: dict[tuple[str, int], list[str]] = defaultdict(list)
+    for job, state in states.items():
+        known = state.word in ("running", "stopped")
+        rows[job.method, job.seed].append(str(state) if known else state.word)
+    heads = ["method", "seed", *stages]
+    cells = [[method, str(seed), *of] for (method, seed), of in rows.items()]
+    figures, problems = _scores(states)
+    wrong = [f"{j.name}: {s.said}" for j, s in states.items() if s.word in ("failed", "damaged")]
+    wrong += [f"`{problem.folder}`: {problem.reason}" for problem in problems]
     parts = [
         "# ImageNet-100: the campaign",
         f"{done} of {len(states)} jobs are finished. A state is that of the folders when this was "
         "written; the same command goes on with what is not finished.",
-        _states(states),
-        *_reasons(states),
+        markdown_table(heads, cells, heads),
+        *(["## What went wrong", "\n".join(f"- {one}" for one in wrong)] if wrong else []),
         "## Figures",
-        *_figures(campaign, states),
+        *(_ranked(campaign, figures) if figures else ["No pre-training is finished."]),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _all_jobs(campaign: Campaign) -> list[Job]:
-    """Of each method and seed all three, whichever stages this call is of."""
-    stages = ("pretrain", "linear", "knn")
-    return [Job(s, m, seed) for m in campaign.methods for seed in campaign.seeds for s in stages]
-
-
-def _table(heads: list[str], rows: list[list[str]]) -> str:
-    lines = [f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *rows)]
-    return "\n".join(lines)
-
-
-def _states(states: dict[Job, State]) -> str:
-    rows: dict[tuple[str, int], list[str]] = defaultdict(list)
-    for job, state in states.items():
-        shown = str(state) if state.word in ("running", "stopped") else state.word
-        rows[job.method, job.seed].append(shown)
-    heads = ["method", "seed", "pretrain", "linear", "knn"]
-    return _table(heads, [[method, str(seed), *cells] for (method, seed), cells in rows.items()])
-
-
-def _reasons(states: dict[Job, State]) -> list[str]:
-    bad = {job: state for job, state in states.items() if state.word in ("failed", "damaged")}
-    lines = [f"- {job.name}: {state.said}" for job, state in bad.items()]
-    return ["## What went wrong", "\n".join(lines)] if lines else []
-
-
-def scores(states: dict[Job, State]) -> dict[str, dict[str, dict[int, float]]]:
-    """Method -> column -> seed -> top-1 in percent, of the finished pre-trainings."""
+def _scores(states: dict[Job, State]) -> tuple[dict[str, Figures], list[Any]]:
+    """The figures of each method that has a finished pre-training, and folders that give none."""
+    from solo_mim.evaluation.compare import Score
     from solo_mim.runs.collect import collect
 
     folders = {}
     for job, state in states.items():
         if job.stage == "pretrain" and state.word == "finished" and state.folder:
             folders[state.folder.resolve()] = job
-    runs, _ = collect(*folders)
-    found: dict[str, dict[str, dict[int, float]]] = {}
+    runs, problems = collect(*folders)
+    found: dict[str, Figures] = defaultdict(dict)
     for run in runs:
         job = folders[run.folder.resolve()]
-        columns = found.setdefault(job.method, {})
         for measure, (_, top1) in run.values().items():
             for column, beginning in _SHOWN.items():
                 if measure.startswith(beginning):
-                    columns.setdefault(column, {})[job.seed] = top1
-    return found
+                    of = found[job.method].setdefault(column, Score({}))
+                    of.by_seed[job.seed] = top1
+    return found, problems
 
 
-def published() -> dict[str, dict[str, float]]:
-    """Method -> column -> top-1 in percent of solo-learn's README."""
-    rows: dict[str, dict[str, float]] = {}
-    with resources("solo_mim.evaluation").joinpath("published.csv").open() as file:
-        for line in csv.DictReader(file):
-            of = (line["data"], line["backbone"], line["epochs"])
-            if of == ("imagenet100", "resnet18", str(EPOCHS)):
-                rows.setdefault(line["method"], {})[line["measure"]] = float(line["top1"])
+def _published() -> dict[str, dict[str, float]]:
+    """Method -> column -> top-1 in percent, of the same network and length."""
+    from solo_mim.evaluation.compare import published
+
+    rows: dict[str, dict[str, float]] = defaultdict(dict)
+    for line in published():
+        of = (line["data"], line["backbone"], line["epochs"])
+        if of == ("imagenet100", "resnet18", str(EPOCHS)):
+            rows[line["method"]][line["measure"]] = float(line["top1"])
     return rows
 
 
-def _full_length(campaign: Campaign) -> bool:
-    """Whether the published rows are of the same protocol: no key of it is set otherwise."""
-    free = ("data.num_workers", "data.on_corrupt", "checkpoint.", "wandb.", "tensorboard.")
-    return not campaign.toy and all(setting.startswith(free) for setting in campaign.settings)
+def _ranked(campaign: Campaign, found: dict[str, Figures]) -> list[str]:
+    """The table by the linear figure, the published rows below, and what the numbers are."""
+    from solo_mim.evaluation.report import markdown_table
+
+    theirs = _published()
+    linear = {m: of["linear"].mean if "linear" in of else -1.0 for m, of in found.items()}
+    ranked = sorted(found, key=lambda method: -linear[method])
+    same = not campaign.toy and all(setting.startswith(_FREE) for setting in campaign.settings)
+    rows = []
+    for method in ranked:
+        ours, known = found[method], theirs.get(method, {})
+        behind = explained(linear[method], linear[ranked[0]]) if "linear" in ours else "-"
+        cells = [_cell(ours.get(column)) for column in _SHOWN]
+        cells += ["first" if behind != "-" and method == ranked[0] else behind]
+        cells += [f"{known[column]:.2f}" if column in known else "-" for column in _PUBLISHED]
+        for column in _PUBLISHED:
+            both = same and column in ours and column in known
+            cells.append(explained(ours[column].mean, known[column]) if both else "-")
+        rows.append([method, *cells])
+    for method, known in theirs.items():
+        if method not in found:
+            cells = [f"{known[column]:.2f}" if column in known else "-" for column in _PUBLISHED]
+            none = ["-"] * (len(_SHOWN) + 1)
+            rows.append([f"{method} (published, not run here)", *none, *cells, "-", "-"])
+    heads = ["method", *_SHOWN, "less the first, linear"]
+    heads += [f"{what}{column}" for what in ("published: ", "less it: ") for column in _PUBLISHED]
+    other = "These runs are of another protocol (--toy, or --set) than the published ones: a "
+    other += "difference from them would say nothing."
+    first, last = EXPLAINED
+    return [*([] if same else [other]), first, markdown_table(heads, rows, heads), last]
 
 
-def _figures(campaign: Campaign, states: dict[Job, State]) -> list[str]:
-    found, theirs = scores(states), published()
-    if not found:
-        return ["No pre-training is finished."]
-    ranked = sorted(found, key=lambda m: -_mean(found[m].get("linear", {}), -1.0))
-    best, same = _mean(found[ranked[0]].get("linear", {})), _full_length(campaign)
-    rows = [_row(method, found[method], theirs.get(method, {}), best, same) for method in ranked]
-    heads = ["method", *_SHOWN, "behind the first, linear"]
-    heads += [f"published: {column}" for column in ("linear", "online probe")]
-    heads += [f"ours minus it: {column}" for column in ("linear", "online probe")]
-    others = [method for method in theirs if method not in found]
-    rows += [_absent(method, theirs[method]) for method in others]
-    parts = [
-        "Top-1 in percent on the validation images, mean ± standard deviation over seeds where "
-        "there are several, ranked by the linear layer. Published: solo-learn's README, one seed.",
-        _table(heads, rows),
-        f"A standard error is that of one figure on {IMAGES:,} images drawn at random, which more "
-        "seeds do not lower. A difference beyond it may still be the seeds': their spread is "
-        "beside it, and report.md tests what two or more of them share.",
-    ]
-    if not same:
-        said = "These runs are of another protocol (--toy, or --set) than the published ones"
-        parts.insert(0, f"{said}: a difference from them would say nothing.")
-    return parts
-
-
-def _mean(by_seed: dict[int, float], otherwise: float = math.nan) -> float:
-    return statistics.fmean(by_seed.values()) if by_seed else otherwise
-
-
-def _cell(by_seed: dict[int, float]) -> str:
-    if not by_seed:
+def _cell(score: Any) -> str:
+    if score is None:
         return "-"
-    values = list(by_seed.values())
-    spread = f" ± {statistics.stdev(values):.2f} (n = {len(values)})" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.2f}{spread}"
-
-
-def _row(
-    method: str,
-    ours: dict[str, dict[int, float]],
-    theirs: dict[str, float],
-    best: float,
-    same_protocol: bool,
-) -> list[str]:
-    linear = _mean(ours.get("linear", {}))
-    behind = "-" if math.isnan(linear) else _difference(best, linear) if best != linear else "first"
-    cells = [method, *(_cell(ours.get(column, {})) for column in _SHOWN), behind]
-    measured = {column: _mean(ours.get(column, {})) for column in ("linear", "online probe")}
-    cells += [f"{theirs[column]:.2f}" if column in theirs else "-" for column in measured]
-    for column, value in measured.items():
-        known = same_protocol and column in theirs and not math.isnan(value)
-        cells.append(_difference(value, theirs[column]) if known else "-")
-    return cells
-
-
-def _difference(value: float, other: float) -> str:
-    return f"{value - other:+.2f}, {explained(value - other, other)}"
-
-
-def _absent(method: str, theirs: dict[str, Any]) -> list[str]:
-    cells = [f"{theirs[c]:.2f}" if c in theirs else "-" for c in ("linear", "online probe")]
-    return [f"{method} (published, not run here)", *["-"] * (len(_SHOWN) + 1), *cells, "-", "-"]
+    n = len(score.by_seed)
+    return f"{score.mean:.2f}" + (f" ± {score.deviation:.2f} (n = {n})" if n > 1 else "")

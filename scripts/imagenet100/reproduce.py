@@ -1,6 +1,6 @@
 """ImageNet-100 by solo-learn's protocol: seven methods, one command that goes on where it stopped.
 
-    python scripts/imagenet100/reproduce.py --imagenet ILSVRC2012 [--gpus 2] [--dry-run] [STAGE ...]
+    python scripts/imagenet100/reproduce.py --imagenet ILSVRC2012 [--gpus 2] [--dry-run]
     python scripts/imagenet100/reproduce.py --imagenet ILSVRC2012 --slurm --partition gpu
 
 Stages, in order: `prepare` the 100 classes out of ImageNet; `pretrain` every method and seed
@@ -24,16 +24,18 @@ from pathlib import Path
 import cluster
 import page
 import preflight
-from campaign import FORMATS, METHODS, SOLO_MIM, STAGES, Campaign
-from local import Local, Signals, say
+from campaign import FORMATS, METHODS, SOLO_MIM, STAGES, Campaign, NotReady
+from local import Local, say
+
+from solo_mim import stopping
 
 CODES = """exit codes:
   0      all that was asked for is done (with --slurm: is submitted; with --dry-run: can be done)
   1      a job has failed, or was left out for one that has; campaign.md names it
   2      something is wrong with the arguments, the machine, the images or a method, or another
          call is at work in OUTPUT: nothing was begun
-  128+n  signal n came (130 Ctrl-C, 143 SIGTERM, 129 SIGHUP): every job was stopped, and what it has
-         kept is said; the same command goes on
+  128+n  signal n came (130 Ctrl-C, 143 SIGTERM): every job was stopped, and what it has kept is
+         said; the same command goes on
 
 A classifier takes one GPU, others beside it: solo-mim linear trains on one device only."""
 
@@ -42,55 +44,53 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=CODES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    listed = ", ".join(STAGES)
-    parser.add_argument("stages", nargs="*", metavar="STAGE", help=f"of {listed}; all of them")
-    parser.add_argument("--stages", nargs="+", dest="more", default=[], metavar="STAGE")
-    parser.add_argument("--imagenet", type=Path, help="its folders or archives, to prepare from")
-    parser.add_argument("--data", type=Path, default=Path("datasets/imagenet-100"))
-    parser.add_argument("--output", type=Path, default=Path("runs/imagenet100"))
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--seeds", "--seed", nargs="+", type=int, default=[5])
-    parser.add_argument("--gpus", type=int, default=2, choices=(0, 1, 2, 4, 8), help="of each job")
-    parser.add_argument("--jobs", type=int, help="side by side; as many as the GPUs suffice for")
-    parser.add_argument("--format", choices=FORMATS, default="dali", help="h5: DATA/{train,val}.h5")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings")
-    parser.add_argument("--toy", action="store_true", help="two epochs of two batches, and kNN")
-    looks = parser.add_argument_group("what is looked at before")
-    looks.add_argument("--dry-run", action="store_true", help="looks, prints, and does nothing")
-    looks.add_argument("--no-trial", action="store_true", help="no training step of each method")
-    looks.add_argument(
-        "--go-on", action="store_true", help="without methods that cannot be trained"
-    )
-    looks.add_argument(
-        "--any-images", action="store_true", help="other numbers than ImageNet's too"
-    )
-    looks.add_argument("--checksums", action="store_true", help="MD5 of the archives, 150 GB")
-    looks.add_argument("--card", help="of solo-mim plan, for the hours; the one that is here")
+    add = parser.add_argument
+    add("--stages", nargs="+", choices=STAGES, help="all; prepare where --imagenet is given")
+    add("--imagenet", type=Path, help="its folders or archives, to prepare from")
+    add("--data", type=Path, default=Path("datasets/imagenet-100"))
+    add("--output", type=Path, default=Path("runs/imagenet100"))
+    add("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    add("--seeds", nargs="+", type=int, default=[5])
+    add("--gpus", type=int, default=2, choices=(0, 1, 2, 4, 8), help="of each pre-training")
+    add("--jobs", type=int, help="side by side; as many as the GPUs suffice for")
+    add("--format", choices=FORMATS, default="dali", help="h5: DATA/train.h5 and DATA/val.h5")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings")
+    add("--toy", action="store_true", help="two epochs of two batches, and kNN")
+    add = parser.add_argument_group("what is looked at before").add_argument
+    add("--dry-run", action="store_true", help="looks, prints, and does nothing")
+    add("--no-trial", action="store_true", help="no training step of each method")
+    add("--go-on", action="store_true", help="without methods that cannot be trained")
+    add("--any-images", action="store_true", help="other numbers than ImageNet's too")
+    add("--checksums", action="store_true", help="MD5 of the archives, 150 GB")
+    add("--card", default="A100", help="of solo-mim plan, for the hours; A100")
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--local", action="store_true", help="on this machine, which is the default")
     where.add_argument("--slurm", action="store_true", help="submits jobs, by submitit")
-    queue = parser.add_argument_group("of --slurm")
-    queue.add_argument("--partition")
-    queue.add_argument("--hours", type=float, default=24.0, help="limit of a job; it is requeued")
-    queue.add_argument("--cpus", type=int, default=8, help="of each GPU")
-    queue.add_argument("--sbatch", action="append", default=[], metavar="NAME=VALUE")
-    rare = parser.add_argument_group("rarely needed")
-    rare.add_argument("--grace", type=float, default=120.0, help="seconds to stop in")
-    rare.add_argument("--command", type=shlex.split, default=list(SOLO_MIM), help="for solo-mim")
+    add = parser.add_argument_group("of --slurm").add_argument
+    add("--partition")
+    add("--hours", type=float, default=24.0, help="limit of a job; it is requeued")
+    add("--cpus", type=int, default=8, help="of each GPU")
+    add("--sbatch", action="append", default=[], metavar="NAME=VALUE")
+    add = parser.add_argument_group("rarely needed").add_argument
+    add("--grace", type=float, default=120.0, help="seconds to stop in")
+    add("--command", type=shlex.split, default=list(SOLO_MIM), help="for solo-mim")
     return parser
 
 
 def campaign_of(given: argparse.Namespace, error: argparse.ArgumentParser) -> Campaign:
     """What was asked for; ends with exit code 2 where that is nothing."""
-    wanted = {*given.stages, *given.more}
-    if unknown := wanted - set(STAGES):
-        error.error(f"there is no stage {', '.join(sorted(unknown))}")
-    if not wanted:
-        wanted = set(STAGES[given.imagenet is None :])
+    from solo_mim.evaluation.gpus import GPUS
+
+    wanted = given.stages or STAGES[given.imagenet is None :]
     if "prepare" in wanted and given.imagenet is None:
         error.error("prepare needs --imagenet")
     if given.jobs is not None and given.jobs < 1:
         error.error("--jobs: give a number of 1 or more")
+    if given.card not in GPUS:
+        error.error(f"--card: give one of {', '.join(GPUS)}")
+    if wrong := [one for one in given.sbatch if not one.partition("=")[2]]:
+        error.error(f"--sbatch {wrong[0]}: write NAME=VALUE, as account=ours")
+    given.any_images |= given.toy
     return Campaign(
         data=given.data.expanduser().absolute(),
         output=given.output.expanduser().absolute(),
@@ -115,33 +115,13 @@ def visible() -> list[str]:
     return [str(index) for index in range(torch.cuda.device_count())]
 
 
-def names_of_gpus() -> list[str]:
-    """As their makers call them."""
-    import torch
-
-    return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-
-
-def side_by_side(given: argparse.Namespace, devices: list[str]) -> int:
-    """Jobs at once: as many as the GPUs suffice for, classifiers taking one; on the CPU one."""
-    return given.jobs or max(1, len(devices) if given.gpus else 1)
-
-
 def looked_at(
-    campaign: Campaign, given: argparse.Namespace, devices: list[str], at_once: int
+    campaign: Campaign, given: argparse.Namespace, devices: list[str]
 ) -> tuple[Campaign, bool]:
     """The campaign without what cannot be done, and whether anything can; says what was found."""
-    asked = preflight.Asked(
-        devices=tuple(devices),
-        card=given.card or preflight.guessed_card(names_of_gpus if given.gpus else list),
-        here=not given.slurm,
-        trial=not given.no_trial,
-        checksums=given.checksums,
-        any_images=given.any_images or given.toy,
-    )
-    found = preflight.check(campaign, asked)
+    found = preflight.check(campaign, given, devices)
     campaign = replace(campaign, refused=found.refused)
-    print("\n".join(preflight.lines(found, campaign, asked, at_once)), flush=True)
+    print("\n".join(preflight.lines(found, campaign, given, devices)), flush=True)
     may = not found.wrong and (given.go_on or not found.refused)
     return campaign, may and set(found.refused) != set(campaign.methods)
 
@@ -150,10 +130,10 @@ def with_workers(campaign: Campaign, at_once: int, devices: list[str]) -> Campai
     """Jobs side by side share the cores; each would take eight else."""
     from solo_mim.data.batches import usable_cores
 
-    processes = len(devices) if campaign.gpus else at_once
     if at_once == 1 or any(s.startswith("data.num_workers=") for s in campaign.settings):
         return campaign
-    return replace(campaign, workers=max(1, min(8, usable_cores() // max(1, processes))))
+    processes = max(1, len(devices) or at_once)
+    return replace(campaign, workers=max(1, min(8, usable_cores() // processes)))
 
 
 def locally(campaign: Campaign, work: Local) -> int:
@@ -166,22 +146,24 @@ def locally(campaign: Campaign, work: Local) -> int:
 
 def on_slurm(campaign: Campaign, given: argparse.Namespace) -> int:
     """Submits the jobs; the exit code."""
-    queue = cluster.Queue(
-        partition=given.partition,
-        hours=given.hours,
-        cpus=given.cpus,
-        at_once=given.jobs or cluster.Queue.at_once,
-        others=dict(other.partition("=")[::2] for other in given.sbatch),
-    )
+    stopping.only_note()  # what is submitted has to be noted too
     try:
-        cluster.tell(campaign, cluster.submit(campaign, queue))
+        ids = cluster.submit(campaign, given)
     except ImportError:
-        print("reproduce.py: --slurm needs submitit: pip install '.[slurm]'", file=sys.stderr)
-        return 2
-    except (RuntimeError, OSError) as error:
-        print(f"reproduce.py: {' '.join(str(error).split())}", file=sys.stderr)
+        return refused("--slurm needs submitit: pip install '.[slurm]'")
+    except (NotReady, RuntimeError, OSError) as error:
+        refused(" ".join(str(error).split()))
         return 1
+    for job, number in ids.items():
+        say(f"{job.name}: job {number}, log {campaign.output / 'slurm' / f'{job.name}.log'}")
+    say("the same command submits what has failed" if ids else "nothing is left to submit")
     return 0
+
+
+def refused(reason: str) -> int:
+    """Says why nothing was begun; the exit code."""
+    print(f"reproduce.py: {reason}", file=sys.stderr)
+    return 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -189,34 +171,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser()
     given = options.parse_args(arguments)
     campaign = campaign_of(given, options)
-    with Signals().handled() as signals:
+    with stopping.interruptible() as signals:
         try:
-            return begun(campaign, given, signals)
+            return begun(campaign, given)
         except BaseException:  # a library that is interrupted may make another error of it
-            if not signals.number:
+            if not signals:
                 raise
+            stopping.only_note()
             say("stopped; the same command goes on with what is kept")
-            return 128 + signals.number
+            return 128 + signals[0]
 
 
-def begun(campaign: Campaign, given: argparse.Namespace, signals: Signals) -> int:
-    """The exit code of a call; raises Stopped where a signal ends it."""
+def begun(campaign: Campaign, given: argparse.Namespace) -> int:
+    """The exit code of a call.
+
+    Raises:
+        KeyboardInterrupt: a signal came; every job has ended.
+    """
     from solo_mim.errors import ConfigError
     from solo_mim.runs.lock import FolderLock
 
     if FolderLock.is_held(campaign.notes):
-        print(f"reproduce.py: another call is at work in {campaign.output}", file=sys.stderr)
-        return 2
+        return refused(f"another call is at work in {campaign.output}; stop it, or wait for it")
     devices = visible() if given.gpus else []
-    at_once = side_by_side(given, devices)
-    campaign, may = looked_at(campaign, given, devices, at_once)
+    at_once = given.jobs or max(1, len(devices))  # on the CPU one
+    campaign, may = looked_at(campaign, given, devices)
     if not may or given.dry_run:
         return 0 if may else 2
-    if not given.slurm and (there := cluster.in_queue(campaign)):
-        waiting = ", ".join(f"{job.name} ({number})" for job, number in there.items())
-        print(f"reproduce.py: SLURM still has {waiting}; scancel it or wait", file=sys.stderr)
-        return 2
     try:
+        if not given.slurm and (there := cluster.in_queue(campaign)):
+            waiting = ", ".join(f"{job.name} ({number})" for job, number in there.items())
+            return refused(f"SLURM still has {waiting}; scancel it or wait")
         with FolderLock(campaign.notes) as lock:
             lock.acquire()
             for job in (job for job in campaign.jobs() if job.stage == "pretrain"):
@@ -225,10 +210,9 @@ def begun(campaign: Campaign, given: argparse.Namespace, signals: Signals) -> in
             if given.slurm:
                 return on_slurm(campaign, given)
             shared = with_workers(campaign, at_once, devices)
-            return locally(shared, Local(shared, devices, at_once, given.grace, signals))
-    except ConfigError as error:
-        print(f"reproduce.py: {error}", file=sys.stderr)
-        return 2
+            return locally(shared, Local(shared, devices, at_once, given.grace))
+    except (ConfigError, NotReady) as error:
+        return refused(str(error))
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ def listed(roots: Iterable[Path]) -> list[Listed]:
     paths = [path.parent for root in roots for path in root.rglob(files.PROVENANCE)]
     found = {path.resolve(): path for path in paths}
     outer = sorted(path for at, path in found.items() if not found.keys() & set(at.parents))
-    rows = [_row(path) for path in outer if _is_a_run(path)]
+    rows = [row_of(path) for path in outer if _is_a_run(path)]
     return [row for row in rows if "pretrained_feature_extractor" not in row.settings]
 
 
@@ -104,8 +104,8 @@ def _is_a_run(folder: Path) -> bool:
     return named or (folder / files.METRICS).exists()
 
 
-def _row(folder: Path) -> Listed:
-    """What a run's folder says, where a file of it is damaged too."""
+def row_of(folder: Path) -> Listed:
+    """What the folder of a run or of an evaluation says, where a file of it is damaged too."""
     state, reason, result, settings = "stopped", "", None, {}
     try:
         text = (folder / files.CONFIGURATION).read_text()

@@ -1,11 +1,7 @@
 """A driver of scripts/imagenet100 whose `solo-mim` is a stand-in, and a toy ImageNet."""
 
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import preflight
 import pytest
 from driven import Driver, without_costs
 
@@ -28,13 +24,3 @@ def driver(tmp_path, toy_imagenet, monkeypatch) -> Driver:
     """`driver.run("--methods", "vicreg")`: nothing is counted, no step is tried."""
     without_costs(monkeypatch)
     return Driver(tmp_path, toy_imagenet)
-
-
-@pytest.fixture
-def asked() -> Callable[..., preflight.Asked]:
-    """What is looked at: `asked(checksums=True)`; no trial unless it is asked for."""
-
-    def build(**keys: Any) -> preflight.Asked:
-        return replace(preflight.Asked(devices=(), trial=False), **keys)
-
-    return build

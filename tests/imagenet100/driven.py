@@ -1,5 +1,6 @@
 """Calls of the driver, as forks of a process that has paid for the imports."""
 
+import argparse
 import contextlib
 import json
 import os
@@ -32,6 +33,13 @@ def without_costs(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(preflight, "planned", lambda *_: plan)
 
 
+def asked_for(*arguments: str) -> tuple[Campaign, argparse.Namespace]:
+    """What the driver makes of its arguments."""
+    options = reproduce.parser()
+    given = options.parse_args(arguments)
+    return reproduce.campaign_of(given, options), given
+
+
 @dataclass
 class Driver:
     """Calls of the driver on one output."""
@@ -48,12 +56,12 @@ class Driver:
         command = f"{sys.executable} -S {STANDIN} {self.folder}"
         given = ["--imagenet", str(self.imagenet), "--data", str(self.folder / "data")]
         given += ["--output", str(self.output), "--command", command]
-        return [*given, "--gpus", "0", "--format", "pillow", "--any-images", *more]
+        given += ["--gpus", "0", "--format", "pillow", "--any-images", "--no-trial"]
+        return [*given, *more]
 
     def campaign(self, *more: str) -> Campaign:
         """Of the arguments; the stand-in is told what its methods' configurations are."""
-        options = reproduce.parser()
-        campaign = reproduce.campaign_of(options.parse_args(self.arguments(*more)), options)
+        campaign, _ = asked_for(*self.arguments(*more))
         for method in campaign.methods:
             words = tuple(campaign.words(Job("pretrain", method)))
             plain = composed(words).plain

@@ -1,4 +1,4 @@
-"""Stands in for `solo-mim` in tests of the driver: leaves what it leaves, in a second and a half.
+"""Stands in for `solo-mim` in tests of the driver: leaves what it leaves, in a tenth of a second.
 
     python standin.py FOLDER COMMAND ARGUMENT ...
 
@@ -8,6 +8,7 @@ of `journal`. A method whose name is in `broken` cannot be built; a pre-training
 times as long.
 """
 
+import contextlib
 import fcntl
 import json
 import os
@@ -17,9 +18,17 @@ import sys
 import time
 from pathlib import Path
 
-EPOCHS, EPOCH = 3, 0.1  # seconds
+EPOCHS, EPOCH = 3, 0.05  # seconds
 HERE, COMMAND, WORDS = Path(sys.argv[1]), sys.argv[2], sys.argv[3:]
 GIVEN = dict(word.partition("=")[::2] for word in WORDS if "=" in word)
+
+
+@contextlib.contextmanager
+def whole():
+    """No signal in here: what is left and what the journal has of it are one."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    yield
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
 
 def note(*what: object) -> None:
@@ -51,8 +60,10 @@ def locked(folder: Path):
 def begun(folder: Path, config: dict) -> None:
     (folder / "failure.txt").unlink(missing_ok=True)
     text = re.sub(r"(?<=[ \[]\d)e-", ".0e-", json.dumps(config))  # numbers to YAML too
-    (folder / "config.yaml").write_text(text)
-    (folder / "provenance.json").write_text('[{"code": "0", "versions": {}}]')
+    with whole():
+        (folder / "config.partial").write_text(text)
+        os.replace(folder / "config.partial", folder / "config.yaml")
+        (folder / "provenance.json").write_text('[{"code": "0", "versions": {}}]')
 
 
 def pretrain() -> None:
@@ -78,14 +89,16 @@ def pretrain() -> None:
         time.sleep(EPOCH)
         while (HERE / "hold").exists():
             time.sleep(0.01)
-        with metrics.open("a") as file:
-            file.write(f"{epoch},0.5\n")
-        note("epoch", name, epoch)
+        with whole():
+            with metrics.open("a") as file:
+                file.write(f"{epoch},0.5\n")
+            note("epoch", name, epoch)
     top1 = 70.0 + len(method) + 0.1 * seed
     result = {"name": config["name"], "method": method, "data": "imagenet100", "seed": seed}
     result |= {"epochs": EPOCHS, "evaluated_on": "held-out images", "versions": {}, "offline": {}}
     result |= {"online": {"probe_top1": top1, "knn_top1": top1 - 5}, "information": None}
-    (folder / "result.json").write_text(json.dumps(result))
+    (folder / "result.partial").write_text(json.dumps(result))
+    os.replace(folder / "result.partial", folder / "result.json")
     lock.close()
 
 
@@ -111,9 +124,10 @@ def evaluation() -> None:
     top1 = json.loads((run / "result.json").read_text())["online"]["probe_top1"] + 1
     row = {"classifier": classifier, "split": "held-out images", "images": 5000, "top1": top1}
     result = {"measured": [row], "trained": {"epochs": EPOCHS}, "code": "0"}
-    (folder / "result.json").write_text(json.dumps(result))
+    with whole():
+        (folder / "result.json").write_text(json.dumps(result))
+        note("done", run.name)
     lock.close()
-    note("done", run.name)
 
 
 def stopped(number: int, _frame: object) -> None:
@@ -127,10 +141,11 @@ def main() -> None:
     if COMMAND == "prepare":
         time.sleep(3 * EPOCH)
         _, _, target, _, source = ["", *WORDS]
-        for split in ("train", "val"):
-            Path(target, split).parent.mkdir(parents=True, exist_ok=True)
-            Path(target, split).symlink_to(Path(source, split))
-        Path(target, "manifest.json").write_text("{}")
+        with whole():
+            Path(target).mkdir()
+            for split in ("train", "val"):
+                Path(target, split).symlink_to(Path(source, split))
+            Path(target, "manifest.json").write_text("{}")
     elif COMMAND == "pretrain":
         pretrain()
     elif COMMAND in ("linear", "knn"):

@@ -12,10 +12,16 @@ import preflight
 import pytest
 import reproduce
 from campaign import Campaign, Job
+from driven import asked_for
 
+from solo_mim import installed
 from solo_mim.data.folders import IMAGENET100
 from solo_mim.data.imagenet100 import DEVKIT, TRAIN_ARCHIVE, VAL_ARCHIVE
-from solo_mim.evaluation.gpus import GPUS
+
+
+def check(campaign, *options, devices=()):
+    """What is found; no step is tried."""
+    return preflight.check(campaign, asked_for("--no-trial", *options)[1], devices)
 
 
 @pytest.fixture
@@ -33,17 +39,17 @@ def campaign(tmp_path, toy_imagenet, monkeypatch):
     )
 
 
-def test_nothing_is_wrong_with_what_can_be_done(campaign, asked):
-    found = preflight.check(campaign, asked(any_images=True))
+def test_nothing_is_wrong_with_what_can_be_done(campaign):
+    found = check(campaign, "--any-images")
     assert (found.wrong, found.refused) == ([], {})
-    assert found.hours == {"byol": 24.0, "vicreg": 24.0}
+    assert set(found.plans) == {"byol", "vicreg"}
     assert len(found.remarks) == 2, "train and val have a hundred images each"
     assert not campaign.output.exists()
     assert not campaign.data.exists()
 
 
-def test_everything_that_is_wrong_is_listed_at_once(campaign, asked, monkeypatch, tmp_path):
-    monkeypatch.setattr(preflight, "_present", lambda module: False)
+def test_everything_that_is_wrong_is_listed_at_once(campaign, monkeypatch, tmp_path):
+    monkeypatch.setattr(installed, "present", lambda module: False)
     (tmp_path / "file").touch()
     bad = replace(
         campaign,
@@ -52,7 +58,7 @@ def test_everything_that_is_wrong_is_listed_at_once(campaign, asked, monkeypatch
         format="dali",
         settings=("max_epochs", "seed=3", "output_dir=there"),
     )
-    wrong = preflight.check(bad, asked(devices=("0",), trial=True)).wrong
+    wrong = check(bad, devices=("0",)).wrong
     for reason in (
         "--format dali needs nvidia-dali: pip install '.[dali]'",
         "--gpus 2: GPUs here: 0",
@@ -67,16 +73,14 @@ def test_everything_that_is_wrong_is_listed_at_once(campaign, asked, monkeypatch
     assert len(wrong) == 8
 
 
-def test_keys_that_are_not_known_are_named_for_each_method(campaign, asked):
-    found = preflight.check(
-        replace(campaign, settings=("optimizer.lrr=3",)), asked(any_images=True)
-    )
+def test_keys_that_are_not_known_are_named_for_each_method(campaign):
+    found = check(replace(campaign, settings=("optimizer.lrr=3",)), "--any-images")
     assert set(found.refused) == {"byol", "vicreg"}
     assert "unknown key 'optimizer.lrr'; did you mean 'lr'?" in found.refused["byol"]
 
 
 def test_a_method_that_cannot_be_built_is_refused_and_the_others_go_on_where_asked(
-    campaign, asked, monkeypatch
+    campaign, monkeypatch
 ):
     from solo_mim.errors import ConfigError
 
@@ -86,69 +90,74 @@ def test_a_method_that_cannot_be_built_is_refused_and_the_others_go_on_where_ask
         return SimpleNamespace(hours=1.0, disk=1, memory=1.0, images_per_second=1e3)
 
     monkeypatch.setattr(preflight, "planned", planned)
-    found = preflight.check(campaign, asked(any_images=True))
+    found = check(campaign, "--any-images")
     assert found.refused == {"byol": "cannot be built: method_kwargs: byol refuses them"}
     refused = replace(campaign, refused=found.refused)
     assert refused.state(Job("pretrain", "byol", 5)).word == "failed"
-    said = "\n".join(preflight.lines(found, refused, asked(), 1))
+    said = "\n".join(preflight.lines(found, refused, asked_for()[1], ()))
     assert "wrong: byol cannot be built" in said
 
 
-def test_methods_are_really_built(campaign, asked, monkeypatch):
+def test_methods_are_really_built(campaign, monkeypatch):
     """By what `solo-mim plan` does."""
     monkeypatch.undo()
     bad = replace(campaign, settings=("method_kwargs.proj_output_dim=-1",), methods=("vicreg",))
-    found = preflight.check(bad, asked(any_images=True))
+    found = check(bad)  # and the wrong images beside it
     assert "cannot be built" in found.refused["vicreg"]
+    assert len(found.wrong) == 2
 
 
-def test_a_disk_that_is_too_small_is_said_with_what_is_needed(campaign, asked, monkeypatch):
+def test_a_disk_that_is_too_small_is_said_with_what_is_needed(campaign, monkeypatch):
     usage = namedtuple("usage", "free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(1.2e9))
-    found = preflight.check(campaign, asked(any_images=True))
-    assert found.wrong == [f"{campaign.output}: 1.3 GB are needed, 1.2 are free"]
+    found = check(campaign, "--any-images")
+    assert found.wrong == [
+        f"{campaign.output}: 1.3 GB are needed, 1.2 are free; make room, or name another folder"
+    ]
 
 
 def test_archives_are_told_by_their_size_and_where_asked_by_their_checksum(
-    campaign, asked, tmp_path, monkeypatch
+    campaign, tmp_path, monkeypatch
 ):
     source = tmp_path / "archives"
     source.mkdir()
     of_archives = replace(campaign, imagenet=source)
-    wrong = preflight.check(of_archives, asked()).wrong
-    assert [f"neither {s}/<wnid>/ nor" in w for s, w in zip(("train", "val"), wrong, strict=True)]
+    wrong = check(of_archives).wrong
+    for split, name in (("train", TRAIN_ARCHIVE), ("val", VAL_ARCHIVE), ("val", DEVKIT)):
+        assert any(f"neither {split}/<wnid>/ nor {name} is there" in one for one in wrong)
     for name in (TRAIN_ARCHIVE, VAL_ARCHIVE, DEVKIT):
         (source / name).write_bytes(b"no archive")
-    wrong = preflight.check(of_archives, asked()).wrong
+    wrong = check(of_archives).wrong
     assert any("has 10 bytes, the official one 147,897,477,120" in one for one in wrong)
-    assert sum("is no archive" in one for one in wrong) == 2
+    assert sum("is no archive" in one for one in wrong) == 3
     monkeypatch.setattr(preflight, "SIZES", dict.fromkeys(preflight.SIZES, 10))
-    wrong = preflight.check(of_archives, asked(checksums=True)).wrong
+    wrong = check(of_archives, "--checksums").wrong
     assert sum("is not the official file, by its MD5" in one for one in wrong) == 3
 
 
-def test_a_class_without_an_image_is_wrong_even_of_a_toy(campaign, asked, toy_imagenet, tmp_path):
+def test_a_class_without_an_image_is_wrong_even_of_a_toy(campaign, toy_imagenet, tmp_path):
     shutil.copytree(toy_imagenet, tmp_path / "less")
     shutil.rmtree(tmp_path / "less" / "val" / IMAGENET100[7])
-    wrong = preflight.check(
-        replace(campaign, imagenet=tmp_path / "less"), asked(any_images=True)
-    ).wrong
-    assert wrong == [f"{tmp_path}/less/val: 1 of the 100 classes have no image: {IMAGENET100[7]}"]
+    wrong = check(replace(campaign, imagenet=tmp_path / "less"), "--any-images").wrong
+    assert wrong == [
+        f"{tmp_path}/less/val: 1 of the 100 classes have no image, {IMAGENET100[7]} first: get them"
+    ]
 
 
-def test_h5_needs_files_and_no_stage_that_prepares(campaign, asked, tmp_path):
+def test_h5_needs_files_and_no_stage_that_prepares(campaign, tmp_path):
     of_h5 = replace(campaign, format="h5")
-    wrong = preflight.check(of_h5, asked()).wrong
+    wrong = check(of_h5).wrong
     assert "leave prepare out of the stages" in wrong[0]
-    assert wrong[1:] == [f"{tmp_path}/data/{split}.h5 is not there" for split in ("train", "val")]
+    assert len(wrong) == 3
+    assert all(f"{tmp_path}/data/{s}.h5 is not there" in "".join(wrong) for s in ("train", "val"))
     assert f"data.val_path={tmp_path}/data/val.h5" in of_h5.words(Job("pretrain", "byol", 5))
 
 
-def test_a_report_alone_needs_no_images(campaign, asked):
-    assert preflight.check(replace(campaign, stages=("report",)), asked()).wrong == []
+def test_a_report_alone_needs_no_images(campaign):
+    assert check(replace(campaign, stages=("report",))).wrong == []
 
 
-def test_a_step_of_each_method_is_tried_and_what_fails_is_said(campaign, asked, tmp_path):
+def test_a_step_of_each_method_is_tried_and_what_fails_is_said(campaign, tmp_path):
     """By the command itself, here a program that notes what it is given."""
     program = tmp_path / "program.py"
     program.write_text(
@@ -160,7 +169,7 @@ def test_a_step_of_each_method_is_tried_and_what_fails_is_said(campaign, asked, 
         "if given['method'] == 'byol': sys.exit('solo-mim: out of memory: lower the batch')\n"
     )
     tried = replace(campaign, command=(sys.executable, str(program)))
-    found = preflight.check(tried, asked(any_images=True, trial=True))
+    found = preflight.check(tried, asked_for("--any-images")[1], ())
     assert found.refused == {"byol": "its trial step failed: out of memory: lower the batch"}
     lines = (tmp_path / "given").read_text().splitlines()
     assert len(lines) == 2
@@ -171,28 +180,21 @@ def test_a_step_of_each_method_is_tried_and_what_fails_is_said(campaign, asked, 
         assert str(campaign.output) not in line.rpartition("output_dir=")[2]
 
 
-def test_on_a_login_node_without_gpus_no_step_is_tried(campaign, asked):
-    found = preflight.check(
-        replace(campaign, gpus=2), asked(any_images=True, trial=True, here=False)
-    )
+def test_on_a_login_node_without_gpus_no_step_is_tried(campaign):
+    asked = asked_for("--any-images", "--slurm")[1]
+    found = preflight.check(replace(campaign, gpus=2), asked, ())
     assert found.wrong == []
     assert any("no trial steps: they need the GPUs of a node" in one for one in found.remarks)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_without_permission_is_named(campaign, asked, tmp_path):
+def test_a_folder_without_permission_is_named(campaign, tmp_path):
     (tmp_path / "closed").mkdir(mode=0o500)
     closed = replace(campaign, output=tmp_path / "closed" / "runs")
-    wrong = preflight.check(closed, asked(any_images=True)).wrong
-    assert wrong == [f"--output {closed.output}: {tmp_path}/closed cannot be written"]
-
-
-def test_the_card_is_told_by_its_name():
-    assert preflight.guessed_card(lambda: ["NVIDIA A100-SXM4-80GB"]) == "A100"
-    assert preflight.guessed_card(lambda: ["NVIDIA GeForce RTX 2080 Ti"]) == "RTX2080Ti"
-    assert preflight.guessed_card(lambda: ["NVIDIA H200"]) == "H200"
-    assert preflight.guessed_card(list) == "A100"
-    assert preflight.guessed_card(lambda: ["Voodoo"]) in GPUS
+    wrong = check(closed, "--any-images").wrong
+    assert wrong == [
+        f"--output {closed.output}: {tmp_path}/closed cannot be written; name another folder"
+    ]
 
 
 def refused(*arguments):
@@ -202,11 +204,19 @@ def refused(*arguments):
 
 
 def test_arguments_that_ask_for_nothing_are_refused(capsys):
-    assert refused("nonsense") == refused("prepare") == refused("knn", "--jobs", "0") == 2
-    assert refused("--local", "--slurm") == 2
+    wrong = (
+        ("--stages", "nonsense"),
+        ("--stages", "prepare"),
+        ("--jobs", "0"),
+        ("--local", "--slurm"),
+        ("--card", "Voodoo"),
+        ("--sbatch", "account"),
+    )
+    assert {refused(*arguments) for arguments in wrong} == {2}
     said = capsys.readouterr().err
-    assert "there is no stage nonsense" in said
+    assert "invalid choice: 'nonsense'" in said
     assert "prepare needs --imagenet" in said
+    assert "--sbatch account: write NAME=VALUE" in said
 
 
 def test_exit_codes_are_in_the_help(capsys):
@@ -216,15 +226,10 @@ def test_exit_codes_are_in_the_help(capsys):
     assert "solo-mim linear trains on one device only" in said
 
 
-def test_stages_and_seeds_are_given_either_way():
-    options = reproduce.parser()
-
-    def asked_for(*arguments):
-        return reproduce.campaign_of(options.parse_args(arguments), options)
-
-    assert asked_for("knn", "report").stages == asked_for("--stages", "report", "knn").stages
-    assert asked_for().stages == ("pretrain", "linear", "knn", "report")
-    assert asked_for("--imagenet", "there").stages[0] == "prepare"
-    assert asked_for("--seed", "3").seeds == (3,)
-    assert asked_for("--seeds", "1", "2", "1").seeds == (1, 2)
-    assert asked_for("--output", "there").output == Path("there").absolute()
+def test_what_is_asked_for_is_once_and_in_order():
+    stages = asked_for("--stages", "report", "knn")[0].stages
+    assert stages == ("knn", "report")
+    assert asked_for()[0].stages == ("pretrain", "linear", "knn", "report")
+    assert asked_for("--imagenet", "there")[0].stages[0] == "prepare"
+    assert asked_for("--seeds", "1", "2", "1")[0].seeds == (1, 2)
+    assert asked_for("--output", "there")[0].output == Path("there").absolute()

@@ -9,10 +9,13 @@ from pathlib import Path
 
 import cluster
 import pytest
-import reproduce
-from campaign import Job
+from campaign import Campaign, Job
+from cluster import Work
+from driven import asked_for
+from submitit.core.utils import DelayedSubmission, JobPaths
+from submitit.slurm.slurm import SlurmJobEnvironment
 
-ONE = ("--methods", "vicreg", "--no-trial")
+ONE = ("--methods", "vicreg")
 TWO = ("--methods", "byol", "vicreg", "--seeds", "1", "2")
 SBATCH = """#!/bin/sh
 # Numbers jobs from 100 on and keeps their scripts.
@@ -50,23 +53,25 @@ def scripts(folder: Path) -> dict[str, dict[str, str]]:
 
 
 def on_gpus(driver, *more):
-    """The campaign on two GPUs each."""
-    arguments = driver.arguments(*TWO, *more)
-    arguments[arguments.index("--gpus") + 1] = "2"
-    options = reproduce.parser()
-    return reproduce.campaign_of(options.parse_args(arguments), options)
+    """The campaign on two GPUs each, and what is asked for."""
+    return asked_for(*driver.arguments(*TWO, "--slurm", "--gpus", "2", *more))
 
 
 def test_what_sbatch_is_given(driver, slurm):
-    queue = cluster.Queue(partition="gpu", hours=10, cpus=6, at_once=3, others={"account": "us"})
-    ids = cluster.submit(on_gpus(driver), queue)
+    more = ("--partition", "gpu", "--hours", "10", "--cpus", "6", "--jobs", "3")
+    ids = cluster.submit(*on_gpus(driver, *more, "--sbatch", "account=us"))
     prepare, pretrain, *evaluations, report = scripts(slurm).values()
     assert len(evaluations) == 8, "of two methods and seeds"
     assert prepare["job-name"] == "prepare"
     assert "gpus-per-node" not in prepare
     expected = {"partition": "gpu", "account": "us", "time": "600", "gpus-per-node": "2"}
     expected |= {"cpus-per-task": "12", "ntasks-per-node": "1", "array": "0-3%3"}
-    expected |= {"signal": "USR1@180", "requeue": "", "open-mode": "append"}
+    expected |= {
+        "signal": "USR2@180",
+        "requeue": "",
+        "kill-on-invalid-dep": "yes",
+        "open-mode": "append",
+    }
     expected |= {"dependency": "afterok:100", "job-name": "pretrain-imagenet100"}
     assert pretrain | expected == pretrain
     for number, evaluation in enumerate(evaluations):
@@ -83,8 +88,7 @@ def test_what_sbatch_is_given(driver, slurm):
 
 
 def test_gres_takes_the_place_of_the_number_of_gpus(driver, slurm):
-    queue = cluster.Queue(others={"gres": "gpu:a100:2", "qos": "long"})
-    cluster.submit(on_gpus(driver), queue)
+    cluster.submit(*on_gpus(driver, "--sbatch", "gres=gpu:a100:2", "--sbatch", "qos=long"))
     prepare, pretrain, *_ = scripts(slurm).values()
     assert (pretrain["gres"], pretrain["qos"]) == ("gpu:a100:2", "long")
     assert "gpus-per-node" not in pretrain
@@ -92,9 +96,9 @@ def test_gres_takes_the_place_of_the_number_of_gpus(driver, slurm):
 
 
 def test_what_is_queued_is_not_submitted_twice_and_what_is_finished_not_at_all(driver, slurm):
-    driver.run("prepare", "pretrain", "--no-trial", "--methods", "byol", "--seeds", "1")
+    driver.run("--stages", "prepare", "pretrain", "--methods", "byol", "--seeds", "1")
     campaign = driver.campaign(*TWO)
-    queue = cluster.Queue()
+    queue = asked_for()[1]
     cluster.submit(campaign, queue)
     first = scripts(slurm)
     assert first["100"]["job-name"] == "pretrain-imagenet100"
@@ -114,9 +118,9 @@ def test_what_is_queued_is_not_submitted_twice_and_what_is_finished_not_at_all(d
 
 
 def test_a_refused_method_is_not_submitted(driver, slurm):
-    campaign = driver.campaign("pretrain", *TWO)
+    campaign = driver.campaign("--stages", "pretrain", *TWO)
     campaign.refused["byol"] = "cannot be built"
-    ids = cluster.submit(campaign, cluster.Queue())
+    ids = cluster.submit(campaign, asked_for()[1])
     assert {job.method for job in ids} == {"vicreg"}
 
 
@@ -148,7 +152,7 @@ def test_an_sbatch_that_refuses_is_one_line(driver, slurm):
 def test_submitits_own_executors_run_the_graph(driver, executor, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(cluster.HERE))
     campaign = driver.campaign(*ONE)
-    cluster.submit(campaign, cluster.Queue(), cluster=executor)
+    cluster.submit(campaign, asked_for()[1], cluster=executor)
     begun = [line[1] for line in driver.journal() if line[2] == "begins"]
     assert begun[:2] == ["prepare", "pretrain"]
     assert sorted(begun[2:4]) == ["knn", "linear"], "side by side"
@@ -163,45 +167,78 @@ import os, signal, sys, time
 def stopped(number, _):
     print("solo-mim: interrupted; an epoch is kept", "SLURM_NTASKS" in os.environ, flush=True)
     sys.exit(128 + number)
-for number in (signal.SIGUSR1, signal.SIGTERM):
-    signal.signal(number, stopped)
+signal.signal(signal.SIGTERM, stopped)
 open(sys.argv[1], "w").close()
 time.sleep(60)
 """
 
 
-@pytest.mark.parametrize(
-    ("restarts", "number", "code", "noted"),
-    [
-        (0, signal.SIGUSR1, 128 + signal.SIGUSR1, False),
-        (3, signal.SIGUSR1, 128 + signal.SIGTERM, True),  # it was requeued often enough
-        (0, signal.SIGTERM, 128 + signal.SIGTERM, True),
-    ],
-)
-def test_signals_of_slurm_reach_the_command(
-    driver, tmp_path, monkeypatch, restarts, number, code, noted
-):
+@pytest.fixture
+def at_work(driver, tmp_path, monkeypatch):
+    """Begins a job as submitit does on a node, and says where `scontrol` is asked to requeue it."""
     begun, program = tmp_path / "begun", tmp_path / "program.py"
     program.write_text(OBEDIENT)
     campaign = driver.campaign(*ONE, "--command", f"{sys.executable} -S {program} {begun}")
-    monkeypatch.setenv("SLURM_RESTART_COUNT", str(restarts))
     monkeypatch.setenv("SLURM_NTASKS", "1")
-    worker = driver.forked(cluster.Work(campaign, Job("pretrain", "vicreg", 5), 3))
-    while not begun.exists():
-        time.sleep(0.02)
-    os.kill(worker.pid, number)
-    assert worker.code() == code
-    log = driver.output / "slurm" / "pretrain-vicreg-seed5.log"
+    monkeypatch.setattr(
+        SlurmJobEnvironment, "_requeue", lambda *_: print("asked scontrol", flush=True)
+    )
+    monkeypatch.setattr(Campaign, "_pretrained", lambda *_: tmp_path)
+
+    def begin(job):
+        delayed = DelayedSubmission(Work(campaign, job))
+        delayed.set_timeout(0, 1)
+
+        def work():
+            environment, paths = SlurmJobEnvironment(), JobPaths(tmp_path, job_id="7")
+            environment._handle_signals(paths, delayed)
+            delayed.result()
+            return 0
+
+        call = driver.forked(work)
+        while not begun.exists():
+            time.sleep(0.02)
+        return campaign, call
+
+    return begin
+
+
+@pytest.mark.parametrize(
+    ("stage", "number", "requeued"),
+    [
+        ("pretrain", signal.SIGUSR2, True),  # the limit is near
+        ("linear", signal.SIGUSR2, False),  # which would begin anew, and never end
+        ("pretrain", signal.SIGTERM, False),  # scancel
+    ],
+)
+def test_signals_of_slurm_reach_the_command(driver, at_work, stage, number, requeued):
+    job = Job(stage, "vicreg", 5)
+    campaign, call = at_work(job)
+    os.kill(call.pid, number)
+    assert call.code() != 0
+    log = campaign.output / "slurm" / f"{job.name}.log"
     assert "interrupted; an epoch is kept False" in log.read_text(), "lightning counts no tasks"
-    assert bool(campaign.note(Job("pretrain", "vicreg", 5))) == noted
+    assert ("asked scontrol" in call.said()) == requeued, call.said()
 
 
-def test_on_slurm_a_job_that_fails_is_known_to_have_failed(driver, monkeypatch):
+def test_on_slurm_a_job_that_fails_is_known_to_have_failed(driver):
     (driver.folder / "broken").write_text("vicreg")
     campaign = driver.campaign(*ONE)
-    monkeypatch.setenv("SLURM_JOB_ID", "7")
     with pytest.raises(RuntimeError, match=r"pretrain-vicreg-seed5: .* refuses them"):
-        cluster.Work(campaign, Job("pretrain", "vicreg", 5), 3)()
+        Work(campaign, Job("pretrain", "vicreg", 5))()
     assert campaign.state(Job("pretrain", "vicreg", 5)).word == "failed"
     with pytest.raises(RuntimeError, match="holds 0 finished runs of vicreg, seed 5"):
-        cluster.Work(campaign, Job("linear", "vicreg", 5), 3)()
+        Work(campaign, Job("linear", "vicreg", 5))()
+
+
+def test_a_slurm_that_does_not_answer_is_no_empty_queue(driver, slurm):
+    campaign = driver.campaign(*ONE)
+    cluster.submit(campaign, asked_for()[1])
+    squeue = slurm.parent / "programs" / "squeue"
+    squeue.write_text("#!/bin/sh\necho 'slurm_load_jobs error: timed out' >&2; exit 1\n")
+    code, said = driver.run(*ONE, "--slurm")
+    assert code == 1
+    assert "timed out; try again once SLURM answers" in said
+    assert driver.run(*ONE)[0] == 2
+    squeue.write_text("#!/bin/sh\necho 'slurm_load_jobs error: Invalid job id' >&2; exit 1\n")
+    assert cluster.in_queue(campaign) == {}
