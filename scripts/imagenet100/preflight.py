@@ -300,7 +300,9 @@ def tried(campaign: Campaign, method: str, scratch: Path, devices: Sequence[str]
     words += [f"data.{split}_path={scratch / 'data'}" for split in ("train", "val")]
     words += ["data.format=image_folder"] if campaign.format == "h5" else []
     log = scratch / f"{method}.log"
-    child = Child([*campaign.command, *words], log, devices[: campaign.gpus])
+    # Libraries leave folders behind among the temporary ones.
+    command = ["env", f"TMPDIR={scratch}", *campaign.command, *words]
+    child = Child(command, log, devices[: campaign.gpus])
     try:
         code = child.wait()
     except BaseException:

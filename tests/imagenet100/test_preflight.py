@@ -1,6 +1,8 @@
 """What scripts/imagenet100 looks at before anything is written: all that is wrong, at once."""
 
 import os
+import re
+import shlex
 import shutil
 import sys
 from collections import namedtuple
@@ -233,3 +235,12 @@ def test_what_is_asked_for_is_once_and_in_order():
     assert asked_for("--imagenet", "there")[0].stages[0] == "prepare"
     assert asked_for("--seeds", "1", "2", "1")[0].seeds == (1, 2)
     assert asked_for("--output", "there")[0].output == Path("there").absolute()
+
+
+def test_every_command_of_the_documentation_is_one_of_the_driver():
+    text = (Path(__file__).parents[2] / "docs" / "imagenet100.md").read_text()
+    commands = re.findall(r"^.*?reproduce\.py (.*?)(?: [>&].*)?$", text, re.MULTILINE)
+    assert len(commands) == 5
+    for command in commands:
+        campaign, _ = asked_for(*shlex.split(command))
+        assert campaign.stages[0] == "prepare"
