@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import json
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +170,15 @@ class Campaign:
     def _workers(self) -> list[str]:
         return [] if self.workers is None else [f"data.num_workers={self.workers}"]
 
+    def recipe(self, method: str) -> Any:
+        """The checked configuration of a method's pre-trainings, but for their seed.
+
+        Raises:
+            ConfigError: a key or a value is refused.
+        """
+        alike = replace(self, workers=None)  # composed once
+        return _composed(tuple(alike._pretrain(Job("pretrain", method))))
+
     # How they stand
 
     @property
@@ -251,20 +260,15 @@ class Campaign:
         from solo_mim.errors import ConfigError
         from solo_mim.runs.identity import changes, settings_of
 
-        try:  # once for all seeds
-            wanted = composed(tuple(self._pretrain(Job("pretrain", job.method)))).plain
+        try:
+            wanted = self.recipe(job.method).plain
         except ConfigError:
             return False
         return not changes(settings_of(settings), settings_of({**wanted, "seed": job.seed}))
 
 
 @functools.cache
-def composed(words: tuple[str, ...]) -> Any:
-    """The recipe of a `solo-mim pretrain` of these arguments.
-
-    Raises:
-        ConfigError: a key or a value is refused.
-    """
+def _composed(words: tuple[str, ...]) -> Any:
     from solo_mim.recipe.checks import checked
     from solo_mim.recipe.compose import composed as compose
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from campaign import LINEAR_EPOCHS, Campaign, Job, NotReady, composed
+from campaign import LINEAR_EPOCHS, Campaign, Job, NotReady
 from local import Child, say
 
 # Of ImageNet's archives, in bytes.
@@ -196,10 +196,6 @@ def _to_do(campaign: Campaign, *words: str) -> list[Job]:
     return [job for job, word in states.items() if word != "finished" and word in (words or word)]
 
 
-def _recipe(campaign: Campaign, method: str) -> Any:
-    return composed(tuple(campaign.words(Job("pretrain", method, campaign.seeds[0]))))
-
-
 def _methods(campaign: Campaign, asked: Namespace, found: Findings) -> None:
     """Composes and builds each method that has something to do; says what it takes."""
     from solo_mim.errors import ConfigError
@@ -208,7 +204,7 @@ def _methods(campaign: Campaign, asked: Namespace, found: Findings) -> None:
     for method in dict.fromkeys(job.method for job in _to_do(campaign)):
         say(f"{method}: built, and its operations counted")
         try:
-            recipe = _recipe(campaign, method)
+            recipe = campaign.recipe(method)
             plan = found.plans[method] = planned(recipe, asked.card, UTILISATION)
         except ConfigError as error:
             found.refused[method] = f"cannot be built: {error}"
@@ -282,10 +278,7 @@ def _trials(campaign: Campaign, asked: Namespace, devices: Sequence[str], found:
     if campaign.format == "h5":
         found.remarks.append("the trial steps are on image files: of HDF5 files there are none yet")
     with tempfile.TemporaryDirectory() as scratch:
-        commands = [
-            campaign.words(Job("pretrain", method, campaign.seeds[0])) for method in methods
-        ]
-        batches = [composed(tuple(words)).global_batch for words in commands]
+        batches = [campaign.recipe(method).global_batch for method in methods]
         noise(Path(scratch) / "data", max(batches, default=0))
         for method in (method for method in campaign.methods if method in methods):
             say(f"{method}: a training step and a validation batch")

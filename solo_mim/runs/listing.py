@@ -108,8 +108,7 @@ def row_of(folder: Path) -> Listed:
     """What the folder of a run or of an evaluation says, where a file of it is damaged too."""
     state, reason, result, settings = "stopped", "", None, {}
     try:
-        text = (folder / files.CONFIGURATION).read_text()
-        settings = settings_of(yaml.load(text, _Loader), ())
+        settings = settings_of(files.read_yaml(folder / files.CONFIGURATION), ())
         result = files.read_json(folder / files.RESULT, dict)
     except (ConfigError, OSError, ValueError, yaml.YAMLError) as error:
         state, reason = "damaged", " ".join(str(error).split())
@@ -123,10 +122,6 @@ def row_of(folder: Path) -> Listed:
     wanted = settings.get("max_epochs")
     done = (_epochs_in(folder), wanted) if isinstance(wanted, int) else None
     return Listed(folder, settings, done, state, _accuracies(result or {}), size, reason)
-
-
-# Python's own takes a second for fifty configurations.
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def _epochs_in(folder: Path) -> int:

@@ -16,7 +16,7 @@ import local
 import preflight
 import pytest
 import reproduce
-from campaign import Campaign, Job, composed
+from campaign import Campaign
 
 # What the driver imports when it is under way.
 import solo_mim.evaluation.gpus
@@ -63,9 +63,8 @@ class Driver:
         """Of the arguments; the stand-in is told what its methods' configurations are."""
         campaign, _ = asked_for(*self.arguments(*more))
         for method in campaign.methods:
-            words = tuple(campaign.words(Job("pretrain", method)))
-            plain = composed(words).plain
-            (self.folder / f"{method}.json").write_text(json.dumps(plain))
+            plain = json.dumps(campaign.recipe(method).plain)
+            (self.folder / f"{method}.json").write_text(plain)
         return campaign
 
     def begin(self, *more: str) -> "Call":

@@ -13,6 +13,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import local
 import page
 import pytest
 from campaign import Campaign, Job
@@ -197,29 +198,35 @@ def test_an_evaluation_of_another_rate_is_not_the_campaigns(finished, driver):
     assert campaign.state(job).word == "not begun"
 
 
+class Fake:
+    """A job that ends when it is told to."""
+
+    log, code = "log", None
+
+    def ended(self):
+        return self.code
+
+
 def test_jobs_share_the_gpus_of_the_machine(driver, monkeypatch):
     """Two pre-trainings on two GPUs each, then classifiers on one each; no GPU has two."""
+    monkeypatch.setattr(local, "started", lambda *_: Fake())
+    monkeypatch.setattr(page, "write", lambda _: None)
     campaign = replace(driver.campaign(*TWO), gpus=2)
-    monkeypatch.setattr(Campaign, "_is_of", lambda *_: True)
     work = Local(campaign, ["0", "1", "4", "7"], 4, 10)
-    most = {}
-    look = work._look
 
-    def looks():
-        taken = [device for _, devices in work.at_work.values() for device in devices]
-        assert len(taken) == len(set(taken)) == 4 - len(work.free)
-        stages = [job.stage for job in work.at_work]
-        most.update({stage: max(most.get(stage, 0), stages.count(stage)) for stage in stages})
-        look()
+    def after(stage):
+        for job, (child, _) in work.at_work.items():
+            child.code = 0 if job.stage == stage else None
+        work._look()
+        for job in campaign.jobs():
+            if job not in work.states and job not in work.at_work:
+                work._begin(job)
+        return [(job.stage, devices) for job, (_, devices) in work.at_work.items()]
 
-    monkeypatch.setattr(work, "_look", looks)
-    assert work.run()
-    assert most["pretrain"] == 2
-    assert max(most["linear"], most["knn"]) > 2
-    devices = {line[3] for line in driver.journal() if line[1:3] == ["pretrain", "begins"]}
-    assert devices == {"0,1", "4,7"}
-    devices = {line[3] for line in driver.journal() if line[1:3] == ["linear", "begins"]}
-    assert devices <= {"0", "1", "4", "7"}
+    assert after("") == [("prepare", [])]
+    two = [("pretrain", ["0", "1"]), ("pretrain", ["4", "7"])]
+    assert after("prepare") == after("pretrain") == two
+    assert after("pretrain") == [("linear", [device]) for device in ("0", "1", "4", "7")]
 
 
 def test_three_methods_two_seeds_a_kill_a_full_disk_and_a_method_that_cannot_be_built(driver):
