@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from solo_mim.data.datasets import held_out_of, share_of
 from solo_mim.data.folders import IMAGENET100, IMAGENET_STATISTICS
@@ -71,6 +71,7 @@ def _counted(recipe: PretrainRecipe, sizes: list[int], classes: int) -> StepCost
     """
     large = sum(size == sizes[0] for size in sizes)
     method = find_method(recipe.method)
+    recipe = replace(recipe, sync_batchnorm=False)  # of one process, and there is none on CPUs
     for batch in _BATCHES:
         model = method(host_config(recipe, classes, large, len(sizes) - large))
         try:

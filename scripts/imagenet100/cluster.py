@@ -29,6 +29,7 @@ _REQUEUES = 100  # of a job, at the most
 def parameters(campaign: Campaign, job: Job, asked: Namespace) -> dict[str, Any]:
     """What is asked of SLURM for a job, in submitit's words."""
     gpus = campaign.gpus_of(job)
+    cpus = asked.cpus * max(1, gpus)
     others = dict(one.partition("=")[::2] for one in asked.sbatch)
     if not gpus:
         others.pop("gres", None)
@@ -37,13 +38,14 @@ def parameters(campaign: Campaign, job: Job, asked: Namespace) -> dict[str, Any]
     return {
         "name": f"{job.stage}-imagenet100" if job.stage == "pretrain" else job.name,
         "timeout_min": int(60 * asked.hours),
-        "cpus_per_task": asked.cpus * max(1, gpus),
+        "cpus_per_task": cpus,
         "tasks_per_node": 1,
         "stderr_to_stdout": True,
         "gpus_per_node": gpus if gpus and "gres" not in others else None,
         "slurm_partition": asked.partition,
         "slurm_array_parallelism": asked.jobs or _AT_ONCE,
         "slurm_signal_delay_s": _DELAY,
+        "slurm_srun_args": [f"--cpus-per-task={cpus}"],  # which srun does not take over from sbatch
         "slurm_additional_parameters": {**others, **more},
         "slurm_setup": [f"export PYTHONPATH={shlex.quote(str(HERE))}${{PYTHONPATH:+:$PYTHONPATH}}"],
     }

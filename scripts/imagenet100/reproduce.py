@@ -156,7 +156,7 @@ def on_slurm(campaign: Campaign, given: argparse.Namespace) -> int:
         return 1
     for job, number in ids.items():
         say(f"{job.name}: job {number}, log {campaign.output / 'slurm' / f'{job.name}.log'}")
-    say("the same command submits what has failed" if ids else "nothing is left to submit")
+    say("all of it is submitted" if ids else "nothing is left to submit")
     return 0
 
 

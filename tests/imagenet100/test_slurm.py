@@ -84,7 +84,9 @@ def test_what_sbatch_is_given(driver, slurm):
     assert report["dependency"] == "afterany:" + ":".join(others)
     assert "gpus-per-node" not in report
     assert ids[Job("pretrain", "vicreg", 2)] == "101_3"
-    assert f"export PYTHONPATH={cluster.HERE}" in (slurm / "100.sh").read_text()
+    text = (slurm / "101.sh").read_text()
+    assert f"export PYTHONPATH={cluster.HERE}" in text
+    assert re.search(r"^srun .* --cpus-per-task=12 ", text, re.MULTILINE)
 
 
 def test_gres_takes_the_place_of_the_number_of_gpus(driver, slurm):
