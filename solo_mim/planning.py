@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from solo_mim.data.datasets import held_out_of, load_splits, share_of
 from solo_mim.data.errors import DataError
@@ -88,6 +88,7 @@ def _counted(recipe: PretrainRecipe, sizes: list[int], classes: int) -> StepCost
     """
     large = sum(size == sizes[0] for size in sizes)
     method = find_method(recipe.method)
+    recipe = replace(recipe, sync_batchnorm=False)  # of one process, and there is none on CPUs
     for batch in _BATCHES:
         model = method(host_config(recipe, classes, large, len(sizes) - large))
         try:
@@ -109,12 +110,16 @@ class Plan:
         memory: GiB on each GPU.
         images_per_second: of all GPUs.
         flops: of a step on one GPU, forward and backward.
+        hours: of training.
+        disk: bytes of the checkpoints that are kept.
     """
 
     text: str
     memory: float
     images_per_second: float
     flops: float
+    hours: float
+    disk: int
 
 
 def plan(recipe: PretrainRecipe, gpu: str, images: int | None, utilisation: float) -> Plan:
@@ -176,7 +181,7 @@ with these
   CPU cores              {_cores(recipe, sizes, speed)}
 
 {_losses(local)}"""
-    return Plan(text, needed, speed, flops)
+    return Plan(text, needed, speed, flops, seconds / 3600, int(kept))
 
 
 def _kept(recipe: PretrainRecipe) -> int:

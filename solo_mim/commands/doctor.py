@@ -15,6 +15,7 @@ OPTIONAL = {
     "umap": ("umap", "UMAP pictures"),
     "h5py": ("h5", "H5 data sets"),
     "nvidia.dali": ("dali", "GPU data loading"),
+    "submitit": ("slurm", "the ImageNet-100 campaign on SLURM"),
 }
 
 

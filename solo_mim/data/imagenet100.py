@@ -170,7 +170,7 @@ def verify(target: Path, manifest: Manifest, tick: Tick) -> Findings:
             threads.shutdown(cancel_futures=True)
             raise
     for at in folders:
-        here = (f"{at}/{file.name}" for file in _images_in(target / at))
+        here = (f"{at}/{file.name}" for file in images_in(target / at))
         findings.foreign.extend(path for path in here if path not in expected)
     return findings
 
@@ -229,7 +229,7 @@ def _prepare_split(
 
 def _in_tree(tree: Path) -> Iterator[_Member]:
     for name in IMAGENET100:
-        for file in _images_in(tree / name):
+        for file in images_in(tree / name):
             yield _Member(name, file.name, file.stat().st_size, partial(file.open, "rb"))
 
 
@@ -286,7 +286,8 @@ def _validation_classes(devkit: Path) -> list[str]:
         return load_meta_file(scratch)[1]
 
 
-def _images_in(folder: Path) -> list[Path]:
+def images_in(folder: Path) -> list[Path]:
+    """Images of a folder by their names, sorted; none where there is no such folder."""
     return sorted(
         file
         for file in (folder.iterdir() if folder.is_dir() else ())

@@ -306,15 +306,20 @@ def _published(run: Run, measures: list[str]) -> dict[str, dict[str, float]]:
         return {}
     linear = next((measure for measure in measures if measure.startswith(LINEAR_LAYER)), "")
     rows: dict[str, dict[str, float]] = {}
-    with files("solo_mim.evaluation").joinpath("published.csv").open() as file:
-        for line in csv.DictReader(file):
-            measure = linear if line["measure"] == "linear" else line["measure"]
-            if line["data"] == data.get("dataset") and measure in measures:
-                method = names.METHODS.get(line["method"], line["method"])
-                backbone = names.BACKBONES.get(line["backbone"], line["backbone"])
-                label = f"{method}, {backbone}, {line['epochs']} epochs"
-                rows.setdefault(label, {})[measure] = float(line["top1"])
+    for line in published():
+        measure = linear if line["measure"] == "linear" else line["measure"]
+        if line["data"] == data.get("dataset") and measure in measures:
+            method = names.METHODS.get(line["method"], line["method"])
+            backbone = names.BACKBONES.get(line["backbone"], line["backbone"])
+            label = f"{method}, {backbone}, {line['epochs']} epochs"
+            rows.setdefault(label, {})[measure] = float(line["top1"])
     return rows
+
+
+def published() -> list[dict[str, str]]:
+    """Lines of `published.csv`."""
+    with files("solo_mim.evaluation").joinpath("published.csv").open() as file:
+        return list(csv.DictReader(file))
 
 
 def _tested(ranked: list[Row], measure: str) -> list[Pair]:

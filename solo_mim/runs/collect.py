@@ -226,7 +226,7 @@ def _run_in(folder: Path) -> Run:
     result = _result_in(folder)
     if "measured" in result:
         raise _Unusable("an evaluation of weights that are of no run here")
-    config = yaml.safe_load((folder / files.CONFIGURATION).read_text())
+    config = files.read_yaml(folder / files.CONFIGURATION)
     provenance = json.loads((folder / files.PROVENANCE).read_text())
     run = Run(folder, config, result, provenance, pd.read_csv(folder / files.METRICS))
     values, _ = run.values(), (run.seed, run.data, run.settings, run.diagnostics)
@@ -270,7 +270,7 @@ def _evaluations(run: Run, problems: list[Problem]) -> list[Evaluation]:
 
 def _evaluation_in(folder: Path, run: Run) -> Evaluation:
     result = _result_in(folder)
-    config = yaml.safe_load((folder / files.CONFIGURATION).read_text())
+    config = files.read_yaml(folder / files.CONFIGURATION)
     values = {
         _measure(run, config, result, row): (row["split"], float(row["top1"]))
         for row in result.get("measured", [])

@@ -64,7 +64,7 @@ def listed(roots: Iterable[Path]) -> list[Listed]:
     paths = [path.parent for root in roots for path in root.rglob(files.PROVENANCE)]
     found = {path.resolve(): path for path in paths}
     outer = sorted(path for at, path in found.items() if not found.keys() & set(at.parents))
-    rows = [_row(path) for path in outer if _is_a_run(path)]
+    rows = [row_of(path) for path in outer if _is_a_run(path)]
     return [row for row in rows if "pretrained_feature_extractor" not in row.settings]
 
 
@@ -104,12 +104,11 @@ def _is_a_run(folder: Path) -> bool:
     return named or (folder / files.METRICS).exists()
 
 
-def _row(folder: Path) -> Listed:
-    """What a run's folder says, where a file of it is damaged too."""
+def row_of(folder: Path) -> Listed:
+    """What the folder of a run or of an evaluation says, where a file of it is damaged too."""
     state, reason, result, settings = "stopped", "", None, {}
     try:
-        text = (folder / files.CONFIGURATION).read_text()
-        settings = settings_of(yaml.load(text, _Loader), ())
+        settings = settings_of(files.read_yaml(folder / files.CONFIGURATION), ())
         result = files.read_json(folder / files.RESULT, dict)
     except (ConfigError, OSError, ValueError, yaml.YAMLError) as error:
         state, reason = "damaged", " ".join(str(error).split())
@@ -123,10 +122,6 @@ def _row(folder: Path) -> Listed:
     wanted = settings.get("max_epochs")
     done = (_epochs_in(folder), wanted) if isinstance(wanted, int) else None
     return Listed(folder, settings, done, state, _accuracies(result or {}), size, reason)
-
-
-# Python's own takes a second for fifty configurations.
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def _epochs_in(folder: Path) -> int:

@@ -41,7 +41,8 @@ def test_time_is_operations_over_what_the_gpu_reaches(planned):
 
 
 def test_processes_share_the_batch_and_send_gradients(planned):
-    text = planned(*SMALL, "devices=2", "num_nodes=2", "strategy=ddp", "precision=16-mixed")
+    several = ("devices=2", "num_nodes=2", "strategy=ddp", "sync_batchnorm=true")
+    text = planned(*SMALL, *several, "precision=16-mixed")
     assert "128 x 4 = 512 images" in text
     trained = _number(text, "of which trained") * 1e6
     assert _number(text, "gradients sent") == pytest.approx(4 * trained * 1.5 / 1e6, abs=0.6)
