@@ -142,20 +142,7 @@ def read_manifest(target: Path) -> Manifest:
 
 def verify(target: Path, manifest: Manifest, tick: Tick) -> Findings:
     """Decodes every image of the manifest."""
-    folders = {
-        f"{split}/{name}": files
-        for split, classes in manifest["images"].items()
-        for name, files in classes.items()
-    }
-    expected = {
-        f"{at}/{file}": size for at, files in folders.items() for file, size in files.items()
-    }
-    hashes = {
-        f"{split}/{name}/{file}": digest
-        for split, classes in manifest.get("sha256", {}).items()
-        for name, files in classes.items()
-        for file, digest in files.items()
-    }
+    expected, hashes = _by_path(manifest["images"]), _by_path(manifest.get("sha256", {}))
     findings = Findings([], [], [], [], [])
     with ThreadPoolExecutor(usable_cores()) as threads:  # Pillow decodes without Python's lock
         try:
@@ -169,10 +156,20 @@ def verify(target: Path, manifest: Manifest, tick: Tick) -> Findings:
         except BaseException:
             threads.shutdown(cancel_futures=True)
             raise
-    for at in folders:
+    for at in dict.fromkeys(os.path.dirname(path) for path in expected):
         here = (f"{at}/{file.name}" for file in images_in(target / at))
         findings.foreign.extend(path for path in here if path not in expected)
     return findings
+
+
+def _by_path(splits: dict[str, dict[str, dict[str, Any]]]) -> dict[str, Any]:
+    """`split/class/file` -> what a part of the manifest has of it."""
+    return {
+        f"{split}/{name}/{file}": value
+        for split, classes in splits.items()
+        for name, files in classes.items()
+        for file, value in files.items()
+    }
 
 
 def _judged(path: Path, size: int, sha256: str | None) -> str | None:
@@ -198,10 +195,7 @@ def _prepare_split(
     tree, archive = source / split, source / (TRAIN_ARCHIVE if split == "train" else VAL_ARCHIVE)
     in_tree = tree.is_dir() and any((tree / name).is_dir() for name in IMAGENET100)
     if in_tree and not copy and not size:
-        found = []
-        for member in _in_tree(tree):
-            found.append(_Written(member.class_name, member.file, member.size, ""))
-            tick()
+        found = _listed(_in_tree(tree), tick)
         for name in dict.fromkeys(one.class_name for one in found):
             _link(tree / name, target / name)
         return "linked", found
@@ -295,17 +289,23 @@ def images_in(folder: Path) -> list[Path]:
     )
 
 
+def _listed(members: Iterator[_Member], tick: Tick, target: Path | None = None) -> list[_Written]:
+    """Members as they are, once they are written below a target if any."""
+    found = []
+    for member in members:
+        if target:
+            _write(target / member.class_name / member.file, member.open, member.size)
+        found.append(_Written(member.class_name, member.file, member.size, ""))
+        tick()
+    return found
+
+
 def _written(
     members: Iterator[_Member], tick: Tick, target: Path, size: int | None
 ) -> list[_Written]:
     """Members as they lie below a target, once they are written there."""
     if size is None:
-        found = []
-        for member in members:
-            _write(target / member.class_name / member.file, member.open, member.size)
-            found.append(_Written(member.class_name, member.file, member.size, ""))
-            tick()
-        return found
+        return _listed(members, tick, target)
     workers = usable_cores()
     waiting: deque[Future[_Written]] = deque()
     found = []

@@ -129,56 +129,41 @@ class ChosenProbe:
     converged: bool
 
 
-class TooFewToChooseError(ConfigError):
-    """Training images that cannot be split by class, so that no penalty is chosen on them."""
-
-
-def chosen_probe(train: Features, test: Features, num_classes: int) -> ChosenProbe:
+def chosen_probe(
+    train: Features, test: Features, num_classes: int, or_given: bool = False
+) -> ChosenProbe:
     """Fits probes of `PROBE_CS` on part of the training features, chooses by the rest of them,
     which are drawn by class, refits on all, and evaluates that once.
 
     Args:
         train, test: N x D features and N targets each; training rows with target -1 are left out.
         num_classes: that targets count.
+        or_given: take the penalty `PROBE_C` where training images, of two classes or more, are too
+            few to be split by class.
 
     Raises:
-        TooFewToChooseError: training images are too few to be split by class.
+        ConfigError: they are too few, and none is given.
     """
     labelled = train[1] >= 0
     features, targets = train[0][labelled].numpy(), train[1][labelled].numpy()
     split = StratifiedShuffleSplit(1, test_size=HELD_OUT, random_state=0)
-    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
-    search = GridSearchCV(probe, {"logisticregression__C": PROBE_CS}, cv=split)
-    try:
-        ((_, held_out),) = split.split(features, targets)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            search.fit(features, targets)
-    except ValueError as error:
-        raise TooFewToChooseError(
-            f"the penalty cannot be chosen on {len(targets)} training images ({error}); the split "
-            "needs two of each class, and as many in either part as there are classes"
-        ) from error
-    candidates = {
-        C: 100 * float(accuracy)
-        for C, accuracy in zip(PROBE_CS, search.cv_results_["mean_test_score"], strict=True)
-    }
-    best = search.best_estimator_
-    return _measured_probe(best, candidates, len(held_out), test, num_classes)
-
-
-def given_probe(train: Features, test: Features, num_classes: int) -> ChosenProbe:
-    """The probe of the penalty `PROBE_C`, for training images on which none can be chosen.
-
-    Arguments are those of `chosen_probe`, of two classes or more.
-    """
-    labelled = train[1] >= 0
-    features, targets = train[0][labelled].numpy(), train[1][labelled].numpy()
     probe = make_pipeline(StandardScaler(), LogisticRegression(C=PROBE_C, max_iter=1000))
+    search = GridSearchCV(probe, {"logisticregression__C": PROBE_CS}, cv=split)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        probe.fit(features, targets)
-    return _measured_probe(probe, {}, 0, test, num_classes)
+        try:
+            ((_, held_out),) = split.split(features, targets)
+            search.fit(features, targets)
+        except ValueError as error:
+            if or_given:
+                return _measured_probe(probe.fit(features, targets), {}, 0, test, num_classes)
+            raise ConfigError(
+                f"the penalty cannot be chosen on {len(targets)} training images ({error}); the "
+                "split needs two of each class, and as many in either part as there are classes"
+            ) from error
+    accuracies = map(float, 100 * search.cv_results_["mean_test_score"])
+    candidates = dict(zip(PROBE_CS, accuracies, strict=True))
+    return _measured_probe(search.best_estimator_, candidates, len(held_out), test, num_classes)
 
 
 def _measured_probe(

@@ -112,14 +112,14 @@ def _draw_scores(axis: Any, table: Table, measure: str) -> None:
     """Each seed a dot, each mean a bar, rows as in the table; below them the references."""
     edges = _edges(table)
     places = [(first + last) / 2 for first, last in pairwise(edges)]
-    values = [v for row in table.rows if measure in row.scores for v in _by_seed(row, measure)]
+    scores = {n: row.scores[measure] for n, row in enumerate(table.rows) if measure in row.scores}
+    values = [value for score in scores.values() for value in score.by_seed.values()]
     span = max(max(values) - min(values), 1.0)
     low, high = min(values) - 0.1 * span, max(values) + 0.1 * span
-    for number, row in enumerate(table.rows):
-        if measure in row.scores:
-            dots, at = _by_seed(row, measure), places[number]
-            axis.plot(dots, [at] * len(dots), "o", alpha=0.75, color=colour(number))
-            axis.plot(row.scores[measure].mean, at, "k|", markersize=14, markeredgewidth=1.5)
+    for number, score in scores.items():
+        dots, at = list(score.by_seed.values()), places[number]
+        axis.plot(dots, [at] * len(dots), "o", alpha=0.75, color=colour(number))
+        axis.plot(score.mean, at, "k|", markersize=14, markeredgewidth=1.5)
     shown = [one.scores[measure].mean for one in table.references if measure in one.scores]
     near = [value for value in shown if low - span <= value <= high + span]
     low, high = min([low, *near]), max([high, *near])
@@ -130,10 +130,6 @@ def _draw_scores(axis: Any, table: Table, measure: str) -> None:
     axis.set(xlabel=f"{textwrap.fill(measure, 44)}, top-1 (%)")
     axis.xaxis.set_major_locator(MaxNLocator(6))
     axis.grid(alpha=0.3, axis="x")
-
-
-def _by_seed(row: Row, measure: str) -> list[float]:
-    return list(row.scores[measure].by_seed.values())
 
 
 def _draw_reference(axis: Any, reference: Reference, measure: str, place: float) -> None:

@@ -122,14 +122,16 @@ def latex(table: Table, all_measures: bool = False) -> str:
         caption.append("p: of that test against the first row.")
     if table.references:
         caption.append("What stands below the second line is a reference and not ranked.")
+    said = _escaped(" ".join(filter(None, caption))).replace("±", r"$\pm$")
+    name = re.sub("[^a-z0-9]+", "-", table.title.lower()).strip("-")
     # A long label goes in lines.
     first = "l" if max(len(row.label) for row in table.rows) < 40 else r"p{0.4\linewidth}"
     return "\n".join(
         [
             r"\begin{table}[t]",
             r"\centering",
-            rf"\caption{{{_prose(caption)}}}",
-            rf"\label{{{_label(table)}}}",
+            rf"\caption{{{said}}}",
+            rf"\label{{tab:{name}}}",
             rf"\begin{{tabular}}{{{first}r{'r' * len(shown)}r}}",
             r"\toprule",
             " & ".join(map(_escaped, ["method", "seeds", *shown, "p"])) + r" \\",
@@ -162,15 +164,6 @@ def _tex_lines(table: Table, measures: list[str]) -> list[str]:
     return found
 
 
-def _prose(sentences: list[str]) -> str:
-    return _escaped(" ".join(filter(None, sentences))).replace("±", r"$\pm$")
-
-
-def _label(table: Table) -> str:
-    """`tab:cifar-10` of CIFAR-10."""
-    return f"tab:{re.sub('[^a-z0-9]+', '-', table.title.lower()).strip('-')}"
-
-
 def _in_tex(cell: str) -> str:
     return cell.replace("±", r"$\pm$").replace("-", "--")
 
@@ -193,10 +186,6 @@ def _matrix(table: Table) -> list[list[str]]:
     for pair in table.pairs:
         cells[pair.better][pair.worse] = cells[pair.worse][pair.better] = p_text(pair.p_holm)
     return cells
-
-
-def _data_uri(png: Path) -> str:
-    return f"data:image/png;base64,{base64.b64encode(png.read_bytes()).decode()}"
 
 
 def page(
@@ -223,7 +212,7 @@ def page(
         colour=colour,
         matrix=_matrix,
         command=_command,
-        data_uri=_data_uri,
+        base64=lambda png: base64.b64encode(png.read_bytes()).decode(),
         yaml=lambda config: yaml.safe_dump(config, sort_keys=False),
     )
 

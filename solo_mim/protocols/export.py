@@ -50,6 +50,12 @@ def export(run: str, library: str, path: Path, overrides: list[str]) -> Result:
     images = _hub_images(network, overrides) if hub else _images(network)
     state = {key: value.contiguous() for key, value in network.backbone.state_dict().items()}
     size = recipe.augmentations[0]["crop_size"]
+
+    def loaded() -> torch.nn.Module:
+        model = wanted.build()
+        model.load_state_dict(state)
+        return model
+
     result = {
         "lines": hub_lines(wanted, str(path)) if hub else wanted.lines(str(path)),
         "library": library,
@@ -57,7 +63,7 @@ def export(run: str, library: str, path: Path, overrides: list[str]) -> Result:
         "backbone": recipe.backbone.name,
         "stem": "small" if wanted.small_stem else "the library's",
         "images": images,
-        "difference": _compared(wanted, state, network.backbone, size),
+        "difference": _check(loaded, wanted.library, wanted, network.backbone, size),
         "trained": network.origin,
         **figures.provenance(str(path if hub else path.parent), recipe.method, None),
     }
@@ -125,21 +131,6 @@ def _write_folder(
     return path
 
 
-def _compared(wanted: Target, state: dict[str, Any], backbone: torch.nn.Module, size: int) -> float:
-    """How far the library's features are from ours, relative to the largest.
-
-    Raises:
-        ConfigError: they are other ones, or the weights do not fit.
-    """
-
-    def build() -> torch.nn.Module:
-        model = wanted.build()
-        model.load_state_dict(state)
-        return model
-
-    return _check(build, wanted.library, wanted, backbone, size)
-
-
 def _check(
     build: Callable[[], torch.nn.Module],
     library: str,
@@ -147,7 +138,11 @@ def _check(
     backbone: torch.nn.Module,
     size: int,
 ) -> float:
-    """`_compared`, of the model that is built."""
+    """How far the features of the library's model are from ours, relative to the largest.
+
+    Raises:
+        ConfigError: they are other ones, or the weights do not fit.
+    """
     try:
         model = build()
     # Whatever the library raises of arguments and weights that are not its own.

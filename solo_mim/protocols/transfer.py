@@ -21,13 +21,7 @@ from solo_mim.data.archives import ARCHIVES
 from solo_mim.data.datasets import DATA_SETS
 from solo_mim.errors import ConfigError, nearest
 from solo_mim.evaluation.knn import Features, Neighbours, chosen_neighbours
-from solo_mim.evaluation.offline import (
-    PROBE_C,
-    ChosenProbe,
-    TooFewToChooseError,
-    chosen_probe,
-    given_probe,
-)
+from solo_mim.evaluation.offline import PROBE_C, chosen_probe
 from solo_mim.protocols import figures
 from solo_mim.recipe.schema import PretrainRecipe
 from solo_mim.runs.collect import TRANSFER
@@ -311,22 +305,15 @@ class _Task:
         for share, seed in tqdm(planned, f"{self.name}: subsets", leave=False, disable=hidden):
             drawn = subset(train[1], share, seed)
             part = train[0][drawn], train[1][drawn]
-            try:
-                probe = chosen_probe(part, test, self.data.num_classes)
-            except TooFewToChooseError:
-                probe = given_probe(part, test, self.data.num_classes)
+            probe = chosen_probe(part, test, self.data.num_classes, or_given=True)
             neighbours, _ = chosen_neighbours(part, test, self.data.num_classes, device)
             yield {
                 "share": share,
                 "seed": seed,
                 "images": len(drawn),
-                "linear": _probe_record(probe),
+                "linear": {"chosen": bool(probe.candidates), **asdict(probe)},
                 "knn": _neighbours_record(neighbours),
             }
-
-
-def _probe_record(probe: ChosenProbe) -> dict[str, Any]:
-    return {"chosen": bool(probe.candidates), **asdict(probe)}
 
 
 def _neighbours_record(found: dict[str, Neighbours]) -> dict[str, Any]:
@@ -375,23 +362,15 @@ def summary(result: Result) -> str:
 def table(results: list[Result]) -> str:
     """The closing table of all data sets: a row for each, columns by share and classifier."""
     shares = sorted({row["share"] for result in results for row in result["measured"]})
-    columns = [(share, key) for share in shares for key in _CLASSIFIERS]
-    body = [
-        [result["data"], *(_cell(result, share, key) for share, key in columns)]
-        for result in results
-    ]
-    names = {"linear": "linear", "knn": "kNN"}
-    heads = [
-        ["labels", *(f"{100 * s:g} %" if k == "linear" else "" for s, k in columns)],
-        ["", *(names[key] for _, key in columns)],
-    ]
-    cells = [*heads, *body]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = [
-        "  "
-        + "   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in cells
-    ]
+    cells = [["labels", ""]]
+    for share in shares:
+        cells += [[f"{100 * share:g} %", "linear"], ["", "kNN"]]
+    for result in results:
+        row = [result["data"], *(_cell(result, s, key) for s in shares for key in _CLASSIFIERS)]
+        for column, cell in zip(cells, row, strict=True):
+            column.append(cell)
+    aligned = [[cell.ljust(max(map(len, column))) for cell in column] for column in cells]
+    lines = [f"  {'   '.join(row).rstrip()}" for row in zip(*aligned, strict=True)]
     first = results[0]
     return "\n".join(
         [
