@@ -80,7 +80,7 @@ class Campaign:
 
     Attributes:
         data, output, imagenet: the prepared images, the runs, and what the former are made from.
-        gpus: of each pre-training; 0 is the CPU.
+        gpus, linear_gpus: of each pre-training, 0 is the CPU; of each linear classifier.
         settings: `key=value` for every pre-training.
         workers: that load images, of each process; None leaves the number to the command.
         refused: method -> why it is left out.
@@ -94,6 +94,7 @@ class Campaign:
     seeds: tuple[int, ...] = (5,)
     stages: tuple[str, ...] = STAGES
     gpus: int = 2
+    linear_gpus: int = 1
     format: str = "dali"
     settings: tuple[str, ...] = ()
     toy: bool = False
@@ -123,8 +124,8 @@ class Campaign:
         return [needed] if needed in jobs and job.stage != "prepare" else []
 
     def gpus_of(self, job: Job) -> int:
-        """A classifier and neighbours take one at the most."""
-        most = {"pretrain": self.gpus, "linear": 1, "knn": 1}
+        """Neighbours take one at the most."""
+        most = {"pretrain": self.gpus, "linear": self.linear_gpus, "knn": 1}
         return min(self.gpus, most.get(job.stage, 0))
 
     def words(self, job: Job, run: str = "") -> list[str]:
@@ -144,14 +145,13 @@ class Campaign:
 
     def _pretrain(self, job: Job) -> list[str]:
         ending = ".h5" if self.format == "h5" else ""
-        batch = f"optimizer.batch_size={GLOBAL_BATCH // max(1, self.gpus)}"
-        several = ("strategy=ddp", "sync_batchnorm=true") if self.gpus > 1 else ()
+        several = ("sync_batchnorm=true",) if self.gpus > 1 else ()
         return [
             *("pretrain", f"method={job.method}", "data=imagenet100"),
             f"data.format={FORMATS[self.format]}",
             *(f"data.{split}_path={self.data / split}{ending}" for split in ("train", "val")),
             *("evaluation.offline=false", f"seed={job.seed}", f"output_dir={self.output}"),
-            *(f"devices={max(1, self.gpus)}", *self._precision(), batch, *several),
+            *(*self._precision(), *_devices(self.gpus), *several),
             *(_FEW if self.toy else ()),
             *self._workers(),
             *self.settings,
@@ -159,7 +159,8 @@ class Campaign:
 
     def _linear(self, job: Job) -> list[str]:
         return [
-            *(f"optimizer.lr={METHODS[job.method]}", "devices=1", *self._precision()),
+            *(f"optimizer.lr={METHODS[job.method]}", *self._precision()),
+            *_devices(self.gpus_of(job)),
             *("scheduler.name=step", "scheduler.lr_decay_steps=[60,80]"),
             *(_FEW if self.toy else (f"max_epochs={LINEAR_EPOCHS}",)),
         ]
@@ -265,6 +266,12 @@ class Campaign:
         except ConfigError:
             return False
         return not changes(settings_of(settings), settings_of({**wanted, "seed": job.seed}))
+
+
+def _devices(gpus: int) -> tuple[str, ...]:
+    """Of a training on so many, which share the batch."""
+    one = (f"devices={max(1, gpus)}", f"optimizer.batch_size={GLOBAL_BATCH // max(1, gpus)}")
+    return (*one, "strategy=ddp") if gpus > 1 else one
 
 
 @functools.cache

@@ -211,9 +211,9 @@ def _methods(campaign: Campaign, asked: Namespace, found: Findings) -> None:
             continue
         if campaign.gpus and not campaign.toy:
             found.hours["pretrain", method] = plan.hours
-            # One view forward an image, on one GPU, where two are taken forward and backward.
-            share = LINEAR_EPOCHS / (6 * recipe.max_epochs)
-            found.hours["linear", method] = plan.hours * campaign.gpus * share
+            # One view forward an image where two are taken forward and backward.
+            share = campaign.gpus * LINEAR_EPOCHS / (6 * recipe.max_epochs)
+            found.hours["linear", method] = plan.hours * share / campaign.linear_gpus
         if campaign.gpus and plan.memory > GPUS[asked.card].memory:
             found.remarks.append(
                 f"{method} takes about {plan.memory:.0f} GiB of the {GPUS[asked.card].memory} of "

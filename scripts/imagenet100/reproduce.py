@@ -35,9 +35,7 @@ CODES = """exit codes:
   2      something is wrong with the arguments, the machine, the images or a method, or another
          call is at work in OUTPUT: nothing was begun
   128+n  signal n came (130 Ctrl-C, 143 SIGTERM): every job was stopped, and what it has kept is
-         said; the same command goes on
-
-A classifier takes one GPU, others beside it: solo-mim linear trains on one device only."""
+         said; the same command goes on"""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -52,6 +50,7 @@ def parser() -> argparse.ArgumentParser:
     add("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     add("--seeds", nargs="+", type=int, default=[5])
     add("--gpus", type=int, default=2, choices=(0, 1, 2, 4, 8), help="of each pre-training")
+    add("--linear-gpus", type=int, default=1, choices=(1, 2, 4, 8), help="of each classifier; 1")
     add("--jobs", type=int, help="side by side; as many as the GPUs suffice for")
     add("--format", choices=FORMATS, default="dali", help="h5: DATA/train.h5 and DATA/val.h5")
     add("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings")
@@ -86,6 +85,8 @@ def campaign_of(given: argparse.Namespace, error: argparse.ArgumentParser) -> Ca
         error.error("prepare needs --imagenet")
     if given.jobs is not None and given.jobs < 1:
         error.error("--jobs: give a number of 1 or more")
+    if given.linear_gpus > max(1, given.gpus):
+        error.error("--linear-gpus: no more than --gpus")
     if given.card not in GPUS:
         error.error(f"--card: give one of {', '.join(GPUS)}")
     if wrong := [one for one in given.sbatch if not one.partition("=")[2]]:
@@ -99,6 +100,7 @@ def campaign_of(given: argparse.Namespace, error: argparse.ArgumentParser) -> Ca
         seeds=tuple(dict.fromkeys(given.seeds)),
         stages=tuple(stage for stage in STAGES if stage in wanted),
         gpus=given.gpus,
+        linear_gpus=given.linear_gpus,
         format=given.format,
         settings=tuple(given.settings),
         toy=given.toy,

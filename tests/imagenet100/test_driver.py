@@ -77,7 +77,7 @@ def test_a_dry_run_says_what_would_be_run_and_leaves_nothing(driver):
     assert after == before
     assert "pretrain-vicreg-seed5: not begun" in said
     assert "$ solo-mim pretrain method=vicreg data=imagenet100 data.format=image_folder" in said
-    assert "$ solo-mim linear RUN optimizer.lr=0.3 devices=1" in said
+    assert "$ solo-mim linear RUN optimizer.lr=0.3 accelerator=cpu" in said
 
 
 STOPS = {

@@ -225,7 +225,6 @@ def test_exit_codes_are_in_the_help(capsys):
     assert refused("--help") == 0
     said = capsys.readouterr().out
     assert "128+n" in said
-    assert "solo-mim linear trains on one device only" in said
 
 
 def test_what_is_asked_for_is_once_and_in_order():

@@ -57,6 +57,15 @@ def on_gpus(driver, *more):
     return asked_for(*driver.arguments(*TWO, "--slurm", "--gpus", "2", *more))
 
 
+def test_a_classifier_on_several_gpus_shares_its_batch(driver):
+    (campaign, _), job = on_gpus(driver, "--linear-gpus", "2"), Job("linear", "byol", 1)
+    assert campaign.gpus_of(job) == 2
+    shared = {"devices=2", "strategy=ddp", "optimizer.batch_size=128"}
+    assert shared <= set(campaign.words(job, "RUN"))
+    with pytest.raises(SystemExit):
+        on_gpus(driver, "--linear-gpus", "4")
+
+
 def test_what_sbatch_is_given(driver, slurm):
     more = ("--partition", "gpu", "--hours", "10", "--cpus", "6", "--jobs", "3")
     ids = cluster.submit(*on_gpus(driver, *more, "--sbatch", "account=us"))
