@@ -296,16 +296,19 @@ def _measure(run: Run, config: dict[str, Any], result: dict[str, Any], row: dict
 
 
 def _without_copies(runs: list[Run], problems: list[Problem]) -> tuple[list[Run], list[Problem]]:
+    """One run of each configuration, seed and images: of several that with the most figures, for
+    only one of them may have been evaluated later."""
     kept: dict[str, Run] = {}
-    for run in runs:
-        splits = {measure: split for measure, (split, _) in run.values().items()}
+    for run in sorted(runs, key=lambda run: -len(run.values())):
+        splits = {m: split for m, (split, _) in run.values().items() if m in MEASURES}
         key = json.dumps([run.settings, run.data, run.seed, splits], default=str)
         first = kept.setdefault(key, run)
         if first is not run:
-            same = run.values() == first.values()
+            same = run.values().items() <= first.values().items()
             what = "a copy of {}" if same else "another run as {}, with other figures"
             problems.append(Problem(run.folder, f"{what.format(first.folder)}: left out"))
-    return list(kept.values()), problems
+    folders = {run.folder for run in kept.values()}
+    return [run for run in runs if run.folder in folders], problems
 
 
 def missing(expected: Sequence[str], runs: list[Run]) -> list[str]:

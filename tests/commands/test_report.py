@@ -312,6 +312,9 @@ def _damage(run, kind):
         write_evaluation(run, "../evaluations/linear", {"logistic regression": 50.0})
     elif kind == "copied":
         shutil.copytree(run, run.with_name("copy"))
+    elif kind == "evaluated copy":
+        other = shutil.copytree(run, run.with_name("other"))
+        write_evaluation(other, "linear/x-1", {"logistic regression": 50.0})
     elif kind == "repeated":
         other = shutil.copytree(run, run.with_name("other")) / "result.json"
         other.write_text(other.read_text().replace("61.0", "61.5"))
@@ -330,6 +333,7 @@ def _damage(run, kind):
         ("no versions", "a file is cut short"),
         ("elsewhere", "an evaluation of weights that are of no run here"),
         ("copied", "a copy of "),
+        ("evaluated copy", "other: left out"),
         ("repeated", ", with other figures: left out"),
     ],
 )
@@ -341,7 +345,7 @@ def test_what_gives_no_figure_is_listed_with_its_reason_and_the_rest_stands(kind
     assert "| b | 1 | 62.00 |" in text
     assert reason in text
     assert reason in page(*found, "")
-    assert ("| a | 1 |" in text) == (kind in ("elsewhere", "copied", "repeated"))
+    assert ("| a | 1 |" in text) == (kind in ("elsewhere", "copied", "evaluated copy", "repeated"))
 
 
 def test_a_folder_without_runs_is_an_error_in_one_line(tmp_path, capsys):
