@@ -17,12 +17,15 @@ VIEW_OPTIONS = "(views, reading='infomax', noise=0.01, normalisation='standardis
 # A parameter less, renamed or with another default breaks code that calls it: not without saying so
 # in the version.
 SIGNATURES = {
+    "information.alpha_req": "(z, ranks=(4, 100))",
     "information.canonical_correlations": "(z1, z2)",
     "information.effective_rank": "(z)",
     "information.gaussian_copula": "(z)",
     "information.generalised_gaussian_offset": "(beta, dim)",
+    "information.lidar": "(views, delta=0.0001, epsilon=1e-07)",
     "information.mutual_information": "(z1, z2, noise=0.0)",
     "information.mutual_information_from_covariances": "(c1, c2, c12)",
+    "information.rankme": "(z, epsilon=1e-07)",
     "information.shuffled_information": f"{VIEW_OPTIONS}, generator=None)",
     "information.small_sample_bias": "(num_samples, dim, num_views=2, reading='infomax')",
     "information.total_spectrum": "(views)",
