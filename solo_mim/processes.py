@@ -73,21 +73,24 @@ def together(last_words: Callable[[], None]) -> Iterator[None]:
         subprocess_script._launch_process_observer = lightnings
 
 
-def of_all(paths: list[str]) -> list[str]:
-    """Those that any process has, each once."""
-    found = [paths]
-    if dist.is_available() and dist.is_initialized():
+def parted(paths: list[str]) -> list[str]:
+    """Paths that any process has, each once, in the first process, which goes on alone: from here
+    on each may leave when it likes, and the process group, of which each is a member to the last,
+    is closed.
+
+    Raises:
+        SystemExit: in all processes but the first; the rest is its, and nobody waits for it.
+    """
+    found, several = [paths], dist.is_available() and dist.is_initialized()
+    if several:
         found = [[]] * dist.get_world_size()
         dist.all_gather_object(found, paths)
-    return list(dict.fromkeys(itertools.chain(*found)))
-
-
-def part() -> None:
-    """Closes the process group, of which each process is a member to the last: from here on each
-    may leave when it likes."""
     _over.set()
-    if dist.is_available() and dist.is_initialized():
+    if several:
         dist.destroy_process_group()
+    if rank() > 0:
+        raise SystemExit(0)
+    return list(dict.fromkeys(itertools.chain(*found)))
 
 
 def _kill(processes: list[subprocess.Popen[bytes]]) -> None:

@@ -111,10 +111,7 @@ class _Run:
         if self.held_out and self.recipe.evaluation.offline and self.trainer.is_global_zero:
             untrained = copy.deepcopy(self.model.backbone)
         seconds = self._trained(self.plain_copy if foreign else checkpoint)
-        corrupt = processes.of_all(self.data.corrupt_images)
-        processes.part()
-        if not self.trainer.is_global_zero:
-            raise SystemExit(0)  # the rest is the first process's, and nobody waits for it
+        corrupt = processes.parted(self.data.corrupt_images)
         information = None
         if self.held_out:
             self.model.to(self.trainer.strategy.root_device)

@@ -197,10 +197,7 @@ class _Classifier:
         split, where = figures.offline_split(recipe, data)
         loader = data.val_dataloader(split, even=False)
         (found,) = trainer.validate(model, loader, verbose=False)
-        data.corrupt_images = processes.of_all(data.corrupt_images)
-        processes.part()
-        if not trainer.is_global_zero:
-            raise SystemExit(0)
+        data.corrupt_images = processes.parted(data.corrupt_images)
         if not math.isfinite(found["val_loss"]):
             rate = recipe.optimizer.lr
             raise ConfigError(f"optimizer.lr={rate:g}: the classifier diverged; lower it")
