@@ -58,15 +58,13 @@ class Divergence(Callback):
         if arrived is None:
             self._settle(trainer)
 
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Checks loss and weights before they are evaluated."""
-        self.on_train_epoch_end(trainer, pl_module)
-
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Checks loss and weights before the checkpoint is written."""
+        """Checks loss and weights before the checkpoint is written, or they are evaluated."""
         self._settle(trainer)
         if _non_finite(pl_module.parameters()).item():
             raise diverged(trainer, self.what, self.lr, "the weights are not finite")
+
+    on_validation_start = on_train_epoch_end
 
     def _settle(self, trainer: Trainer) -> None:
         if self._pending is None:

@@ -204,7 +204,8 @@ class _Run:
         found = self._baselines(untrained)
         predictions = self._offline(self.model.backbone, self.trainer.strategy.root_device)
         columns = {k: v.tolist() for k, v in vars(predictions).items() if v is not None}
-        self.folder.write_predictions(columns)
+        table = pd.DataFrame(columns).to_csv(index=False)
+        files.write(self.folder.path / files.PREDICTIONS, table)
         return {**found, "trained": predictions.accuracies()}
 
     def _offline(self, backbone: Any, device: Any, probe: bool = True) -> Predictions:
@@ -226,14 +227,8 @@ class _Run:
         for name, (backbone, device, probe) in backbones.items():
             if name not in found:
                 found[name] = self._offline(backbone.to(device), device, probe).accuracies()
-                self.folder.write_yardsticks(found)
+                files.write_json(self.folder.path / files.YARDSTICKS, found)
         return found
-
-    def _log(self, result: dict[str, Any]) -> None:
-        """What was measured at the end, for TensorBoard and wandb."""
-        for logger in self.trainer.loggers[1:]:  # the first is of steps alone
-            logger.log_metrics(_scalars(result), self.trainer.global_step)
-            logger.save()
 
     def _recorded(
         self,
@@ -273,11 +268,13 @@ class _Run:
             "peak_memory_mib": peak_memory_mib(),
             **figures.provenance(self.folder, recipe.method, data.splits.fingerprint),
         }
-        self._log(result)
+        for logger in self.trainer.loggers[1:]:  # the first is of steps alone
+            logger.log_metrics(_scalars(result), self.trainer.global_step)
+            logger.save()
         picture = io.BytesIO()
         plot_curves(metrics, picture, self.folder.path.name)
         if curves := picture.getvalue():
-            self.folder.write_curves(curves)
+            files.write(self.folder.path / files.CURVES, curves)
         self.folder.finish(result)
         return result
 

@@ -58,8 +58,8 @@ def prepared(cfg: DictConfig) -> tuple[LinearRecipe, trained.Source]:
     Raises:
         ConfigError: a key, value or path is wrong, or one is needed that nothing says.
     """
-    given = cfg.get(KEY, "???") if not OmegaConf.is_missing(cfg, KEY) else "???"
-    if given in ("???", "None", None):
+    given = cfg.get(KEY)
+    if given in ("None", None):
         raise ConfigError(f"{KEY}: no network is named, as in solo-mim linear RUN")
     source = trained.find(given)
     own: Any = None if source.cfg is None else OmegaConf.to_container(source.cfg)

@@ -52,8 +52,7 @@ def without_unread(cfg: DictConfig) -> DictConfig:
     what `+` has added to that, a merge lets pass."""
     plain: Any = OmegaConf.to_container(cfg)
     cfg = OmegaConf.create(plain)
-    method = None if OmegaConf.is_missing(cfg, "method") else cfg.get("method")
-    for key, reason in _UNREAD.get(str(method), {}).items():
+    for key, reason in _UNREAD.get(str(cfg.get("method")), {}).items():
         section, _, name = key.rpartition(".")
         holder = cfg.get(section) if section else cfg
         if holder is not None and name in holder:

@@ -242,8 +242,7 @@ def _result_in(folder: Path) -> Any:
         return json.loads((folder / files.RESULT).read_text())
     if (folder / files.FAILURE).exists():
         raise _Unusable(f"failed: {(folder / files.FAILURE).read_text().strip()}")
-    metrics = folder / files.METRICS
-    done = max(0, len(metrics.read_text().splitlines()) - 1) if metrics.exists() else 0
+    done = files.epochs_done(folder)
     verb = "is" if done == 1 else "are"
     raise _Unusable(f"not finished: {epochs(done)} {verb} done; the command that began it goes on")
 

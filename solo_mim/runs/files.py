@@ -20,7 +20,7 @@ CONFIGURATION = "config.yaml"
 PROVENANCE = "provenance.json"  # of each session: versions, commit, code, images, seed
 RESULT = "result.json"  # written last: it says that the run is finished
 METRICS = "metrics.csv"
-PREDICTIONS = "predictions.csv"
+PREDICTIONS = "predictions.csv"  # of each image evaluated offline, in the data set's order
 YARDSTICKS = "yardsticks.json"
 CURVES = "curves.png"
 # Of `solo-mim embed`.
@@ -83,6 +83,12 @@ def read_yaml(path: Path) -> Any:
         OSError, yaml.YAMLError: it cannot be read.
     """
     return yaml.load(path.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+
+
+def epochs_done(folder: Path) -> int:
+    """By the rows of its metrics."""
+    metrics = folder / METRICS
+    return max(0, len(metrics.read_text().splitlines()) - 1) if metrics.exists() else 0
 
 
 def damaged(path: Path, reason: object) -> ConfigError:

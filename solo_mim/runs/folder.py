@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
@@ -262,18 +261,6 @@ class RunFolder:
         except ConfigError:
             print(f"note: {path} is damaged, its figures are measured again")
             return {}
-
-    def write_yardsticks(self, found: Result) -> None:
-        """Writes the baseline accuracies that `yardsticks` reads."""
-        files.write_json(self.path / files.YARDSTICKS, found)
-
-    def write_predictions(self, columns: dict[str, list[int]]) -> None:
-        """One row for each image that was evaluated offline, in the data set's order."""
-        files.write(self.path / files.PREDICTIONS, pd.DataFrame(columns).to_csv(index=False))
-
-    def write_curves(self, png: bytes) -> None:
-        """A picture of what is in the metrics."""
-        files.write(self.path / files.CURVES, png)
 
     def finish(self, result: Result) -> None:
         """Writes the result, the last of all: it says that the work is done."""

@@ -120,13 +120,8 @@ def row_of(folder: Path) -> Listed:
         state, reason = "failed", (folder / files.FAILURE).read_text().strip()
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     wanted = settings.get("max_epochs")
-    done = (_epochs_in(folder), wanted) if isinstance(wanted, int) else None
+    done = (files.epochs_done(folder), wanted) if isinstance(wanted, int) else None
     return Listed(folder, settings, done, state, _accuracies(result or {}), size, reason)
-
-
-def _epochs_in(folder: Path) -> int:
-    metrics = folder / files.METRICS
-    return max(0, len(metrics.read_text().splitlines()) - 1) if metrics.exists() else 0
 
 
 def _accuracies(result: dict[str, Any]) -> dict[str, float]:
