@@ -4,13 +4,15 @@ which 1.0.2 shares where it has the method."""
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import field, make_dataclass
 from functools import partial
 from typing import Any
 
 from omegaconf import DictConfig
 
+from solo_mim.host.checks import refuse_impossible_batch, refuse_impossible_views
+from solo_mim.host.lifecycle import fill_options
 from solo_mim.options import Count, Positive, ProjectorOptions, Share, Size, Weight
 
 
@@ -19,12 +21,24 @@ def bound(
     adapter: type,
     mends: Mapping[str, type],
     options: Mapping[str, type],
-    complete: Callable[..., DictConfig],
+    any_number: Collection[str],
+    multi_crop: Collection[str],
 ) -> dict[str, type]:
     """The host's methods behind an adapter, in whose module they lie so that they pickle.
 
-    `complete(cfg, method=, cls=)` becomes their `add_and_assert_specific_cfg`.
+    Their `add_and_assert_specific_cfg` refuses what is impossible: `any_number` and `multi_crop`
+    are of `refuse_impossible_views`.
     """
+
+    def complete(cfg: DictConfig, method: str, cls: Any) -> DictConfig:
+        refuse_impossible_views(cfg, method, any_number, multi_crop)
+        if declared := options.get(method):
+            fill_options(cfg, declared)
+        if hasattr(cls, "add_and_assert_specific_cfg"):  # main's
+            cfg = cls.add_and_assert_specific_cfg(cfg)
+        refuse_impossible_batch(cfg, method)
+        return cfg
+
     methods = {}
     for method, cls in classes.items():
         if method in ("base", "linear"):

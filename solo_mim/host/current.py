@@ -14,8 +14,7 @@ from solo_mim.errors import ConfigError
 from solo_mim.evaluation.knn import OnlineKNN
 from solo_mim.host import mended
 from solo_mim.host.baselines import OPTIONS, bound
-from solo_mim.host.checks import refuse_impossible_batch, refuse_impossible_views
-from solo_mim.host.lifecycle import Lifecycle, OwnOptions, fill_options
+from solo_mim.host.lifecycle import Lifecycle, OwnOptions
 from solo_mim.optim import hold_rates
 
 with warnings.catch_warnings():
@@ -84,15 +83,6 @@ class BaseMomentumMethod(OwnOptions, Adapter, host_base.BaseMomentumMethod):
 
 _ANY_NUMBER_OF_VIEWS = {"byol", "mae", "simclr", "supcon", "wmse"}
 _MULTI_CROP = {"byol", "simclr", "supcon", "swav", "wmse"}  # W-MSE: its features alone
-
-
-def _complete(cfg: DictConfig, *, method: str, cls: Any) -> DictConfig:
-    refuse_impossible_views(cfg, method, _ANY_NUMBER_OF_VIEWS, _MULTI_CROP)
-    if declared := OPTIONS.get(method):
-        fill_options(cfg, declared)
-    cfg = cls.add_and_assert_specific_cfg(cfg)
-    refuse_impossible_batch(cfg, method)
-    return cfg
-
-
-METHODS = bound(host_methods.METHODS, Adapter, mended.MENDS, OPTIONS, _complete)
+METHODS = bound(
+    host_methods.METHODS, Adapter, mended.MENDS, OPTIONS, _ANY_NUMBER_OF_VIEWS, _MULTI_CROP
+)

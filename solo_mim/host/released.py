@@ -25,8 +25,7 @@ from solo_mim.backbones import backbone_factory
 from solo_mim.evaluation.knn import OnlineKNN
 from solo_mim.host import mended
 from solo_mim.host.baselines import RELEASED_OPTIONS, bound
-from solo_mim.host.checks import refuse_impossible_batch, refuse_impossible_views
-from solo_mim.host.lifecycle import Lifecycle, OwnOptions, fill_options
+from solo_mim.host.lifecycle import Lifecycle, OwnOptions
 from solo_mim.optim import optimisation
 
 
@@ -236,13 +235,5 @@ class BaseMomentumMethod(BaseMethod, host_base.BaseMomentumMethod):
         return self.momentum_forward(X)
 
 
-def _complete(cfg: DictConfig, *, method: str, cls: type) -> DictConfig:
-    refuse_impossible_views(cfg, method, any_number={"wmse"}, multi_crop={"simclr"})
-    if declared := RELEASED_OPTIONS.get(method):
-        fill_options(cfg, declared)
-    refuse_impossible_batch(cfg, method)
-    return cfg
-
-
 _MENDS = mended.MENDS | {"swav": mended.SwAV}
-METHODS = bound(host_methods.METHODS, Baseline, _MENDS, RELEASED_OPTIONS, _complete)
+METHODS = bound(host_methods.METHODS, Baseline, _MENDS, RELEASED_OPTIONS, {"wmse"}, {"simclr"})
