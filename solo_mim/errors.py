@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import errno
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class ConfigError(ValueError):
@@ -56,6 +56,11 @@ def out_of_memory(error: BaseException) -> str:
 def epochs(number: int) -> str:
     """`1 epoch`, `2 epochs`."""
     return f"{number} epoch{'' if number == 1 else 's'}"
+
+
+def first(names: Sequence[str], count: int = 3) -> str:
+    """The first few names of a list, `...` for others."""
+    return ", ".join([*names[:count], *(["..."] if len(names) > count else [])])
 
 
 def nearest(name: str, options: Iterable[str]) -> str:

@@ -9,6 +9,8 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 
+from solo_mim.errors import first
+
 # What an epoch's line shows beside the method's own terms, in this order.
 _SHOWN = {"val_acc1": "probe", "val_knn_acc1": "kNN"}
 _HOUSEKEEPING = {
@@ -16,9 +18,6 @@ _HOUSEKEEPING = {
     *(f"train_{probe}{name}" for probe in ("", "momentum_") for name in ("acc1", "acc5")),
     *("train_class_loss", "train_momentum_class_loss"),
 }
-
-
-_NAMED = 3  # of skipped images
 
 
 def _skipped(trainer: Trainer) -> list[str]:
@@ -138,9 +137,9 @@ class EpochLines(Callback):
         new, self._skipped = paths[self._skipped :], len(paths)
         if new:
             several = f"process {trainer.global_rank}: " if trainer.world_size > 1 else ""
-            named = ", ".join([*new[:_NAMED], *(["..."] if len(new) > _NAMED else [])])
+            images = f"image{'s' * (len(new) > 1)}"
             print(
-                f"  {several}{len(new)} unreadable image{'s' * (len(new) > 1)} skipped: {named} "
+                f"  {several}{len(new)} unreadable {images} skipped: {first(new)} "
                 "(all will be in result.json, as corrupt_images)",
                 flush=True,
             )

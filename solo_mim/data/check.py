@@ -21,12 +21,12 @@ from solo_mim.data.datasets import DATA_SETS, SPLIT_SEED, load_splits
 from solo_mim.data.errors import DataError
 from solo_mim.data.folders import class_tree, open_trees
 from solo_mim.data.images import DataSplits, Files, ImageSet
+from solo_mim.errors import first
 
 FEW = 10  # images of a class, below which it is named
 IMBALANCE = 10  # times as many images in the largest class as in the smallest
 SAMPLE = 500  # images of a split that are decoded where not all are
 CROPS = (32, 96, 224)  # that the shipped recipes have
-_NAMED = 3  # of a list
 
 
 class Note(NamedTuple):
@@ -101,7 +101,7 @@ def listing_notes(splits: DataSplits) -> list[Note]:
     names = splits.class_names
     counts = _counts(splits.train, names)
     if few := [f"{name} ({counts[name]})" for name in names if counts[name] < FEW]:
-        notes.append(Note(f"{_many(len(few))} of fewer than {FEW} training images: {_some(few)}"))
+        notes.append(Note(f"{_many(len(few))} of fewer than {FEW} training images: {first(few)}"))
     if names and max(counts.values()) >= IMBALANCE * max(1, min(counts.values())):
         least, most = min(names, key=counts.get), max(names, key=counts.get)  # type: ignore[arg-type]
         notes.append(
@@ -110,16 +110,12 @@ def listing_notes(splits: DataSplits) -> list[Note]:
     if names and splits.val is not None:
         held_out = _counts(splits.val, names)
         if absent := [name for name in names if not held_out[name]]:
-            notes.append(Note(f"without a validation image: {_many(len(absent))}: {_some(absent)}"))
+            notes.append(Note(f"without a validation image: {_many(len(absent))}: {first(absent)}"))
     return notes
 
 
 def _many(count: int, one: str = "class", several: str = "classes") -> str:
     return f"{count:,} {one if count == 1 else several}"
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join([*names[:_NAMED], *(["..."] if len(names) > _NAMED else [])])
 
 
 def _counts(images: ImageSet, names: tuple[str, ...]) -> dict[str, int]:
@@ -236,10 +232,10 @@ def _duplicates(parts: dict[str, ImageSet]) -> list[Note]:
     shared: dict[str, list[str]] = defaultdict(list)
     repeated = 0
     for group in groups.values():
-        first = dict(reversed(group))  # an index of each split
+        places = dict(reversed(group))  # an index of each split
         repeated += max(0, Counter(name for name, _ in group)["train"] - 1)
-        for name in first.keys() - {"train"} if "train" in first else ():
-            pair = (_named(parts[part], first[part]) for part in ("train", name))
+        for name in places.keys() - {"train"} if "train" in places else ():
+            pair = (parts[part].path(places[part]) for part in ("train", name))
             shared[name].append(" = ".join(pair))
     notes = [
         Note(
@@ -251,7 +247,3 @@ def _duplicates(parts: dict[str, ImageSet]) -> list[Note]:
         for name, pairs in shared.items()
     ]
     return notes + ([Note(f"train: copies of another image: {repeated:,}")] if repeated else [])
-
-
-def _named(images: ImageSet, index: int) -> str:
-    return images.path(index) if isinstance(images.source, Files) else f"image {index}"

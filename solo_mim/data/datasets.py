@@ -124,6 +124,7 @@ def _photo_patches(_data: Mapping[str, Any]) -> DataSplits:
     return DataSplits(train, test, test, tuple(patches.PHOTOGRAPHS), patches.MEAN, patches.STD)
 
 
+_OF_FILES = ("imagenet", "imagenet100", "custom")
 # Mean and standard deviation of the channels, in [0, 1], by which images are normalised where their
 # pipeline does not say otherwise.
 STATISTICS: dict[str, tuple[RGB, RGB]] = {
@@ -132,12 +133,10 @@ STATISTICS: dict[str, tuple[RGB, RGB]] = {
     "cifar100": CIFAR100_STATISTICS,
     "fashion_mnist": FASHION_MNIST_STATISTICS,
     "stl10": STL10_STATISTICS,
-    **dict.fromkeys(("imagenet", "imagenet100", "custom"), IMAGENET_STATISTICS),
+    **dict.fromkeys(_OF_FILES, IMAGENET_STATISTICS),
 }
 DATA_SETS: dict[str, Callable[[Mapping[str, Any]], DataSplits]] = {
     "photo_patches": _photo_patches,
     **ARCHIVES,
-    "imagenet": class_tree,
-    "imagenet100": class_tree,
-    "custom": class_tree,
+    **dict.fromkeys(_OF_FILES, class_tree),
 }

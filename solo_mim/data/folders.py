@@ -72,7 +72,8 @@ def class_tree(data: Mapping[str, Any]) -> DataSplits:
             "data.validation_split holds images out",
             stacklevel=2,
         )
-    listed = listed_classes(data)
+    # A data set may take some classes out of a tree that has more; without these it takes all.
+    listed = IMAGENET100 if data["dataset"] == "imagenet100" else ()
     class_names: tuple[str, ...] = ()
     if not data.get("no_labels", False):
         class_names = classes_of(train, listed)
@@ -91,11 +92,6 @@ def open_trees(data: Mapping[str, Any]) -> tuple[FolderTree | H5Tree, FolderTree
     train = open_tree(data.get("train_path"), "data.train_path")
     val_path = data.get("val_path")
     return train, None if val_path is None else open_tree(val_path, "data.val_path")
-
-
-def listed_classes(data: Mapping[str, Any]) -> tuple[str, ...]:
-    """The classes that a data set takes out of a tree that has more; none: it takes all."""
-    return IMAGENET100 if data["dataset"] == "imagenet100" else ()
 
 
 def classes_of(tree: FolderTree | H5Tree, listed: tuple[str, ...]) -> tuple[str, ...]:
@@ -188,19 +184,15 @@ class FolderTree(_Tree):
             )
         return tuple(names)
 
-    def images_of(self, class_name: str) -> list[bytes]:
-        what = f"the class folder {class_name!r}"
-        return self._images_below(class_name, what, "Fill or remove it")
-
     def all_images(self) -> list[bytes]:
-        return self._images_below("", "the folder", "Fill it")
+        return self.images_of("")
 
     def source(self, entries: list[bytes]) -> Files:
         return Files(np.array(entries), os.fsencode(self.root), self.key)
 
-    def _images_below(self, folder: str, what: str, remedy: str) -> list[bytes]:
+    def images_of(self, class_name: str) -> list[bytes]:
         found = []
-        for path, folders, names in os.walk(self.root / folder, followlinks=True):
+        for path, folders, names in os.walk(self.root / class_name, followlinks=True):
             other = self._met.setdefault(os.path.realpath(path), path)
             if other != path:
                 raise DataError(
@@ -219,8 +211,10 @@ class FolderTree(_Tree):
                     self._unread.setdefault(ending, []).append(os.path.join(path, name))
         images = [os.path.join(path, name) for path, names in sorted(found) for name in names]
         if not images:
-            read = ", ".join(READ)
-            raise self.refused(f"{what} holds no image", f"{remedy}; read are {read}", folder)
+            what = f"the class folder {class_name!r}" if class_name else "the folder"
+            remedy = "Fill or remove it" if class_name else "Fill it"
+            read = f"{remedy}; read are {', '.join(READ)}"
+            raise self.refused(f"{what} holds no image", read, class_name)
         return [os.fsencode(image) for image in images]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar, NamedTuple
+from typing import BinaryIO, ClassVar, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -100,9 +100,10 @@ class ImageSet:
         return self.source[self._row(index)]
 
     def path(self, index: int) -> str:
-        """Of an image, where the source is ``Files``."""
-        files: Any = self.source
-        return os.fsdecode(files.paths[self._row(index)])
+        """Of an image; its number where the source is not ``Files``."""
+        if not isinstance(self.source, Files):
+            return f"image {index}"
+        return os.fsdecode(self.source.paths[self._row(index)])
 
     def _row(self, index: int) -> int:
         return index if self.rows is None else self.rows[index]
