@@ -23,7 +23,6 @@ from solo_mim.protocols import knn as nearest_neighbours
 from solo_mim.protocols import linear as classifiers
 from solo_mim.recipe.checks import checked
 from solo_mim.recipe.compose import composed, overrides
-from solo_mim.recipe.schema import LinearRecipe
 from solo_mim.runs import files
 from solo_mim.runs.collect import Problem, collect
 
@@ -165,7 +164,7 @@ def linear(run: Run | str | Path, settings: Settings | None = None) -> Evaluatio
         ConfigError: the network, a key or a value is wrong; the message names it.
     """
     arguments = hydra_arguments([_path(run), *overrides(settings or {})])
-    result = classifiers.linear(composed("linear", arguments, LinearRecipe))
+    result = classifiers.linear(composed("linear", arguments))
     return Evaluation(Path(result["folder"]).absolute(), result)
 
 

@@ -64,7 +64,6 @@ def evaluation_composes(command, rest, compose_cfg, monkeypatch):
     from solo_mim.protocols.linear import prepared
     from solo_mim.protocols.transfer import Wanted, shares_of, wanted
     from solo_mim.recipe.compose import composed
-    from solo_mim.recipe.schema import LinearRecipe
 
     own = compose_cfg()
     monkeypatch.setattr(
@@ -77,7 +76,7 @@ def evaluation_composes(command, rest, compose_cfg, monkeypatch):
         if "--multirun" in rest:
             overrides = [override.split(",")[0] for override in overrides]
         overrides = [override for override in overrides if not override.startswith("hydra.")]
-        prepared(composed("linear", overrides, LinearRecipe))
+        prepared(composed("linear", overrides))
         return
     module = importlib.import_module(f"solo_mim.commands.{command}")
     given = module.parser().parse_intermixed_args(rest)

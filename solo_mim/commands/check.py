@@ -36,7 +36,6 @@ def run(arguments: list[str]) -> int:
     from solo_mim.data.check import check
     from solo_mim.recipe.checks import checked
     from solo_mim.recipe.compose import run_by_hydra
-    from solo_mim.recipe.schema import PretrainRecipe
 
     wrong = False
 
@@ -50,5 +49,5 @@ def run(arguments: list[str]) -> int:
         if not report.notes:
             print("nothing is wrong" + ("" if given.all else " with what was looked at"))
 
-    code = run_by_hydra("pretrain", job, overrides, PretrainRecipe)
+    code = run_by_hydra("pretrain", job, overrides)
     return code or int(wrong)

@@ -56,10 +56,8 @@ def run(arguments: list[str]) -> int:
         return 0
     from solo_mim.protocols.linear import linear
     from solo_mim.recipe.compose import run_by_hydra
-    from solo_mim.recipe.schema import LinearRecipe
 
-    def job(cfg: Any) -> float:
-        objective: float = linear(cfg)["measured"][0]["top1"]  # of Hydra's sweepers, in percent
-        return objective
+    def job(cfg: Any) -> Any:
+        return linear(cfg)["measured"][0]["top1"]  # Hydra's sweepers' objective, in percent
 
-    return run_by_hydra("linear", job, hydra_arguments(arguments), LinearRecipe, arguments)
+    return run_by_hydra("linear", job, hydra_arguments(arguments), arguments)

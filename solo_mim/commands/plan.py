@@ -42,9 +42,8 @@ def run(arguments: list[str]) -> int:
     from solo_mim.planning import plan
     from solo_mim.recipe.checks import checked
     from solo_mim.recipe.compose import run_by_hydra
-    from solo_mim.recipe.schema import PretrainRecipe
 
     def job(cfg: Any) -> None:
         print(plan(checked(cfg), given.gpu, given.images, given.utilisation).text)
 
-    return run_by_hydra("pretrain", job, overrides, PretrainRecipe)
+    return run_by_hydra("pretrain", job, overrides)

@@ -41,11 +41,9 @@ def run(arguments: list[str]) -> int:
         return 0
     from solo_mim.recipe.checks import checked
     from solo_mim.recipe.compose import run_by_hydra
-    from solo_mim.recipe.schema import PretrainRecipe
     from solo_mim.training import pretrain
 
-    def job(cfg: Any) -> float | None:
-        objective: float | None = pretrain(checked(cfg))["online"]["knn_top1"]
-        return objective  # of Hydra's sweepers, in percent
+    def job(cfg: Any) -> Any:
+        return pretrain(checked(cfg))["online"]["knn_top1"]  # Hydra's sweepers' objective, in %
 
-    return run_by_hydra("pretrain", job, prolonged(arguments), PretrainRecipe)
+    return run_by_hydra("pretrain", job, prolonged(arguments))

@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from solo_mim.errors import ConfigError, nearest
 from solo_mim.optim import OPTIMIZERS
-from solo_mim.recipe.compose import located, on_command_line, place, refusal
+from solo_mim.recipe.compose import on_command_line, place, refusal
 from solo_mim.recipe.main_files import in_our_spelling, note, without_unread
 from solo_mim.recipe.schema import PretrainRecipe, Recipe, node, num_devices
 from solo_mim.runs import files
@@ -61,15 +61,8 @@ def checked(cfg: DictConfig, schema: type[_Recipe] = PretrainRecipe) -> _Recipe:
     """The recipe of a composed configuration: types and values checked, defaults filled.
 
     Raises:
-        ConfigError: naming the key and where it is set; for an unknown one the nearest known.
+        ConfigError: naming the key; for an unknown one the nearest known.
     """
-    try:
-        return _checked(cfg, schema)
-    except ConfigError as error:
-        raise located(error) from error.__cause__
-
-
-def _checked(cfg: DictConfig, schema: type[_Recipe]) -> _Recipe:
     try:
         merged: Any = OmegaConf.merge(node(schema), without_unread(cfg))
         OmegaConf.resolve(merged)

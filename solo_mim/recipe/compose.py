@@ -92,9 +92,9 @@ def place(key: str) -> str:
 def _options(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """Hydra's options that say where configuration files are, and the remaining arguments."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for option, short in (("cfg", "c"), ("config-dir", "cd"), ("config-path", "cp")):
+    names = {"cfg": "c", "config-dir": "cd", "config-path": "cp", "config-name": "cn"}
+    for option, short in names.items():
         parser.add_argument(f"--{option}", f"-{short}")
-    parser.add_argument("--config-name", "-cn")
     return parser.parse_known_args(arguments)
 
 
@@ -195,11 +195,12 @@ def _explained(error: BaseException, schema: type[Recipe], arguments: list[str])
 
 
 @contextlib.contextmanager
-def _in_our_words(schema: type[Recipe], arguments: list[str]) -> Iterator[None]:
+def _in_our_words(name: str, arguments: list[str]) -> Iterator[None]:
     """Hydra's errors of a configuration that it cannot compose are ConfigErrors in here."""
     try:
         yield
     except (HydraException, OmegaConfBaseException) as error:
+        schema = LinearRecipe if name == "linear" else PretrainRecipe
         raise _explained(error, schema, arguments) from error
     except (YAMLError, UnicodeDecodeError) as error:
         # Hydra's frame that has opened the file names it.
@@ -214,12 +215,7 @@ def _in_our_words(schema: type[Recipe], arguments: list[str]) -> Iterator[None]:
         raise ConfigError(f"{' '.join(groups)}: a group takes the name of a file in it") from error
 
 
-def composed(
-    name: str,
-    overrides: list[str],
-    schema: type[Recipe] = PretrainRecipe,
-    folder: Path = CONFIG_FOLDER,
-) -> DictConfig:
+def composed(name: str, overrides: list[str], folder: Path = CONFIG_FOLDER) -> DictConfig:
     """The configuration of a name, in a folder or stored, with overrides.
 
     Raises:
@@ -228,7 +224,7 @@ def composed(
     Plugins.instance().register(_MoreFolders)
     name = _readable(name, folder)
     with (
-        _in_our_words(schema, overrides),
+        _in_our_words(name, overrides),
         initialize_config_dir(str(folder.absolute()), version_base="1.3"),
     ):
         return compose(name, overrides=[_added(_quoted(override)) for override in overrides])
@@ -317,7 +313,6 @@ def run_by_hydra(
     command: str,
     job: Callable[[DictConfig], Any],
     arguments: list[str],
-    schema: type[Recipe],
     line: list[str] | None = None,
 ) -> int:
     """Has Hydra compose `configs/COMMAND.yaml` with `arguments`, and calls `job` on what comes out.
@@ -351,7 +346,7 @@ def run_by_hydra(
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that errors arrive here and not as Hydra's printout
     sys.argv = [sys.argv[0], *_for_hydra(arguments)]
     try:
-        with _in_our_words(schema, sys.argv[1:]):
+        with _in_our_words(command, sys.argv[1:]):
             main()
         last = refused.pop() if refused else None
     except ConfigError:

@@ -13,7 +13,6 @@ from solo_mim.installed import CONFIG_FOLDER
 from solo_mim.methods import METHODS, find_method
 from solo_mim.recipe.checks import check_run, checked
 from solo_mim.recipe.compose import composed, run_by_hydra
-from solo_mim.recipe.schema import PretrainRecipe
 from solo_mim.runs.identity import identity
 
 RECIPES = {path.stem for path in (CONFIG_FOLDER / "method").glob("*.yaml")}
@@ -228,7 +227,7 @@ def test_a_key_of_the_schema_needs_no_plus_where_a_file_does_not_set_it(tmp_path
     seen = []
     keys = ["output_dir=there", "max_epochs=1", "data.train_path=a", "limit_train_batches=2"]
     own = ["--config-path", str(tmp_path), "--config-name", "main"]
-    assert run_by_hydra("pretrain", seen.append, [*own, *keys], PretrainRecipe) == 0
+    assert run_by_hydra("pretrain", seen.append, [*own, *keys]) == 0
     found = {"output_dir": "there", "max_epochs": 1, "limit_train_batches": 2}
     assert found.items() <= seen[0].items()
     assert seen[0].data.train_path == "a"
@@ -272,7 +271,7 @@ def test_paths_need_no_quotes(given, path, tmp_path, monkeypatch):
 def test_a_sweep_over_checkpoints_needs_no_quotes_either():
     seen = []
     sweep = ["--multirun", "++backbone.weights=a=1.ckpt,b=2.ckpt"]
-    assert run_by_hydra("pretrain", lambda cfg: seen.append(cfg), sweep, PretrainRecipe) == 0
+    assert run_by_hydra("pretrain", lambda cfg: seen.append(cfg), sweep) == 0
     assert [cfg.backbone.weights for cfg in seen] == ["a=1.ckpt", "b=2.ckpt"]
 
 
@@ -283,7 +282,7 @@ def test_what_a_sweep_refused_is_said_where_it_is_interrupted(capsys):
         raise ConfigError(f"seed={cfg.seed}: not this one")
 
     with pytest.raises(KeyboardInterrupt):
-        run_by_hydra("pretrain", job, ["--multirun", "seed=1,2"], PretrainRecipe)
+        run_by_hydra("pretrain", job, ["--multirun", "seed=1,2"])
     said = "solo-mim: seed=1: not this one (set on the command line)"
     assert said in capsys.readouterr().err
 
@@ -293,7 +292,7 @@ def test_only_what_is_of_the_configuration_is_told_as_such():
         def job(_):
             raise error
 
-        run_by_hydra("pretrain", job, ["seed=1"], PretrainRecipe)
+        run_by_hydra("pretrain", job, ["seed=1"])
 
     with pytest.raises(UnicodeDecodeError):
         run(UnicodeDecodeError("utf-8", b"caf\xe9", 3, 4, "of an image's name"))

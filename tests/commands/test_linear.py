@@ -350,7 +350,7 @@ def test_images_are_cropped_and_resized_as_mains_classification_does(own_run):
 def checked_composition(run):
     others = hydra_arguments([str(run), "data.num_workers=0"])
     others = [argument for argument in others if not argument.startswith("hydra.")]
-    return composed("linear", others, LinearRecipe)
+    return composed("linear", others)
 
 
 def test_this_file_passes_on_solo_learn_main(passes_on_main):
