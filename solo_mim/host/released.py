@@ -199,7 +199,6 @@ class Baseline(Adapter):
         return super().base_forward(self._laid_out(X))  # type: ignore[misc]
 
     def base_momentum_forward(self, X: Tensor) -> dict[str, Tensor]:
-        """As `base_forward`."""
         return super().base_momentum_forward(self._laid_out(X))  # type: ignore[misc]
 
     def forward(self, X: Tensor) -> dict[str, Tensor]:

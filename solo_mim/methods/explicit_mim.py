@@ -90,6 +90,5 @@ class ExplicitMIM(Projecting, BaseMethod):
         settle_deferred()
 
     def terms(self, out: dict[str, Any]) -> dict[str, Tensor | None]:
-        """`explicit_mim_terms`."""
         seed = self.trainer.global_step
         return explicit_mim_terms(out["z"], seed=seed, **self.loss_kwargs)._asdict()

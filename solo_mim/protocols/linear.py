@@ -32,7 +32,6 @@ from solo_mim.trainer import fit, peak_memory_mib, trainer_of
 KEY = "pretrained_feature_extractor"
 # solo-learn's, of data sets whose images are not cropped to 224 pixels.
 _CROP_SIZES = {"cifar10": 32, "cifar100": 32, "stl10": 96}
-_CROP_SIZE = 224
 _CROP_SCALE = {"crop_min_scale": 0.08, "crop_max_scale": 1.0}
 
 
@@ -74,7 +73,7 @@ def prepared(cfg: DictConfig) -> tuple[LinearRecipe, trained.Source]:
     recipe = checked(merged, LinearRecipe)
     check_run(recipe)
     _refuse_impossible(recipe)
-    size = recipe.data.augmentations.crop_size or _CROP_SIZES.get(recipe.data.dataset, _CROP_SIZE)
+    size = recipe.data.augmentations.crop_size or _CROP_SIZES.get(recipe.data.dataset, 224)
     images = replace(recipe.data.augmentations, crop_size=size)
     one: dict[str, Any] = {}
     if recipe.processes == 1:

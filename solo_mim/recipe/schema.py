@@ -251,8 +251,6 @@ class Recipe:
 
 @dataclass(frozen=True)
 class PretrainRecipe(Recipe, _Method):
-    """Of `solo-mim pretrain`."""
-
     backbone: PretrainBackbone = field(default_factory=PretrainBackbone)
     optimizer: PretrainOptimizer = field(default_factory=PretrainOptimizer)
 
@@ -264,8 +262,6 @@ class PretrainRecipe(Recipe, _Method):
 
 @dataclass(frozen=True)
 class LinearRecipe(Recipe, _Classifier):
-    """Of `solo-mim linear`."""
-
     data: LinearData = field(default_factory=LinearData)
     optimizer: LinearOptimizer = field(default_factory=LinearOptimizer)
 

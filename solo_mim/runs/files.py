@@ -54,7 +54,6 @@ def write(path: Path, content: str | bytes) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """`write` of JSON."""
     write(path, json.dumps(content, indent=2) + "\n")
 
 
