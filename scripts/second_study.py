@@ -5,8 +5,9 @@
 DATA holds cifar10-jpeg/{train,test}/CLASS/*.jpg and FashionMNIST/raw/*. Stages, in order:
 
 sweep     every arm of ARMS on CIFAR-10 (JPEG), seed 0, on the 10,000 validation images: three rates
-          at one setting, its other settings at the best of these, and where the best so far lies at
-          an end of the values or of the rates, the next one beyond it, once of each.
+          at one setting, its other settings at the best of these, the best of these at the rates
+          next to that, and where the best so far lies at an end of the values or of the rates, the
+          next one beyond it, once of each.
 tuned     what was chosen, seeds 1 to 5, on images that no one has opened.
 untuned   every method at one published setting and one rate for all, in each of CONDITIONS.
 report    tables of what is finished, and study2.json beside --records.
@@ -24,6 +25,7 @@ same command that stands there is not made again, wherever it was made.
 from __future__ import annotations
 
 import argparse
+import base64
 import itertools
 import json
 import math
@@ -58,15 +60,16 @@ DRAW_SEED = 2
 class Arm:
     """A method, what it is fixed to, and the parameter of its own that is swept.
 
-    `published` is the value of the untuned runs, ours the default that it is to have; `others` are
-    settings beside the values, by name; the parameter is from `least` to `most`.
+    `published` is the setting of the untuned runs, ours the default that it is to have; `others`
+    are settings beside the values, by name; the parameter is from `least` to `most`, and a share,
+    whose steps are of its odds, where `most` is 1.
     """
 
     method: str
     fixed: dict[str, Any]
     own: str
     values: tuple[float, ...]
-    published: float | None = None
+    published: str | None = None
     others: dict[str, dict[str, Any]] = field(default_factory=dict)
     least: float = 0.0
     most: float = float("inf")
@@ -76,66 +79,69 @@ class Arm:
         return [f"method={self.method}", *(f"{k}={v}" for k, v in {**self.fixed, **chosen}.items())]
 
     def settings(self) -> list[str]:
-        """The published one, or the middle of the values, first."""
-        middle = sorted(self.values)[len(self.values) // 2]
-        first = middle if self.published is None else self.published
-        values = [first, *(value for value in self.values if value != first)]
-        return [*(f"{value:g}" for value in values), *self.others]
+        """The published value, or the middle one, first."""
+        values = [f"{value:g}" for value in self.values]
+        middle = f"{sorted(self.values)[len(values) // 2]:g}"
+        first = self.published if self.published in values else middle
+        return [first, *(value for value in values if value != first), *self.others]
 
 
 DIM, HIDDEN = "method_kwargs.proj_output_dim", "method_kwargs.pred_hidden_dim"
 WITHIN, FLOOR = "method_kwargs.within", "method_kwargs.within_noise"
 LAMB = "method_kwargs.lamb"
+INVARIANCE, VARIANCE, COVARIANCE = (
+    f"method_kwargs.{name}_loss_weight" for name in ("sim", "var", "cov")
+)
 
 # Output dimension: a quarter of the published one, as the hidden width is (512 of 2048), but no
 # less than 128 or, where that is less, the published one. Values: the published one, scaled where
-# it depends on D, and its neighbours; VICReg's other setting is eb_jepa's best on CIFAR-10.
+# it depends on D, and its neighbours. solo-learn divides VICReg's squared covariances by D, so that
+# its 1 at D = 2048 is 4 at 512, and eb_jepa's 100 on their mean is 100 / (D - 1), with which it was
+# best on CIFAR-10.
 ARMS = {
     "isotropic": Arm(
         "explicit_mim",
         {DIM: 128, WITHIN: "isotropic", "method_kwargs.total_noise": 0.001},
         FLOOR,
         (0.001, 0.01, 0.1),
-        published=0.001,
+        published="0.001",
         least=0.001,
     ),
     "infomax": Arm("explicit_mim", {DIM: 128, WITHIN: "full"}, FLOOR, (0.03, 0.1, 0.3), least=0.01),
     "vicreg": Arm(
         "vicreg",
         {DIM: 512},
-        "method_kwargs.sim_loss_weight",
+        INVARIANCE,
         (10, 25),
-        published=25,
+        published="scaled",
         others={
-            "eb_jepa": {
-                DIM: 1024,
-                "method_kwargs.sim_loss_weight": 1,
-                "method_kwargs.var_loss_weight": 1,
-                "method_kwargs.cov_loss_weight": 100,
-            }
+            "scaled": {INVARIANCE: 25, COVARIANCE: 4},
+            "eb_jepa": {DIM: 1024, INVARIANCE: 1, VARIANCE: 1, COVARIANCE: 0.0978},
         },
     ),
     "simclr": Arm(
-        "simclr", {DIM: 128}, "method_kwargs.temperature", (0.05, 0.1, 0.2), published=0.2
+        "simclr", {DIM: 128}, "method_kwargs.temperature", (0.05, 0.1, 0.2), published="0.2"
     ),
     "byol": Arm(
         "byol",
-        {DIM: 128, HIDDEN: 1024},
+        {DIM: 128, "method_kwargs.proj_hidden_dim": 1024, HIDDEN: 1024},
         "momentum.base_tau",
-        (0.97, 0.99, 0.996),
-        published=0.99,
-        most=0.9999,
+        (0.9, 0.97, 0.99),
+        published="0.99",
+        most=1,
     ),
     "corinfomax": Arm(
-        "corinfomax", {DIM: 64}, "method_kwargs.alpha", (64, 250, 1000), published=250
+        "corinfomax", {DIM: 64}, "method_kwargs.alpha", (64, 250, 1000), published="250"
     ),
-    "frossl": Arm("frossl", {DIM: 256}, "method_kwargs.invariance_weight", (2, 4, 8), published=4),
-    "lejepa": Arm("lejepa", {DIM: 128}, LAMB, (0.01, 0.02, 0.05), published=0.01, most=1),
-    "visreg": Arm("visreg", {DIM: 128}, LAMB, (0.3, 0.6, 0.9), published=0.6, most=0.99),
+    "frossl": Arm(
+        "frossl", {DIM: 256}, "method_kwargs.invariance_weight", (2, 4, 8), published="4"
+    ),
+    "lejepa": Arm("lejepa", {DIM: 128}, LAMB, (0.01, 0.02, 0.05), published="0.01", most=1),
+    "visreg": Arm("visreg", {DIM: 128}, LAMB, (0.3, 0.6, 0.9), published="0.6", most=1),
 }
 LONG = ("isotropic", "vicreg", "simclr", "lejepa")
 LARGER = ("isotropic", "vicreg", "simclr")
-UNTUNED = {name: f"{arm.published:g}" for name, arm in ARMS.items() if arm.published is not None}
+UNTUNED = {name: arm.published for name, arm in ARMS.items() if arm.published is not None}
 
 WEAK, STRONG, UNLIKE = "symmetric_weak", "symmetric", "asymmetric"
 
@@ -264,7 +270,8 @@ def figures(folder: Path) -> dict[str, Any]:
     """What of a finished run goes into the repository.
 
     `offline` are top-1 figures in percent of the images by which the run is judged; where the
-    official test images of CIFAR-10 lie beside the final ones, theirs are `test`.
+    official test images of CIFAR-10 lie beside the final ones, theirs are `test`, and `right` says
+    of which final images the probe was, as bits in base64.
     """
     result = json.loads((folder / "result.json").read_text())
     predictions = pd.read_csv(folder / "predictions.csv")
@@ -281,7 +288,11 @@ def figures(folder: Path) -> dict[str, Any]:
         for part, rows in parts.items()
     }
     kept = ("name", "seed", "epochs", "online", "information", "versions", "commit", "code")
-    return {**{key: result[key] for key in kept}, **accuracies}
+    found = {**{key: result[key] for key in kept}, **accuracies}
+    if "test" in parts:
+        right = parts["offline"]["probe"] == parts["offline"]["target"]
+        found["right"] = base64.b64encode(np.packbits(right)).decode()
+    return found
 
 
 def draw_images(data: Path, output: Path) -> None:
@@ -370,22 +381,31 @@ def best_of(runs: list[Run], records: Records) -> Run | None:
     return max(probes, key=probes.__getitem__) if len(probes) == len(runs) else None
 
 
-def beyond(values: list[float], best: float) -> float | None:
-    """The next in the range's own ratio where the best lies at an end of it."""
+def beyond(values: list[float], best: float, of_odds: bool = False) -> float | None:
+    """The next in the range's own ratio, or in that of the odds v / (1 - v), where the best lies at
+    an end of it."""
     values = sorted(set(values))
     if len(values) < 2 or best not in (values[0], values[-1]):
         return None
     end, inner = values[:2] if best == values[0] else values[:-3:-1]
-    return float(f"{end**2 / inner:.3g}")
+    if not of_odds:
+        return float(f"{end**2 / inner:.3g}")
+    odds = (end / (1 - end)) ** 2 * (1 - inner) / inner
+    return float(f"{odds / (1 + odds):.3g}")
 
 
 def tried(name: str, records: Records) -> list[Run]:
-    """An arm's first setting at each rate, the others at the best rate and, as long as the best so
-    far lies at an end of its values or of the rates, the next beyond that end, at the best one's
-    rate or value."""
+    """An arm's first setting at each rate, the others at the best rate, the best of these at the
+    rates next to it and, as long as the best so far lies at an end of its values or of the rates,
+    the next beyond that end, at the best one's rate or value."""
     runs, arm = sweep(name), ARMS[name]
     if fastest := best_of(runs, records):
         runs += [replace(fastest, setting=setting) for setting in arm.settings()[1:]]
+        best = best_of(runs, records)
+        if best and best.setting != fastest.setting:
+            place = RATES.index(best.rate)
+            rates = RATES[max(0, place - 1) : place + 2]
+            runs += [replace(best, rate=rate) for rate in rates if rate != best.rate]
     for step in range(2 * BEYOND):
         best = best_of(runs, records)
         if best is None:
@@ -393,7 +413,7 @@ def tried(name: str, records: Records) -> list[Run]:
         more: list[Run] = []
         if step < BEYOND and best.setting not in arm.others:
             values = [float(run.setting) for run in runs if run.setting not in arm.others]
-            value = beyond(values, float(best.setting))
+            value = beyond(values, float(best.setting), arm.most == 1)
             if value is not None and arm.least <= value <= arm.most:
                 more += [replace(best, setting=f"{value:g}")]
         if step < BEYOND:
@@ -479,7 +499,8 @@ def swept(records: Records) -> str:
 
 def compared(runs: list[Run], records: Records) -> pd.DataFrame:
     """A row for each arm, best probe first: mean and deviation over seeds, the reference minus it
-    paired by seed, p after Holm for the rows of one measure, probe and kNN each."""
+    paired by seed, p after Holm for the rows of one measure, probe and kNN each; of the probe also
+    the standard error that this difference has of the final images alone, which the seeds share."""
     scores = {
         (measure, part): pd.DataFrame(
             {
@@ -508,7 +529,21 @@ def compared(runs: list[Run], records: Records) -> pd.DataFrame:
             rows[f"{measure} p"] = pd.Series(
                 dict(zip(others, holm([d.p for d in found]), strict=True))
             )
+    right = {
+        arm: np.mean([_right(records.found[run.line()]) for run in runs if run.arm == arm], axis=0)
+        for arm in scores["probe", "offline"]
+    }
+    rows["probe images"] = pd.Series(
+        {arm: 100 * (right[REFERENCE] - of).std() / math.sqrt(of.size) for arm, of in right.items()}
+    )
     return pd.DataFrame(rows).sort_values("probe", ascending=False)
+
+
+def _right(record: dict[str, Any]) -> np.ndarray:
+    """Of each final image whether the probe was right; NaN where the record does not say."""
+    if "right" not in record:
+        return np.array([np.nan])
+    return np.unpackbits(np.frombuffer(base64.b64decode(record["right"]), np.uint8))[:FINAL_IMAGES]
 
 
 def _difference(first: pd.Series, second: pd.Series) -> Difference:
@@ -524,6 +559,7 @@ def markdown(table: pd.DataFrame, best: dict[str, Run]) -> str:
     heads = ["arm", "rate, own"]
     for measure in ("probe", "knn"):
         heads += [measure, f"{REFERENCE} minus it", "p (Holm)"]
+        heads += ["standard error of the images"] if measure == "probe" else []
     heads += [f"{column}, opened a second time" for column in opened]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for arm, row in table.iterrows():
@@ -533,6 +569,11 @@ def markdown(table: pd.DataFrame, best: dict[str, Run]) -> str:
             against = [f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]", p_text(p)]
             if math.isnan(p):
                 against = ["", ""] if arm == REFERENCE else [f"{mean:+.2f}", "one seed"]
+            if measure == "probe":
+                of_images = row["probe images"]
+                against.append(
+                    "" if arm == REFERENCE or math.isnan(of_images) else f"{of_images:.2f}"
+                )
             cells += [_score(row, measure), *against]
         cells += [_score(row, column) for column in opened]
         lines.append(f"| {' | '.join(cells)} |")
@@ -597,13 +638,15 @@ def report(records: Records) -> None:
     missing = [run for run in runs if not records.of(run)]
     if runs and not missing:
         table = regrets(runs, records)
-        means = mean_regrets(table)
+        others = table[~table.index.str.startswith(STUDY_CELL.data)]
         comparisons["untuned"] = {
             "rate": runs[0].rate,
             "regret": json.loads(table.to_json(orient="index")),
-            "mean": json.loads(means.to_json(orient="index")),
         }
-        print(f"\nUntuned, {len(table)} conditions\n\n{means.round(2).to_string()}")
+        for part, of in {"mean": table, f"mean without {STUDY_CELL.data}": others}.items():
+            means = mean_regrets(of)
+            comparisons["untuned"][part] = json.loads(means.to_json(orient="index"))
+            print(f"\nUntuned, {len(of)} conditions, {part}\n\n{means.round(2).to_string()}")
         print(f"\n{table.round(2).to_string()}")
     else:
         print(f"\nUntuned: {len(missing)} of {len(runs)} runs are missing")

@@ -1,6 +1,7 @@
 """scripts/second_study.py: what it tries beyond a range, chooses, leaves out and makes no second
 time."""
 
+import base64
 import json
 from pathlib import Path
 
@@ -30,7 +31,11 @@ def records(study, tmp_path):
             for run in runs:
                 accuracy = accuracy_of(run)
                 offline = {"probe": accuracy, "knn": accuracy / 2}
-                self.found[run.line()] = {"command": run.line(), "offline": offline}
+                record = {"command": run.line(), "offline": offline}
+                if run.stage == "tuned":  # of the final images the first ones
+                    right = np.packbits(np.arange(10_000) < 100 * accuracy)
+                    record["right"] = base64.b64encode(right).decode()
+                self.found[run.line()] = record
 
         def sweep(self, arm, accuracy_of):
             """Finishes what is tried of an arm, and what that asks for, to its end."""
@@ -56,7 +61,8 @@ def finish_folder(folder, run, predicted, target):
 
 
 def test_every_swept_arm_has_as_many_settings_and_rates(study):
-    assert {len(study.ARMS[name].settings()) for name in study.ARMS} == {3}
+    assert {len(study.ARMS[name].settings()) for name in set(study.ARMS) - {"vicreg"}} == {3}
+    assert study.ARMS["vicreg"].settings() == ["25", "10", "scaled", "eb_jepa"]
     assert all([run.rate for run in study.sweep(name)] == list(study.RATES) for name in study.ARMS)
     names = [run.name for name in study.ARMS for run in study.sweep(name)]
     assert len(set(names)) == len(names)
@@ -67,6 +73,7 @@ def test_rates_are_tried_at_one_setting_and_the_others_at_the_best_of_them(study
     assert [(run.rate, run.setting) for run in tried] == [
         *((1.5e-3, "0.2"), (3e-3, "0.2"), (6e-3, "0.2")),
         *((3e-3, "0.05"), (3e-3, "0.1")),
+        *((1.5e-3, "0.1"), (6e-3, "0.1")),
     ]
     best = study.chosen(records)["simclr"]
     assert (best.setting, best.rate) == ("0.1", 3e-3)
@@ -77,8 +84,10 @@ def test_beyond_an_end_the_next_value_is_tried_once(study, records, sign, settin
     tried = records.sweep(
         "corinfomax", lambda run: 50 + sign * np.log(float(run.setting)) - abs(run.rate - 3e-3)
     )
-    assert [run.setting for run in tried[5:]] == settings[1:]
-    assert {run.rate for run in tried[3:]} == {3e-3}
+    assert [(run.rate, run.setting) for run in tried[5:]] == [
+        *((1.5e-3, settings[0]), (6e-3, settings[0])),
+        (3e-3, settings[1]),
+    ]
     assert study.chosen(records)["corinfomax"].setting == settings[-1]
 
 
@@ -87,24 +96,31 @@ def test_beyond_the_last_rate_the_next_is_tried_once(study, records, sign, rates
     tried = records.sweep(
         "simclr", lambda run: 50 + sign * np.log(run.rate) + (run.setting == "0.1")
     )
-    assert [(run.rate, run.setting) for run in tried[5:]] == [(rate, "0.1") for rate in rates]
+    inner = [(3e-3, "0.1")]  # next to the best
+    assert [(run.rate, run.setting) for run in tried[5:]] == inner + [(r, "0.1") for r in rates]
 
 
 def test_no_value_leaves_what_the_loss_takes(study, records):
     tried = records.sweep("infomax", lambda run: 50 - float(run.setting) - abs(run.rate - 3e-3))
-    assert [run.setting for run in tried[3:]] == ["0.03", "0.3"], "0.009 is under total_noise"
+    settings = [run.setting for run in tried if run.rate == 3e-3]
+    assert settings == ["0.1", "0.03", "0.3"], "0.009 is under total_noise"
+
+
+def test_shares_go_on_by_their_odds(study, records):
     tried = records.sweep("visreg", lambda run: float(run.setting) - abs(run.rate - 3e-3))
-    assert [run.setting for run in tried[3:]] == ["0.3", "0.9"], "1.35 is no share"
+    assert [run.setting for run in tried if run.rate == 3e-3] == ["0.6", "0.3", "0.9", "0.982"]
+    tried = records.sweep("byol", lambda run: -float(run.setting) - abs(run.rate - 3e-3))
+    assert [run.setting for run in tried if run.rate == 3e-3] == ["0.99", "0.9", "0.97", "0.715"]
 
 
 def test_a_setting_of_another_kind_can_be_chosen_and_has_no_next(study, records):
     tried = records.sweep(
         "vicreg", lambda run: 50 + (run.setting == "eb_jepa") - abs(run.rate - 3e-3)
     )
-    assert [run.setting for run in tried[3:]] == ["10", "eb_jepa"]
+    assert [run.setting for run in tried[3:]] == ["10", "scaled", "eb_jepa", "eb_jepa", "eb_jepa"]
     command = study.chosen(records)["vicreg"].line()
     assert "method_kwargs.proj_output_dim=1024" in command
-    assert "method_kwargs.cov_loss_weight=100" in command
+    assert "method_kwargs.cov_loss_weight=0.0978" in command
 
 
 def test_an_arm_whose_sweep_is_not_finished_is_left_out_and_named(study, records, capsys):
@@ -132,7 +148,7 @@ def test_one_rate_serves_all_untuned_methods_in_9_conditions_without_the_studys_
     assert len(runs) == 9 * len(study.UNTUNED)
     assert len({run.line() for run in runs}) == len(runs)
     settings = {(run.arm, run.setting) for run in runs}
-    assert {("isotropic", "0.001"), ("vicreg", "25"), ("simclr", "0.2")} <= settings
+    assert {("isotropic", "0.001"), ("vicreg", "scaled"), ("simclr", "0.2")} <= settings
 
 
 def test_regret_is_the_distance_to_the_best_of_each_condition(study, records):
@@ -162,10 +178,10 @@ def test_a_finished_stage_is_tested_by_seed(study, records, capsys):
     records.finish(tuned, lambda run: 50.0 + run.seed + lead[run.arm][run.seed - 1])
     study.report(records)
     said = capsys.readouterr().out
-    probe = "59.20 ± 1.92 | -6.20 [-6.76, -5.64] | < 0.001"
+    probe = "59.20 ± 1.92 | -6.20 [-6.76, -5.64] | < 0.001 | 0.20"
     knn = "29.60 ± 0.96 | -3.10 [-3.38, -2.82] | < 0.001"
     assert f"| vicreg | 0.003, 25 | {probe} | {knn} |" in said
-    assert "| isotropic | 0.003, 0.001 | 53.00 ± 1.58 |  |  | 26.50 ± 0.79 |  |  |" in said
+    assert "| isotropic | 0.003, 0.001 | 53.00 ± 1.58 |  |  |  | 26.50 ± 0.79 |  |  |" in said
     written = json.loads((records.path.parent / "study2.json").read_text())
     assert written["tuned"]["vicreg"]["probe mean"] == pytest.approx(-6.2)
 
@@ -183,7 +199,7 @@ def test_one_seed_is_compared_without_a_test(study, records, capsys):
     records.finish(larger, lambda run: {"isotropic": 60.0, "vicreg": 61.5}.get(run.arm, 59.0))
     study.report(records)
     said = capsys.readouterr().out
-    assert "| vicreg | 0.003, 25 | 61.50 | -1.50 | one seed | 30.75 | -0.75 | one seed |" in said
+    assert "| vicreg | 0.003, 25 | 61.50 | -1.50 | one seed |  | 30.75 | -0.75 | one seed |" in said
 
 
 def test_figures_in_the_file_are_not_made_again_and_those_of_another_command_are(
@@ -217,6 +233,7 @@ def test_final_and_official_images_are_told_apart(study, tmp_path, monkeypatch):
     finish_folder(tmp_path, run, np.where(np.arange(40) % 4 < 2, target, -1), target)
     record = study.Records(tmp_path / "runs.jsonl").take(run, tmp_path)
     assert (record["offline"]["probe"], record["test"]["probe"]) == (100.0, 0.0)
+    assert study._right(record).tolist() == [1] * 20
 
 
 def test_two_results_of_one_run_are_named(study, tmp_path):
@@ -270,6 +287,6 @@ def test_every_command_of_the_protocol_composes(study, records, compose_cfg, pla
             "adamw",
             1e-4,
         )
-        assert cfg.method_kwargs.proj_hidden_dim == 512
+        assert cfg.method_kwargs.proj_hidden_dim == (1024 if run.arm == "byol" else 512)
         assert cfg.optimizer.batch_size == run.condition.batch
         METHODS[cfg.method].add_and_assert_specific_cfg(completed(cfg, 10, 2, 0))
