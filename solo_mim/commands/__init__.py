@@ -102,9 +102,9 @@ def main(argv: list[str] | None = None) -> int:
             if command not in COMMANDS:
                 raise ConfigError(f"unknown command '{command}'{nearest(command, COMMANDS)}")
             # Imported here: torch and lightning take seconds that `--help` should not.
-            code: int = importlib.import_module(f"solo_mim.commands.{command}").run(rest)
+            code: int | None = importlib.import_module(f"solo_mim.commands.{command}").run(rest)
             sys.stdout.flush()
-            return code
+            return code or 0
         except (Exception, KeyboardInterrupt) as error:
             if isinstance(error, BrokenPipeError) and _nobody_reads():
                 return 141  # as a shell has it of SIGPIPE

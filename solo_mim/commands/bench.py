@@ -50,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def run(arguments: list[str]) -> int:
+def run(arguments: list[str]) -> None:
     given = parser().parse_args(arguments)
     whole = given.what == "step"
     sizes = given.samples or ([256] if whole else [64, 256, 1024])
@@ -71,4 +71,3 @@ def run(arguments: list[str]) -> int:
     benchmark.run(crop_sizes, sizes, dims, given.precision, given.backbones, given.losses)
     written = benchmark.write(given.output)
     print(f"\nwritten: {given.output}/{', '.join(written)}")
-    return 0

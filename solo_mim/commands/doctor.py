@@ -19,7 +19,7 @@ OPTIONAL = {
 }
 
 
-def run(arguments: list[str]) -> int:
+def run(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="solo-mim doctor",
         description="Tell what is installed: host, versions, devices, optional parts.",
@@ -50,4 +50,3 @@ def run(arguments: list[str]) -> int:
         state = "yes" if installed.present(module) else f"no   ({install_extra(extra)})"
         print(f"optional  {module:<13}{purpose:<30}{state}")
     print(f"configs   {installed.CONFIG_FOLDER}")
-    return 0

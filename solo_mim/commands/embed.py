@@ -29,9 +29,8 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def run(arguments: list[str]) -> int:
+def run(arguments: list[str]) -> None:
     given = parser().parse_intermixed_args(arguments)
     from solo_mim.protocols.embed import embed
 
     embed(given.run, given.overrides, given.split)
-    return 0

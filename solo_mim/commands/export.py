@@ -31,9 +31,8 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def run(arguments: list[str]) -> int:
+def run(arguments: list[str]) -> None:
     given = parser().parse_intermixed_args(arguments)
     from solo_mim.protocols.export import export
 
     export(given.run, given.to, Path(given.file), given.overrides)
-    return 0

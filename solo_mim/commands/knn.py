@@ -22,9 +22,8 @@ def parser() -> argparse.ArgumentParser:
     return of_a_network("knn", DESCRIPTION, EXAMPLES)
 
 
-def run(arguments: list[str]) -> int:
+def run(arguments: list[str]) -> None:
     given = parser().parse_intermixed_args(arguments)
     from solo_mim.protocols.knn import knn
 
     knn(given.run, given.overrides)
-    return 0

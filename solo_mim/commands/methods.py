@@ -44,7 +44,7 @@ def _described(name: str) -> None:
             print(" " * (sum(widths) + 6) + line)
 
 
-def run(arguments: list[str]) -> int:
+def run(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="solo-mim methods",
         description="List methods and backbones, and which of them have a recipe; or the options "
@@ -53,4 +53,3 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("name", metavar="NAME", nargs="?", help="of a method")
     name = parser.parse_args(arguments).name
     _described(name) if name else _listed()
-    return 0

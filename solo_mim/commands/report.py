@@ -37,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def run(arguments: list[str]) -> int:
+def run(arguments: list[str]) -> None:
     given = parser().parse_args(arguments)
     folders = [folder for folder in given.folder if not folder.is_file()]  # logs lie beside runs
     for folder in folders or given.folder:
@@ -62,4 +62,3 @@ def run(arguments: list[str]) -> int:
         reason = f"{output} cannot be written ({error.strerror})"
         raise ConfigError(f"--output: {reason}; name another folder") from error
     print(f"written: {output}/{', '.join(path.name for path in written)}")
-    return 0

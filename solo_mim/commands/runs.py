@@ -31,7 +31,7 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def run(arguments: list[str]) -> int:
+def run(arguments: list[str]) -> None:
     given = parser().parse_args(arguments).arguments
     filters = [argument for argument in given if is_override(argument)]
     folders = [Path(argument) for argument in given if argument not in filters] or [Path("runs")]
@@ -43,4 +43,3 @@ def run(arguments: list[str]) -> int:
     runs = filtered(listed(folders), filters)
     where = " and ".join(map(str, folders))
     print(table(runs) if runs else f"no run{' of these' if filters else ''} in {where}")
-    return 0

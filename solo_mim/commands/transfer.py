@@ -53,9 +53,8 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def run(arguments: list[str]) -> int:
+def run(arguments: list[str]) -> None:
     given = parser().parse_intermixed_args(arguments)
     from solo_mim.protocols.transfer import transfer
 
     transfer(given.run, given.data, given.overrides, given.shares, given.seeds)
-    return 0
