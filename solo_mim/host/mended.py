@@ -92,8 +92,7 @@ def mend_barlow_loss(losses: Any) -> None:
     back: with several processes the gradient is 1 / world_size of the true one."""
 
     def all_reduce(tensor: Tensor) -> None:
-        world: Any = dist.group.WORLD
-        tensor.copy_(sum_over_processes(tensor, world))
+        tensor.copy_(sum_over_processes(tensor, dist.group.WORLD))
 
     losses.dist = SimpleNamespace(**vars(dist) | {"all_reduce": all_reduce})
 

@@ -51,9 +51,7 @@ def epps_pulley(
     weight = 2 * t[1] * normal
     weight[[0, -1]] /= 2
     angle = x.unsqueeze(-2) * t.unsqueeze(-1)
-    sums = torch.stack((angle.cos().sum(-1), angle.sin().sum(-1)))
-    if group is not None:
-        sums = sum_over_processes(sums, group)
+    sums = sum_over_processes(torch.stack((angle.cos().sum(-1), angle.sin().sum(-1))), group)
     count = sums[0, ..., :1].detach()  # cos 0 = 1 of each sample, the other processes' too
     real, imaginary = sums / count
     squares = (real - normal).square() + imaginary.square()
@@ -112,18 +110,15 @@ def non_gaussianity(
     if group is None and len(z) < 2:
         raise ValueError(f"a variance needs 2 samples or more, got {len(z)}")
 
-    def of_all(sums: Tensor) -> Tensor:
-        return sums if group is None else sum_over_processes(sums, group)
-
     def with_unit_variance(x: Tensor) -> Tensor:
         """Of centred columns; of one that is all but constant beside the others, less."""
-        power = of_all(x.square().sum(0)) / count
+        power = sum_over_processes(x.square().sum(0), group) / count
         floor = MEAN_SQUARE_FLOOR * power.detach().mean() + torch.finfo(x.dtype).tiny
         return x * power.clamp_min(floor).rsqrt()
 
     with torch.autocast(z.device.type, enabled=False):
         z = z if z.dtype == torch.float64 else z.float()
-        sums = of_all(torch.cat((z.sum(0), z.new_full((1,), len(z)))))
+        sums = sum_over_processes(torch.cat((z.sum(0), z.new_full((1,), len(z)))), group)
         count = sums[-1].detach()
         z = with_unit_variance(z - sums[:-1] / count)
         x = with_unit_variance(z @ random_directions(z.shape[1], num_slices, seed, z).mT)

@@ -206,8 +206,7 @@ def lejepa_loss_func(
     with torch.autocast(z.device.type, enabled=False):
         sigreg = sliced_epps_pulley(z, num_slices, t_max, n_points, seed, group)
         squares = torch.stack(((z - z.mean(0)).square().sum(), z.new_tensor(z.numel())))
-        if group is not None:
-            squares = sum_over_processes(squares, group)
+        squares = sum_over_processes(squares, group)
         if z.shape[1] < 2:
             _refuse_too_few(int(squares[1]) // (len(z) * z.shape[2]))
         invariance = squares[0] / squares[1]

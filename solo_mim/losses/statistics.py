@@ -151,13 +151,14 @@ def self_product(rows: Tensor, scale: float) -> Tensor:
     return _SelfProduct.apply(rows, scale)
 
 
-def sum_over_processes(tensor: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """Sum of a tensor, of equal shape in each, over the processes of a group; differentiable.
+def sum_over_processes(tensor: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """Sum of a tensor, of equal shape in each, over the processes of a group; differentiable. The
+    tensor itself where this process is alone.
 
     The gradient is summed over the processes too: when DistributedDataParallel then averages the
     parameters' gradients, a loss of this sum has the gradient of one process with all samples.
     """
-    return _SumOverProcesses.apply(tensor, group)
+    return tensor if group is None else _SumOverProcesses.apply(tensor, group)
 
 
 def several_processes(group: dist.ProcessGroup | None = None) -> dist.ProcessGroup | None:

@@ -35,7 +35,7 @@ def _joined_forward(self, x):
     dims = [0, *range(2, x.ndim)]
     moments = torch.stack((x.mean(dims), x.square().mean(dims)))
     if dist.is_initialized():
-        moments = sum_over_processes(moments, None) / dist.get_world_size()
+        moments = sum_over_processes(moments, dist.group.WORLD) / dist.get_world_size()
     shape = (1, -1, *(1 for _ in dims[1:]))
     mean, square = (moment.view(shape) for moment in moments)
     scaled = (x - mean) * (square - mean**2 + self.eps).rsqrt()
