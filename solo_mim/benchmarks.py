@@ -8,12 +8,14 @@ import random
 import statistics
 import tempfile
 import time
+import timeit
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import pandas as pd
 import torch
 from omegaconf import OmegaConf
 from PIL import Image
@@ -102,19 +104,12 @@ def _step(
 
 
 def _seconds(step: Step, calls: int, device: torch.device) -> float:
-    if device.type == "cuda":
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda.synchronize(device)
-        start.record()
-        for _ in range(calls):
-            step()
-        end.record()
-        torch.cuda.synchronize(device)
-        return start.elapsed_time(end) / 1e3 / calls
-    started = time.perf_counter()
-    for _ in range(calls):
-        step()
-    return (time.perf_counter() - started) / calls
+    def clock() -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    return timeit.timeit(step, timer=clock, number=calls) / calls
 
 
 def peak_memory(step: Step, device: torch.device) -> float:
@@ -437,21 +432,18 @@ def table(rows: list[dict[str, Any]]) -> str:
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
     """One panel per N: time against D, both logarithmic, with the interval as a band; of the first
     precision."""
-    rows = [row for row in rows if row["precision"] == rows[0]["precision"]]
-    sizes = sorted({row["N"] for row in rows})
+    frame = pd.DataFrame(rows).sort_values("D", kind="stable")
+    sizes = frame[frame["precision"] == rows[0]["precision"]].groupby("N")
     figure, axes = panels(len(sizes), 5 * len(sizes), 4, sharey=True)
-    for axis, size in zip(axes, sizes, strict=True):
-        for name in dict.fromkeys(row["loss"] for row in rows):
-            of = [r for r in rows if r["N"] == size and r["loss"] == name]
-            keys = ("D", "ms", "ms_low", "ms_high")
-            dims, times, low, high = zip(*sorted([r[k] for k in keys] for r in of), strict=True)
+    for axis, (size, of_size) in zip(axes, sizes, strict=True):
+        for name, of in of_size.groupby("loss", sort=False):
             style: dict[str, Any] = {"linewidth": 3 if name == OURS else 1}
             if name == "matrix products":
                 style |= {"linestyle": ":", "color": "black"}
-            axis.plot(dims, times, label=name, **style)
-            axis.fill_between(dims, low, high, alpha=0.15)
+            axis.plot(of["D"], of["ms"], label=name, **style)
+            axis.fill_between(of["D"], of["ms_low"], of["ms_high"], alpha=0.15)
         axis.set(xscale="log", yscale="log", title=f"N = {size}", xlabel="D")
-        axis.set_xticks(dims, [str(d) for d in dims])
+        axis.set_xticks(of["D"], of["D"].astype(str))
     axes[0].set_ylabel("forward and backward, ms")
     axes[0].legend(fontsize=8)
     figure.savefig(path, dpi=120)
