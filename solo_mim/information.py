@@ -66,11 +66,10 @@ def mutual_information(z1: Tensor, z2: Tensor, noise: float = 0.0) -> Tensor:
             "use more samples or a noise"
         )
     z1, z2 = _centred(z1), _centred(z2)
-    c1, c2, c12 = (z1.mT @ z1, z2.mT @ z2, z1.mT @ z2)
-    floor1, floor2 = (noise * torch.eye(len(c), dtype=c.dtype, device=c.device) for c in (c1, c2))
-    return mutual_information_from_covariances(
-        c1 / num_samples + floor1, c2 / num_samples + floor2, c12 / num_samples
-    )
+    c1, c2, c12 = (a.mT @ b / num_samples for a, b in ((z1, z1), (z2, z2), (z1, z2)))
+    c1.diagonal().add_(noise)
+    c2.diagonal().add_(noise)
+    return mutual_information_from_covariances(c1, c2, c12)
 
 
 def view_information(
@@ -105,13 +104,9 @@ def view_information(
             f"{num_samples} samples of {num_views} views leave a covariance of {dim} coordinates "
             "singular: use more samples or a noise"
         )
-    total, within, between = view_entropies(
-        [view.double() for view in views],
-        noise,
-        noise,
-        noise if reading == "two_view" else None,
-        normalisation,
-    )
+    doubles = [view.double() for view in views]
+    of_between = noise if reading == "two_view" else None
+    total, within, between = view_entropies(doubles, noise, noise, of_between, normalisation)
     if between is None:
         return dim * (total - within)
     return dim * (num_views * total - between - (num_views - 1) * within)

@@ -132,11 +132,9 @@ class _Run:
         pl.seed_everything(recipe.seed, workers=True, verbose=False)
         try:
             model = method(cfg)
-        except ConfigError:
-            raise
         # Whatever torch and the host raise of sizes and the like that they do not check.
         except (TypeError, ValueError, ArithmeticError, LookupError, RuntimeError) as error:
-            if is_out_of_memory(error):
+            if isinstance(error, ConfigError) or is_out_of_memory(error):
                 raise
             reason = " ".join(str(error).split())
             raise ConfigError(f"method_kwargs: {recipe.method} refuses them ({reason})") from error
