@@ -311,9 +311,10 @@ class Opened:
     def origin(self) -> dict[str, Any]:
         return origin(self.source, self.weights)
 
-    def folder(self, command: str, name: str, images: str) -> RunFolder:
-        plain, digest = self.recipe.plain, self.weights.digest
-        path = folder_for(command, name, plain, self.source, digest, images)
+    def folder(self, command: str, name: str, images: str, **settings: Any) -> RunFolder:
+        """Of a command's results; `settings` are those that the recipe lacks."""
+        plain = {**self.recipe.plain, **settings}
+        path = folder_for(command, name, plain, self.source, self.weights.digest, images)
         return RunFolder(path, plain, images)
 
 

@@ -248,11 +248,9 @@ class _Task:
 
     def result(self, shares: list[float], seeds: int) -> Result:
         """Of this data set, also one that is already finished."""
-        recipe, images = self.network.recipe, self.data.splits.fingerprint
-        plain = {**recipe.plain, "transfer": {"shares": shares, "seeds": seeds}}
-        source, digest = self.network.source, self.network.weights.digest
-        path = trained.folder_for("transfer", self.name, plain, source, digest, images)
-        folder = RunFolder(path, plain, images)
+        settings = {"shares": shares, "seeds": seeds}
+        images = self.data.splits.fingerprint
+        folder = self.network.folder("transfer", self.name, images, transfer=settings)
         return folder.once(lambda: self._evaluated(folder, shares, seeds), summary)
 
     def _evaluated(self, folder: RunFolder, shares: list[float], seeds: int) -> Result:
