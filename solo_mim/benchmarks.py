@@ -12,7 +12,7 @@ import timeit
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -34,7 +34,7 @@ from solo_mim.evaluation.report import markdown_table
 from solo_mim.host.pipelines import host_transform
 from solo_mim.installed import CONFIG_FOLDER, present
 from solo_mim.losses import explicit_mim_loss_func, rivals
-from solo_mim.runs.files import write, write_json
+from solo_mim.runs.files import read_yaml, write, write_json
 from solo_mim.runs.identity import commit, versions
 
 OURS = "explicit_mim"
@@ -288,8 +288,7 @@ def _photographs(crop_size: int) -> list[Any]:
 
 def _shipped(name: str) -> list[dict[str, Any]]:
     """The pipelines of an augmentation file."""
-    loaded = OmegaConf.load(CONFIG_FOLDER / "augmentations" / f"{name}.yaml")
-    return cast(Any, OmegaConf.to_container(loaded))
+    return read_yaml(CONFIG_FOLDER / "augmentations" / f"{name}.yaml")
 
 
 def _compared(
