@@ -7,7 +7,7 @@ import functools
 import importlib.metadata
 import importlib.util
 import subprocess
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, EntryPoints, entry_points
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,8 @@ from solo_mim.errors import MissingHostError
 
 PACKAGE = Path(__file__).parent
 # A wheel carries the configs inside the package, a checkout beside it.
-CONFIG_FOLDER = next(
-    (folder for folder in (PACKAGE / "configs", PACKAGE.parent / "configs") if folder.is_dir()),
-    PACKAGE / "configs",
-)
+_CARRIED = PACKAGE / "configs"
+CONFIG_FOLDER = _CARRIED if _CARRIED.is_dir() else PACKAGE.parent / "configs"
 PLUGIN_GROUP = "solo_mim.methods"
 
 
@@ -85,12 +83,9 @@ def commit_of(folder: Path) -> str | None:
 # Plug-ins (docs/plugins.md)
 
 
-def plugins() -> dict[str, list[EntryPoint]]:
-    """What installed packages register under `PLUGIN_GROUP`, by name."""
-    found: dict[str, list[EntryPoint]] = {}
-    for plugin in entry_points(group=PLUGIN_GROUP):
-        found.setdefault(plugin.name, []).append(plugin)
-    return found
+def plugins(**of: Any) -> EntryPoints:
+    """What installed packages register under `PLUGIN_GROUP`; `name=` of one method alone."""
+    return entry_points(group=PLUGIN_GROUP, **of)
 
 
 def package_of(plugin: EntryPoint) -> str:
@@ -100,7 +95,7 @@ def package_of(plugin: EntryPoint) -> str:
 
 def plugin_packages(method: str | None) -> list[str]:
     """The packages, with their versions, that register a method of this name."""
-    return [package_of(plugin) for plugin in plugins().get(method or "", [])]
+    return [package_of(plugin) for plugin in plugins(name=method)]
 
 
 def _locations(plugin: EntryPoint) -> list[Path]:
@@ -116,14 +111,14 @@ def _locations(plugin: EntryPoint) -> list[Path]:
 
 def plugin_sources(method: str | None) -> list[Path]:
     """Folders and files of the packages that register a method of this name."""
-    return [place for plugin in plugins().get(method or "", []) for place in _locations(plugin)]
+    return [place for plugin in plugins(name=method) for place in _locations(plugin)]
 
 
 def recipe_folders() -> dict[str, Path]:
     """Package -> the folder `configs` inside it, where that has a recipe of one of its methods."""
     return {
         package_of(plugin): place / "configs"
-        for plugin in entry_points(group=PLUGIN_GROUP)
+        for plugin in plugins()
         for place in _locations(plugin)
         if (place / "configs" / "method" / f"{plugin.name}.yaml").is_file()
     }
@@ -161,6 +156,6 @@ def origins() -> dict[str, list[str]]:
     where names do not clash."""
     found = {name: [f"solo-learn {host_version()}"] for name in host_methods()}
     found |= {name: ["solo-mim"] for name in OUR_METHODS}
-    for name, claims in plugins().items():
-        found.setdefault(name, []).extend(map(package_of, claims))
+    for plugin in plugins():
+        found.setdefault(plugin.name, []).append(package_of(plugin))
     return found

@@ -43,7 +43,7 @@ def find_method(name: str) -> Any:
         )
     if name in METHODS:
         return METHODS[name]
-    (plugin,) = installed.plugins()[name]
+    (plugin,) = installed.plugins(name=name)
     what = f"method={name}: {plugin.value} of {installed.package_of(plugin)}"
     try:
         method = plugin.load()
