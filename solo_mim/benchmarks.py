@@ -453,7 +453,6 @@ class Benchmark:
 
     Args:
         what: loss, step or data.
-        repeats: of each measurement.
         threads: of torch; None leaves them as they are.
         device: of losses and steps; None takes the GPU where there is one.
 

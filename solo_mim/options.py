@@ -82,7 +82,6 @@ def checked_options(
     Args:
         declared: a dataclass. Its static method `renamed`, where it has one, brings older names and
             values to today's, and warns of them.
-        given: by name.
         method: whose they are, for the error.
 
     Raises:

@@ -49,9 +49,7 @@ def trainer_of(
     Args:
         recipe: its loggers, learning rate and section `checkpoint` are read.
         cfg: `host_config` of the recipe; the arguments of the Trainer are at its top level.
-        folder: of the run.
         what: is trained, such as the method: an error says that it has diverged.
-        callbacks: others.
 
     Raises:
         ConfigError: lightning refuses its settings, or a logger is not installed.

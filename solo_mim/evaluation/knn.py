@@ -211,7 +211,6 @@ def leave_one_out(
         features, targets: M x D and M classes from 0 on.
         queries: indexes of the training images that are predicted.
         distance: one of `DISTANCES`.
-        progress: whether a bar is drawn.
     """
     hits = dict.fromkeys(settings(distance, len(features) - 1), 0)
     num_classes = int(targets.max()) + 1
@@ -271,9 +270,6 @@ def chosen_neighbours(
 
     Args:
         train, test: N x D features and N targets each; two training images or more.
-        num_classes: that targets count.
-        device: where distances are computed.
-        progress: whether bars are drawn.
 
     Returns:
         By distance what it gives, and how many training images each was chosen on.

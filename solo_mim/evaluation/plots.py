@@ -47,7 +47,6 @@ def plot_curves(metrics: pd.DataFrame, path: Path | IO[bytes], title: str = "") 
         metrics: of one run, with the column `epoch` and whatever was logged.
         path: picture to write; its ending gives the format, which is PNG of an open file. None is
             written of nothing.
-        title: above the panels.
     """
     terms = loss_terms(metrics)
     shown = {"loss terms": terms} if terms else {}  # y label -> line -> column
@@ -78,7 +77,7 @@ def plot_planes(
     Args:
         planes: label -> N x 2 points and their N classes, -1 of none.
         class_names: of the classes from 0 on; up to twenty are named.
-        path, title: as in `plot_curves`.
+        path: as in `plot_curves`.
     """
     figure, axes = panels(len(planes), 5 * len(planes), 4.6)
     colours = matplotlib.colormaps["tab20" if len(class_names) <= 20 else "nipy_spectral"]
@@ -102,7 +101,7 @@ def plot_spectra(spectra: Mapping[str, np.ndarray], path: Path, title: str = "")
 
     Args:
         spectra: label -> eigenvalues; those of round-off are left out.
-        path, title: as in `plot_curves`.
+        path: as in `plot_curves`.
     """
     figure, (axis,) = panels(1, 5.4, 4)
     for label, values in spectra.items():

@@ -119,7 +119,6 @@ def mec_loss_func(
         targets: of the momentum network for the same views, N x D each; detached.
         inverse_lambda: the paper's 1 / lambda = N eps_d; the series converges where it is above the
             largest singular value of P T^T, at most N.
-        order: of the series.
 
     Raises:
         TypeError, ValueError, NonFiniteEmbeddingError: as `frossl_loss_func`; inverse_lambda not
@@ -236,7 +235,6 @@ def visreg_loss_func(
     Args:
         views: V >= 2, row n of each of image n.
         lamb: weight from 0 to 1; the authors' 0.9 is for ImageNet, 0.6 for Imagenette.
-        num_projections: random directions.
         seed: of the directions, as `lejepa_loss_func`.
 
     Raises:
