@@ -11,6 +11,7 @@ import time
 import timeit
 from collections.abc import Callable, Sequence
 from functools import partial
+from operator import truediv
 from pathlib import Path
 from typing import Any
 
@@ -125,11 +126,8 @@ def peak_memory(step: Step, device: torch.device) -> float:
         step()
     results: Any = profile.profiler
     events = [e for e in results.kineto_results.events() if e.name() == "[memory]"]
-    held = peak = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
-    return peak / 2**20
+    changes = [event.nbytes() for event in sorted(events, key=lambda e: e.start_ns())]
+    return max(itertools.accumulate(changes, initial=0)) / 2**20
 
 
 def interleaved(steps: dict[str, Step], repeats: int, device: torch.device) -> dict[str, list]:
@@ -161,24 +159,20 @@ def measure(
     steps = {name: _step(loss, views, precision) for name, loss in losses(dim).items()}
     steps["matrix products"] = _products(samples, dim, device)
     times = interleaved(steps, repeats, device)
-    rows = []
-    for name, step in steps.items():
-        low, high = torch.tensor(times[name]).quantile(torch.tensor(SPREAD)).tolist()
-        of_ours = [a / b for a, b in zip(times[OURS], times[name], strict=True)]
-        rows.append(
-            {
-                "N": samples,
-                "D": dim,
-                "precision": precision,
-                "loss": name,
-                "ms": 1e3 * statistics.median(times[name]),
-                "ms_low": 1e3 * low,
-                "ms_high": 1e3 * high,
-                "explicit_mim_over_this": statistics.median(of_ours),
-                "peak_mib": peak_memory(step, device),
-            }
-        )
-    return rows
+    return [
+        {
+            "N": samples,
+            "D": dim,
+            "precision": precision,
+            "loss": name,
+            "ms": 1e3 * statistics.median(times[name]),
+            "ms_low": 1e3 * np.quantile(times[name], SPREAD[0]),
+            "ms_high": 1e3 * np.quantile(times[name], SPREAD[1]),
+            "explicit_mim_over_this": statistics.median(map(truediv, times[OURS], times[name])),
+            "peak_mib": peak_memory(step, device),
+        }
+        for name, step in steps.items()
+    ]
 
 
 def median_ratio(over: list[float], under: list[float]) -> tuple[float, float, float]:
