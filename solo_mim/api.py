@@ -99,8 +99,7 @@ class Report:
         """What a notebook shows: labels, measures with their deviations, and verdicts."""
         parts = []
         for title, table in self.tables.items():
-            hidden = [c for c in table if c in ("place", "code") or c.startswith("z: ")]
-            hidden += [column for column in table if column.endswith(" n")]
+            hidden = table.filter(regex="^(place|code|z: .*|.* n)$").columns
             shown = table.drop(columns=hidden).round(2).to_html(index=False, na_rep="")
             parts.append(f"<h4>{html.escape(title)}</h4>{shown}")
         return "\n".join(parts)

@@ -57,11 +57,10 @@ def trainer_of(
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for message in _QUIET:
         warnings.filterwarnings("ignore", message=message)
-    given = OmegaConf.to_container(cfg)
-    assert isinstance(given, dict)
+    given: Any = OmegaConf.to_container(cfg)
     arguments: dict[str, Any] = {
         **{"log_every_n_steps": 10, "enable_model_summary": False, "num_sanity_val_steps": 0},
-        **{str(k): v for k, v in given.items() if k in TRAINER_KEYS and v is not None},
+        **{k: v for k, v in given.items() if k in TRAINER_KEYS and v is not None},
     }
     arguments["strategy"] = cfg.strategy or "auto"
     if cfg.strategy == "ddp":
