@@ -18,6 +18,7 @@ import torch
 from omegaconf import DictConfig
 from torch import nn
 from torchvision.models import resnet18, resnet50
+from torchvision.ops import Conv2dNormActivation
 
 from solo_mim.errors import ConfigError, nearest
 
@@ -38,11 +39,7 @@ class SmallCNN(nn.Sequential):
     def __init__(self, widths: tuple[int, ...] = (64, 128, 256, 512)):
         layers: list[nn.Module] = []
         for inputs, outputs in pairwise((3, *widths)):
-            layers += [
-                nn.Conv2d(inputs, outputs, 3, stride=2, padding=1, bias=False),
-                nn.BatchNorm2d(outputs),
-                nn.ReLU(inplace=True),
-            ]
+            layers += Conv2dNormActivation(inputs, outputs, 3, stride=2)
         super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
         self.num_features = widths[-1]
 

@@ -22,6 +22,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from scipy import stats
 from torch import Tensor, nn
+from torchvision.ops import MLP
 
 from solo_mim import host
 from solo_mim.backbones import backbone_factory
@@ -194,10 +195,7 @@ def network_of(backbone: str, crop_size: int, dim: int, device: torch.device) ->
     )
     torch.manual_seed(0)
     features: Any = backbone_factory(cfg)()
-    projector = nn.Sequential(
-        *(nn.Linear(features.num_features, 512), nn.BatchNorm1d(512), nn.ReLU()),
-        *(nn.Linear(512, 512), nn.BatchNorm1d(512), nn.ReLU(), nn.Linear(512, dim)),
-    )
+    projector = MLP(features.num_features, [512, 512, dim], norm_layer=nn.BatchNorm1d)
     network = nn.Sequential(features, projector)
     return network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
