@@ -88,8 +88,7 @@ def _products(samples: int, dim: int, device: torch.device) -> Step:
 
 def autocast(device: torch.device, precision: str) -> Any:
     """torch's context of one of PRECISIONS, as lightning has it."""
-    dtype = PRECISIONS[precision]
-    return torch.autocast(device.type, dtype or torch.float32, enabled=dtype is not None)
+    return torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "32-true")
 
 
 def _step(
