@@ -278,7 +278,6 @@ def _photographs(crop_size: int) -> list[Any]:
 
 
 def _shipped(name: str) -> list[dict[str, Any]]:
-    """The pipelines of an augmentation file."""
     return read_yaml(CONFIG_FOLDER / "augmentations" / f"{name}.yaml")
 
 

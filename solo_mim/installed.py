@@ -21,7 +21,6 @@ PLUGIN_GROUP = "solo_mim.methods"
 
 
 def present(module: str) -> bool:
-    """Whether a module is installed."""
     try:
         return importlib.util.find_spec(module) is not None
     except ModuleNotFoundError:  # its parent package is absent

@@ -26,7 +26,6 @@ def _listed() -> None:
 
 
 def _described(name: str) -> None:
-    """The options of one method as a table."""
     from solo_mim.methods import find_method
     from solo_mim.options import described
 

@@ -43,7 +43,6 @@ class Score:
 
     @property
     def mean(self) -> float:
-        """Mean over the seeds."""
         return statistics.fmean(self.by_seed.values())
 
     @property

@@ -170,7 +170,6 @@ class InformationCallback(Callback):
         return found
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Logs the information where it is due."""
         due = self.every_n_epochs and (trainer.current_epoch + 1) % self.every_n_epochs == 0
         if due and not trainer.sanity_checking and (found := self.measure(trainer, pl_module)):
             metrics = {

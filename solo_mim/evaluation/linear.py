@@ -84,7 +84,6 @@ class LinearModel(SeededEpochs, LightningModule):
         return loss
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """Adds a batch to loss and accuracies."""
         images, targets = batch
         logits = self(images).float()
         losses = F.cross_entropy(logits, targets, reduction="none")
@@ -101,7 +100,6 @@ class LinearModel(SeededEpochs, LightningModule):
             score.reset()
 
     def configure_optimizers(self) -> Any:
-        """The optimiser of `cfg.optimizer` and the schedule of `cfg.scheduler`."""
         return optimisation(self._groups(), self.cfg, self)
 
     def _groups(self) -> list[dict[str, Any]]:
