@@ -26,6 +26,7 @@ import typing
 import warnings
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
+from itertools import chain
 from typing import Annotated, Any, Literal, TypeVar
 
 from solo_mim.errors import ConfigError, nearest
@@ -136,21 +137,15 @@ def _check(key: str, hint: Any, value: Any) -> None:
 def _parts(hint: Any) -> tuple[list[Any], list[Any], list[Range]]:
     """The types that a value may have, `list` for lists of numbers; its choices; its range."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return [], list(arguments), []
     if origin is Annotated:
         kinds, choices, _ = _parts(arguments[0])
         return kinds, choices, [one for one in arguments if isinstance(one, Range)]
-    if origin is Literal:
-        return [], list(arguments), []
-    if origin is list:
-        kinds, choices, ranges = _parts(arguments[0])
-        return [list, *kinds], choices, ranges
-    if origin in (typing.Union, types.UnionType):
-        kinds, choices, ranges = (
-            [one for part in parts for one in part]
-            for parts in zip(*map(_parts, arguments), strict=True)
-        )
-        return kinds, choices, ranges
-    return [hint], [], []
+    if origin not in (list, typing.Union, types.UnionType):
+        return [hint], [], []
+    kinds, choices, ranges = (list(chain(*of)) for of in zip(*map(_parts, arguments), strict=True))
+    return [list, *kinds] if origin is list else kinds, choices, ranges
 
 
 def described(declared: type) -> list[tuple[str, str, str, str]]:
