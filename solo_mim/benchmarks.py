@@ -230,9 +230,8 @@ def measure_steps(
     """One row per loss: the time of a whole training step over that with a mean square for a loss.
 
     Two views of N images through the backbone and a projector of 512-512-D, the loss, gradients and
-    an AdamW update. `over_trivial` is the median over the repeats of ratios within a repeat, `low`
-    and `high` its 95 % bootstrap interval; `peak_mib` is what a step holds at most beside weights
-    and optimiser.
+    an AdamW update. `over_trivial`, `low` and `high` are those of `median_ratio`; `peak_mib` is
+    what a step holds at most beside weights and optimiser.
 
     Args:
         of: names of losses; all of them where empty.
@@ -295,8 +294,7 @@ def measure_data(crop_size: int, repeats: int) -> list[dict[str, Any]]:
     """One row per augmentation file: views per second of ours and of the host's pipeline.
 
     On photographs in memory, in this process: patches of 32 pixels, or whole ones for larger crops.
-    `faster` is the median over the repeats of ratios within a repeat, `low` and `high` its 95 %
-    bootstrap interval.
+    `faster`, `low` and `high` are those of `median_ratio`.
     """
     images = [Image.fromarray(array) for array in _photographs(crop_size)]
     rows = []
