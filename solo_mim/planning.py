@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass, replace
 
 from solo_mim.data.datasets import held_out_of, load_splits, share_of
@@ -143,6 +144,7 @@ def plan(recipe: PretrainRecipe, gpu: str, images: int | None, utilisation: floa
         raise ConfigError(
             f"optimizer.batch_size: {recipe.global_batch} exceeds the {count} training images"
         )
+    print("counting a training step on this CPU ...", file=sys.stderr)
     step = _counted(recipe, sizes, classes)
     sheet, half = GPUS[gpu], "16" in str(recipe.precision)
     peak = sheet.half if half else sheet.single

@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+DESCRIPTION = """Images by class, files that are not read, sizes, mean and deviation of the
+channels, of the listing and a sample of the images. Further arguments are those of solo-mim
+pretrain."""
 EXAMPLES = """examples:
   solo-mim check data=image_folder data.train_path=D/train data.val_path=D/val
   solo-mim check data=image_folder data.train_path=D/train data.val_path=D/val --all
@@ -16,9 +19,7 @@ def parser() -> argparse.ArgumentParser:
     """The command's own options; the rest is Hydra's."""
     parser = argparse.ArgumentParser(
         prog="solo-mim check",
-        description="Images by class, files that are not read, sizes, mean and deviation of the "
-        "channels, of the listing and a sample of the images. Further arguments are those of "
-        "solo-mim pretrain.",
+        description=DESCRIPTION,
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -8,6 +8,9 @@ from pathlib import Path
 from solo_mim.commands.arguments import is_override
 from solo_mim.errors import ConfigError
 
+DESCRIPTION = """A table of the runs below folders: method, data, seed, epochs done, state (running,
+finished, failed, stopped, damaged), top-1 of probe and kNN (offline, or online where there is no
+offline figure), space on disk. A stopped run goes on by the command that began it."""
 EXAMPLES = """examples:
   solo-mim runs                                 those below ./runs
   solo-mim runs runs other/runs state=failed    of several folders; failed ones, with the reason
@@ -18,10 +21,7 @@ EXAMPLES = """examples:
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="solo-mim runs",
-        description="A table of the runs below folders: method, data, seed, epochs done, state "
-        "(running, finished, failed, stopped, damaged), top-1 of probe and kNN (offline, or online "
-        "where there is no offline figure), space on disk. A stopped run goes on by the command "
-        "that began it.",
+        description=DESCRIPTION,
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

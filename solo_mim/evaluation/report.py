@@ -25,7 +25,7 @@ from solo_mim.evaluation.compare import (
     p_text,
 )
 from solo_mim.evaluation.pictures import CAPTIONS, colour, figures_of, panels_of, save, svg
-from solo_mim.runs.collect import Problem, Run
+from solo_mim.runs.collect import TRANSFER, Problem, Run
 from solo_mim.runs.files import write
 
 DIAGNOSTICS = "Projected features z of held-out images, mean over seeds"
@@ -60,7 +60,9 @@ def markdown(
         parts += [f"## {table.title}", about, said, cells]
         hidden = [m for m in table.measures if m not in shown]
         hidden += ["published rows"] if table.published_in(shown) != table.published else []
-        parts += [f"Not shown (`--all-measures`): {', '.join(hidden)}."] if hidden else []
+        # Of the many figures on another data set, the first words of their names.
+        named = dict.fromkeys(m.split(",")[0] if m.startswith(TRANSFER) else m for m in hidden)
+        parts += [f"Not shown (`--all-measures`): {', '.join(named)}."] if named else []
         if names := table.diagnostics:
             rows = [[row.label, *(_diagnostic(row, name) for name in names)] for row in table.rows]
             parts += [f"{DIAGNOSTICS}:", markdown_table(["row", *names], rows, ("row",))]

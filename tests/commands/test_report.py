@@ -643,6 +643,16 @@ def test_a_linear_layer_ranks_where_every_run_has_it(tmp_path, complete):
     assert f"Cite the {table.main[0]}, by which rows are ranked" in markdown([table], [])
 
 
+def test_hidden_figures_on_another_data_set_are_named_together(tmp_path):
+    run = write_run(tmp_path, "vicreg", 1, 60.0)
+    shares = (f"transfer to flowers, {share} % of labels: kNN" for share in (1, 10, 100))
+    write_evaluation(run, "transfer/x-1", dict.fromkeys(shares, 55.0))
+    ((table,), _) = _of(tmp_path)
+    said = "(`--all-measures`): online probe, transfer to flowers, published rows."
+    assert said in markdown([table], [])
+    assert "1 % of labels" in markdown([table], [], all_measures=True)
+
+
 def test_figures_that_are_not_the_protocols_are_behind_a_switch(tmp_path):
     run = write_run(tmp_path, "vicreg", 1, 60.0)
     write_evaluation(run, "knn/x-1", {"kNN, cosine": 55.0})
