@@ -80,6 +80,7 @@ ARMS = {
         128,
         ("method_kwargs.within_noise",),
         (0.03, 0.1, 0.3),
+        ("method_kwargs.within=full",),
         least=TOTAL_NOISE,
     ),
     "two_view": Arm(

@@ -10,7 +10,7 @@ from solo_mim import information, losses
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 LOSS_OPTIONS = (
-    "reading='infomax', within='full', within_noise=0.1, total_noise=0.01, between_noise=None, "
+    "reading='infomax', within=None, within_noise=None, total_noise=None, between_noise=None, "
     "normalisation='standardise', gaussianity=0.0)"
 )
 VIEW_OPTIONS = "(views, reading='infomax', noise=0.01, normalisation='standardise'"

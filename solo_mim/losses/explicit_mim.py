@@ -29,6 +29,15 @@ Within = Literal["full", "diagonal", "isotropic", "linear"]
 Normalisation = Literal["standardise", "l2"]
 READINGS, WITHIN, NORMALISATIONS = map(get_args, (Reading, Within, Normalisation))
 
+# Floors where none are given, by `within`: of W, and of A. The fewer numbers W is estimated by, the
+# lower its floor can be (docs/choosing.md).
+FLOORS: dict[str, tuple[float, float]] = {
+    "full": (0.1, 0.01),
+    "diagonal": (0.1, 0.01),
+    "isotropic": (0.001, 0.001),
+    "linear": (0.3, 0.01),
+}
+
 # Random directions and points of the integral of `gaussianity`, in each step.
 SLICES, POINTS = 256, 17
 
@@ -49,10 +58,11 @@ class ExplicitMIMOptions:
             depends on fewer estimated numbers. "full": log det(W + ew I), D (D + 1) / 2 numbers.
             "diagonal": sum_j log(W_jj + ew), D numbers. "isotropic": D log(tr W / D + ew), one
             number. "linear": D log ew + tr W / ew, the tangent of "isotropic" at tr W = 0, where
-            1 / ew is a fixed weight.
+            1 / ew is a fixed weight. None is "isotropic" for infomax, and for two_view "full".
         within_noise: ew, floor of W: the power of a Gaussian noise on coordinates of unit variance.
+            None is 0.001 of "isotropic", 0.1 of "full" and "diagonal", 0.3 of "linear".
         total_noise: floor of A, at most `within_noise`. The lower it is, the stronger the barrier
-            against dimensional collapse.
+            against dimensional collapse. None is 0.001 of "isotropic", else 0.01.
         between_noise: floor of B, "two_view" only; None is `within_noise`. Any less, and views that
             correlate by less than half the difference of the two are driven apart.
         normalisation: "standardise" gives each coordinate unit variance over all views together,
@@ -66,16 +76,21 @@ class ExplicitMIMOptions:
     """
 
     reading: Reading = "infomax"
-    within: Within = "full"
-    within_noise: Positive = 0.1
-    total_noise: Positive = 0.01
+    # None up to `__post_init__`, which puts the default of the others in its place.
+    within: Within = None  # type: ignore[assignment]
+    within_noise: Positive = None  # type: ignore[assignment]
+    total_noise: Positive = None  # type: ignore[assignment]
     between_noise: Positive | None = None
     normalisation: Normalisation = "standardise"
     gaussianity: Weight = 0.0
 
     def __post_init__(self) -> None:
         check_choice("reading", self.reading, READINGS)
+        self._settle("within", "isotropic" if self.reading == "infomax" else "full")
         check_choice("within", self.within, WITHIN)
+        within_noise, total_noise = FLOORS[self.within]
+        self._settle("within_noise", within_noise)
+        self._settle("total_noise", total_noise)
         check_choice("normalisation", self.normalisation, NORMALISATIONS)
         for name in ("within_noise", "total_noise", "between_noise", "gaussianity"):
             value = getattr(self, name)
@@ -87,7 +102,7 @@ class ExplicitMIMOptions:
             )
         if not self.total_noise > 0:
             raise ValueError(
-                f"total_noise must be positive, got {self.total_noise}; 0.01 is the default"
+                f"total_noise must be positive, got {self.total_noise}; None takes the default"
             )
         if not self.total_noise <= self.within_noise < math.inf:
             raise ValueError(
@@ -103,6 +118,10 @@ class ExplicitMIMOptions:
             )
         if not 0 < self.between_noise < math.inf:
             raise ValueError(f"between_noise must be positive and finite, got {self.between_noise}")
+
+    def _settle(self, name: str, default: Any) -> None:
+        if getattr(self, name) is None:
+            object.__setattr__(self, name, default)
 
     @staticmethod
     def renamed(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -141,7 +141,7 @@ def test_the_same_command_again_skips_the_finished_run(finished, monkeypatch, so
             "unknown key 'optimizer.leraning_rate'",
         ),
         (["pretrain", "method=vicrge"], "did you mean 'vicreg'?"),
-        (["pretrain", "method_kwargs.within_noise=0.001"], "no less than total_noise (0.01)"),
+        (["pretrain", "method_kwargs.within_noise=5e-4"], "no less than total_noise (0.001)"),
         (
             ["pretrain", "method_kwargs.reading=twoview"],
             "method_kwargs.reading: unknown value 'twoview'; did you mean 'two_view'?",

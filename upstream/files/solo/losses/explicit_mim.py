@@ -19,7 +19,7 @@
 
 
 import math
-from typing import Dict, Sequence
+from typing import Dict, Optional, Sequence
 
 import torch
 from scipy.linalg import helmert
@@ -50,15 +50,15 @@ def entropy(rows: torch.Tensor, noise: float) -> torch.Tensor:
 def explicit_mim_loss_func(
     views: Sequence[torch.Tensor],
     reading: str = "infomax",
-    within_noise: float = 0.1,
-    total_noise: float = 0.01,
+    within_noise: Optional[float] = None,
+    total_noise: Optional[float] = None,
 ) -> Dict[str, torch.Tensor]:
     """Computes the explicit MIM loss given V batches of projected features, one for each view.
     With A the covariance of the features over images and views, W that of the views of an image
     around their mean, and B = V A - (V - 1) W that of the means, all of standardized features:
 
-        infomax:  -1/2 [log det(A + total_noise I) - log det(W + within_noise I)] / D, the negative
-            of a lower bound of the information between the features and their image.
+        infomax:  -1/2 [log det(A + total_noise I) / D - log(tr W / D + within_noise)], the negative
+            of a lower bound of the information between the features and their image, over D.
         two_view: -1/2 [V log det(A + total_noise I) - log det(B + within_noise I)
             - (V - 1) log det(W + within_noise I)] / (D (V - 1)), the negative of the information
             between two views (Theorem 1 of https://arxiv.org/abs/2409.04747).
@@ -66,9 +66,11 @@ def explicit_mim_loss_func(
     Args:
         views (Sequence[torch.Tensor]): V >= 2 NxD Tensors containing projected features.
         reading (str): "infomax" or "two_view". Defaults to "infomax".
-        within_noise (float): floor of W and B, in units of the features' variance. Defaults to 0.1.
-        total_noise (float): floor of A, at most within_noise: the lower it is, the stronger the
-            barrier against dimensional collapse. Defaults to 0.01.
+        within_noise (Optional[float]): floor of W and B, in units of the features' variance.
+            Defaults to None, which is 0.001 for infomax and 0.1 for two_view.
+        total_noise (Optional[float]): floor of A, at most within_noise: the lower it is, the
+            stronger the barrier against dimensional collapse. Defaults to None, which is 0.001 for
+            infomax and 0.01 for two_view.
 
     Returns:
         Dict[str, torch.Tensor]: "loss", and the entropies that it is made of in nats per dimension:
@@ -77,6 +79,10 @@ def explicit_mim_loss_func(
 
     assert len(views) > 1
     assert reading in ["infomax", "two_view"]
+    if within_noise is None:
+        within_noise = 0.001 if reading == "infomax" else 0.1
+    if total_noise is None:
+        total_noise = 0.001 if reading == "infomax" else 0.01
     assert 0 < total_noise <= within_noise
 
     # autocast would take the covariances in 16 bits, however precise the features are
@@ -101,10 +107,12 @@ def explicit_mim_loss_func(
         rows = rows / norms.masked_fill(norms.isinf(), math.nan)
 
         total = entropy(rows, total_noise)
-        within = entropy(rows[N - 1 :] * math.sqrt(V / (V - 1)), within_noise)
+        within_rows = rows[N - 1 :] * math.sqrt(V / (V - 1))
         if reading == "infomax":
+            within = (within_rows.square().sum() / D + within_noise).log() / 2
             return {"loss": within - total, "total": total, "within": within}
 
+        within = entropy(within_rows, within_noise)
         between = entropy(rows[: N - 1] * math.sqrt(V), within_noise)
         loss = within + (between - V * total) / (V - 1)
         return {"loss": loss, "total": total, "within": within, "between": between}

@@ -18,7 +18,7 @@
 # DEALINGS IN THE SOFTWARE.
 
 
-from typing import Any, Dict, List, Sequence
+from typing import Any, Dict, List, Optional, Sequence
 
 import omegaconf
 import torch
@@ -39,15 +39,15 @@ class ExplicitMIM(BaseMethod):
                 proj_hidden_dim (int): number of neurons in the hidden layers of the projector.
                 reading (str): information to maximize: "infomax", between features and image, or
                     "two_view", between views.
-                within_noise (float): floor of the covariance within images.
-                total_noise (float): floor of the total covariance, at most within_noise.
+                within_noise (Optional[float]): floor of the covariance within images.
+                total_noise (Optional[float]): floor of the total covariance, at most within_noise.
         """
 
         super().__init__(cfg)
 
         self.reading: str = cfg.method_kwargs.reading
-        self.within_noise: float = cfg.method_kwargs.within_noise
-        self.total_noise: float = cfg.method_kwargs.total_noise
+        self.within_noise: Optional[float] = cfg.method_kwargs.within_noise
+        self.total_noise: Optional[float] = cfg.method_kwargs.total_noise
 
         proj_hidden_dim: int = cfg.method_kwargs.proj_hidden_dim
         proj_output_dim: int = cfg.method_kwargs.proj_output_dim
@@ -84,8 +84,8 @@ class ExplicitMIM(BaseMethod):
         assert cfg.data.num_small_crops == 0
 
         cfg.method_kwargs.reading = omegaconf_select(cfg, "method_kwargs.reading", "infomax")
-        cfg.method_kwargs.within_noise = omegaconf_select(cfg, "method_kwargs.within_noise", 0.1)
-        cfg.method_kwargs.total_noise = omegaconf_select(cfg, "method_kwargs.total_noise", 0.01)
+        cfg.method_kwargs.within_noise = omegaconf_select(cfg, "method_kwargs.within_noise", None)
+        cfg.method_kwargs.total_noise = omegaconf_select(cfg, "method_kwargs.total_noise", None)
 
         return cfg
 

@@ -68,8 +68,8 @@ def test_explicit_mim_loss_sides():
     views = [torch.randn(b, f, dtype=torch.float64) for _ in range(2)]
     wide = [torch.cat([z, torch.zeros(b, extra, dtype=torch.float64)], dim=1) for z in views]
 
-    terms, wide_terms = explicit_mim_loss_func(views), explicit_mim_loss_func(wide)
-    for name, noise in [("within", 0.1), ("total", 0.01)]:
+    terms, wide_terms = (explicit_mim_loss_func(z, reading="two_view") for z in (views, wide))
+    for name, noise in [("within", 0.1), ("between", 0.1), ("total", 0.01)]:
         expected = f * terms[name] + extra * math.log(noise) / 2
         assert torch.allclose((f + extra) * wide_terms[name], expected)
 

@@ -28,8 +28,8 @@ def test_explicit_mim():
         "proj_hidden_dim": 2048,
         "proj_output_dim": 2048,
         "reading": "infomax",
-        "within_noise": 0.1,
-        "total_noise": 0.01,
+        "within_noise": 0.001,
+        "total_noise": 0.001,
     }
 
     cfg = gen_base_cfg("explicit_mim", batch_size=2, num_classes=100)
