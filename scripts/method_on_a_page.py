@@ -6,7 +6,7 @@
 2. The bound and its assumption: J of Gaussian views of known information behind an invertible
    network that is trained to raise it, without and with the term `gaussianity`.
 3. Collapse and its cure: three short runs on photo_patches, `two_view` with floors that reward
-   collapse, with the default floors, and `infomax`.
+   collapse, with the default floors, and `infomax`, both readings with the full W.
 4. Canonical correlations of the views of held-out images in two of these runs, over training.
 
 Twenty minutes on two cores. Runs go to runs/page; finished ones are skipped.
@@ -46,7 +46,7 @@ DIM, SIZES = 16, (64, 256, 4096)
 RUNS = {
     "two_view, floors 3": ("reading=two_view", "total_noise=3.0", "within_noise=3.0"),
     "two_view": ("reading=two_view",),
-    "infomax": (),
+    "infomax": ("within=full",),
 }
 # Four coordinates that views share and four that they hardly do.
 CORRELATIONS = torch.tensor([0.95] * 4 + [0.1] * 4)
@@ -132,6 +132,7 @@ def pushed(weight: float, steps: int, batch: int = 512) -> pd.DataFrame:
             rows.append((step, float(information), float(distance)))
         loss = explicit_mim_loss_func(
             *(network(view) for view in draw(batch, generator)),
+            within="full",
             within_noise=0.01,
             gaussianity=weight,
             seed=step,
