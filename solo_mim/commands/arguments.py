@@ -26,17 +26,19 @@ _KEYS = (
 )
 
 
+def parser_of(command: str, description: str, examples: str) -> argparse.ArgumentParser:
+    """One whose help shows the texts in the lines that they have."""
+    raw = argparse.RawDescriptionHelpFormatter
+    prog = f"solo-mim {command}"
+    return argparse.ArgumentParser(prog, None, description, examples, formatter_class=raw)
+
+
 def of_a_network(
     command: str, description: str, examples: str, file: str | None = None, keys: str = _KEYS
 ) -> argparse.ArgumentParser:
     """Of a command that takes a network, a `file` to write where one is named, and overrides, of
     which `keys` says what they are."""
-    parser = argparse.ArgumentParser(
-        prog=f"solo-mim {command}",
-        description=description,
-        epilog=examples,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of(command, description, examples)
     parser.add_argument(
         "run",
         metavar="RUN",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from solo_mim.commands.arguments import parser_of
+
 DESCRIPTION = """Images by class, files that are not read, sizes, mean and deviation of the
 channels, of the listing and a sample of the images. Further arguments are those of solo-mim
 pretrain."""
@@ -17,12 +19,7 @@ The exit code is 1 where a training would break or its figures would be false.""
 
 def parser() -> argparse.ArgumentParser:
     """The command's own options; the rest is Hydra's."""
-    parser = argparse.ArgumentParser(
-        prog="solo-mim check",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("check", DESCRIPTION, EXAMPLES)
     parser.add_argument(
         "--all",
         action="store_true",

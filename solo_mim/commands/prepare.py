@@ -4,9 +4,10 @@ reads."""
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
+
+from solo_mim.commands.arguments import parser_of
 
 DESCRIPTION = """ImageNet-100 out of ImageNet: the 100 classes of CMC's and solo-learn's list.
 
@@ -27,12 +28,6 @@ NAMES = {
     "not_jpeg": "no JPEG inside (Pillow reads it, fine to train on)",
     "cmyk": "CMYK (read as RGB, fine to train on)",
 }
-
-
-def _bar(images: int, what: str) -> Any:
-    from tqdm import tqdm
-
-    return tqdm(total=images, desc=what, unit=" images", disable=not sys.stderr.isatty())
 
 
 def summary(manifest: dict[str, Any], target: Path) -> str:
@@ -63,12 +58,7 @@ def report(findings: Any) -> str:
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="solo-mim prepare",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("prepare", DESCRIPTION, EXAMPLES)
     parser.add_argument("what", choices=["imagenet100"])
     parser.add_argument(
         "target",
@@ -97,12 +87,15 @@ def run(arguments: list[str]) -> int:
         parser().error("give --from SOURCE, or --verify for what is there")
     if given.size is not None and given.size < 32:
         parser().error(f"--size {given.size}: give 32 pixels or more")
+    from tqdm import tqdm
+
     from solo_mim.data import DataError, imagenet100
 
     target: Path = given.target.expanduser()
     try:
         if given.source is not None:
-            with _bar(sum(imagenet100.IMAGES.values()), "preparing") as bar:
+            images = sum(imagenet100.IMAGES.values())
+            with tqdm(None, "preparing", images, unit=" images", disable=None) as bar:
                 source = given.source.expanduser()
                 manifest = imagenet100.prepare(source, target, given.copy, bar.update, given.size)
             print(summary(manifest, target))
@@ -110,7 +103,7 @@ def run(arguments: list[str]) -> int:
             return 0
         manifest = imagenet100.read_manifest(target)
         images = sum(len(f) for split in manifest["images"].values() for f in split.values())
-        with _bar(images, "verifying") as bar:
+        with tqdm(None, "verifying", images, unit=" images", disable=None) as bar:
             findings = imagenet100.verify(target, manifest, bar.update)
         print(f"{images:,} images decoded\n{report(findings)}")
         return 1 if findings.missing or findings.unreadable or findings.foreign else 0

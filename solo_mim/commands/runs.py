@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from solo_mim.commands.arguments import is_override
+from solo_mim.commands.arguments import is_override, parser_of
 from solo_mim.errors import ConfigError
 
 DESCRIPTION = """A table of the runs below folders: method, data, seed, epochs done, state (running,
@@ -19,12 +19,7 @@ EXAMPLES = """examples:
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="solo-mim runs",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("runs", DESCRIPTION, EXAMPLES)
     parser.add_argument(
         "arguments", metavar="FOLDER | key=value", nargs="*", help="folders, and filters"
     )
