@@ -8,7 +8,7 @@ import math
 import os
 import statistics
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,13 @@ def pretrain(recipe: PretrainRecipe) -> Result:
     check_run(recipe)
     method = find_method(recipe.method)
     if method.Options is not None:  # now, and not when a large data set has been scanned
-        checked_options(method.Options, recipe.method_kwargs, recipe.method)
+        options = checked_options(method.Options, recipe.method_kwargs, recipe.method)
+        # A default that is chosen by other options is the run's, also where it changes later.
+        settled = {
+            key: getattr(options, key, None) if value is None else value
+            for key, value in recipe.method_kwargs.items()
+        }
+        recipe = replace(recipe, method_kwargs=settled)
     start, recipe = start_of(recipe)
     config = recipe.plain
     data = SSLDataModule(config)

@@ -29,8 +29,7 @@ Within = Literal["full", "diagonal", "isotropic", "linear"]
 Normalisation = Literal["standardise", "l2"]
 READINGS, WITHIN, NORMALISATIONS = map(get_args, (Reading, Within, Normalisation))
 
-# Floors where none are given, by `within`: of W, and of A. The fewer numbers W is estimated by, the
-# lower its floor can be (docs/choosing.md).
+# Floors where none are given, by `within`: of W, and of A (docs/choosing.md).
 FLOORS: dict[str, tuple[float, float]] = {
     "full": (0.1, 0.01),
     "diagonal": (0.1, 0.01),
@@ -76,7 +75,7 @@ class ExplicitMIMOptions:
     """
 
     reading: Reading = "infomax"
-    # None up to `__post_init__`, which puts the default of the others in its place.
+    # None is for `__post_init__` to settle: by the reading, and floors by the structure of W.
     within: Within = None  # type: ignore[assignment]
     within_noise: Positive = None  # type: ignore[assignment]
     total_noise: Positive = None  # type: ignore[assignment]
@@ -107,8 +106,8 @@ class ExplicitMIMOptions:
         if not self.total_noise <= self.within_noise < math.inf:
             raise ValueError(
                 f"within_noise must be finite and no less than total_noise ({self.total_noise}), "
-                f"got {self.within_noise}: raise it or lower total_noise, else the floors reward "
-                "collapse"
+                f"got {self.within_noise} (within={self.within}): raise it or lower total_noise, "
+                "else the floors reward collapse"
             )
         if self.between_noise is None:
             return

@@ -409,6 +409,12 @@ def test_a_diverged_run_says_so_and_leaves_the_reason_until_it_is_run_again(
     assert "failed: optimizer.lr=1e+30: explicit_mim has diverged in epoch 1" in reported.out
 
 
+def test_a_default_that_other_options_choose_stands_in_the_runs_configuration(finished):
+    (config,) = finished[0].glob("runs/*/config.yaml")
+    kwargs = OmegaConf.load(config).method_kwargs
+    assert (kwargs.within, kwargs.within_noise, kwargs.total_noise) == ("isotropic", 0.001, 0.001)
+
+
 def test_figures_of_a_validation_before_the_last_epoch_are_told_as_such(finished):
     folder, printed = finished
     told = "online figures are of epoch"
