@@ -410,6 +410,8 @@ def test_a_diverged_run_says_so_and_leaves_the_reason_until_it_is_run_again(
 
 
 def test_a_default_that_other_options_choose_stands_in_the_runs_configuration(finished):
+    from omegaconf import OmegaConf
+
     (config,) = finished[0].glob("runs/*/config.yaml")
     kwargs = OmegaConf.load(config).method_kwargs
     assert (kwargs.within, kwargs.within_noise, kwargs.total_noise) == ("isotropic", 0.001, 0.001)
