@@ -87,6 +87,7 @@ def _counted(recipe: PretrainRecipe, sizes: list[int], classes: int) -> StepCost
     Raises:
         ConfigError: the model cannot be built, or trains no step on images of noise.
     """
+    print("counting a training step on this CPU ...", file=sys.stderr)
     large = sum(size == sizes[0] for size in sizes)
     method = find_method(recipe.method)
     recipe = replace(recipe, sync_batchnorm=False)  # of one process, and there is none on CPUs
@@ -144,7 +145,6 @@ def plan(recipe: PretrainRecipe, gpu: str, images: int | None, utilisation: floa
         raise ConfigError(
             f"optimizer.batch_size: {recipe.global_batch} exceeds the {count} training images"
         )
-    print("counting a training step on this CPU ...", file=sys.stderr)
     step = _counted(recipe, sizes, classes)
     sheet, half = GPUS[gpu], "16" in str(recipe.precision)
     peak = sheet.half if half else sheet.single

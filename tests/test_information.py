@@ -98,6 +98,7 @@ def test_view_information_is_the_loss_at_one_floor_without_its_normalisation(
     loss = explicit_mim_loss_func(
         views,
         reading=reading,
+        within="full",
         within_noise=0.2,
         total_noise=0.2,
         normalisation=normalisation,

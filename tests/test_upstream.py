@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,12 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 import solo_mim.host  # noqa: F401 (lets solo-learn 1.0.2 be imported)
-from solo_mim.losses import NonFiniteEmbeddingError, explicit_mim_loss_func, explicit_mim_terms
+from solo_mim.losses import (
+    ExplicitMIMOptions,
+    NonFiniteEmbeddingError,
+    explicit_mim_loss_func,
+    explicit_mim_terms,
+)
 
 ROOT = Path(__file__).parents[1]
 FILES, BUGS = ROOT / "upstream" / "files", ROOT / "upstream" / "bugs"
@@ -180,9 +186,10 @@ class TestFiles:
         ours = compose_cfg(f"data={data}", "method=explicit_mim")
         for key in ("method", "max_epochs", "scheduler.name", "data.dataset", "backbone.name"):
             assert OmegaConf.select(theirs, key) == OmegaConf.select(ours, key), key
+        # Ours are left open: floors by other options, dimensions by the batch.
+        settled = {**asdict(ExplicitMIMOptions()), "proj_output_dim": 128}
         for key, value in theirs.method_kwargs.items():
-            # Ours is left open: 128, or half the batch where that is less.
-            assert value == (ours.method_kwargs[key] or 128), key
+            assert value == (ours.method_kwargs[key] or settled[key]), key
         for key in ("name", "lr", "classifier_lr", "kwargs"):
             assert theirs.optimizer[key] == ours.optimizer[key], key
         assert float(theirs.optimizer.weight_decay) == ours.optimizer.weight_decay
