@@ -534,7 +534,11 @@ def compared(runs: list[Run], records: Records) -> pd.DataFrame:
         for arm in scores["probe", "offline"]
     }
     rows["probe images"] = pd.Series(
-        {arm: 100 * (right[REFERENCE] - of).std() / math.sqrt(of.size) for arm, of in right.items()}
+        {
+            arm: 100 * (right[REFERENCE] - of).std() / math.sqrt(of.size)
+            for arm, of in right.items()
+            if arm != REFERENCE
+        }
     )
     return pd.DataFrame(rows).sort_values("probe", ascending=False)
 
@@ -571,9 +575,7 @@ def markdown(table: pd.DataFrame, best: dict[str, Run]) -> str:
                 against = ["", ""] if arm == REFERENCE else [f"{mean:+.2f}", "one seed"]
             if measure == "probe":
                 of_images = row["probe images"]
-                against.append(
-                    "" if arm == REFERENCE or math.isnan(of_images) else f"{of_images:.2f}"
-                )
+                against.append("" if math.isnan(of_images) else f"{of_images:.2f}")
             cells += [_score(row, measure), *against]
         cells += [_score(row, column) for column in opened]
         lines.append(f"| {' | '.join(cells)} |")

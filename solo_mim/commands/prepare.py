@@ -95,7 +95,7 @@ def run(arguments: list[str]) -> int:
     try:
         if given.source is not None:
             images = sum(imagenet100.IMAGES.values())
-            with tqdm(None, "preparing", images, unit=" images", disable=None) as bar:
+            with tqdm(total=images, desc="preparing", unit=" images", disable=None) as bar:
                 source = given.source.expanduser()
                 manifest = imagenet100.prepare(source, target, given.copy, bar.update, given.size)
             print(summary(manifest, target))
@@ -103,7 +103,7 @@ def run(arguments: list[str]) -> int:
             return 0
         manifest = imagenet100.read_manifest(target)
         images = sum(len(f) for split in manifest["images"].values() for f in split.values())
-        with tqdm(None, "verifying", images, unit=" images", disable=None) as bar:
+        with tqdm(total=images, desc="verifying", unit=" images", disable=None) as bar:
             findings = imagenet100.verify(target, manifest, bar.update)
         print(f"{images:,} images decoded\n{report(findings)}")
         return 1 if findings.missing or findings.unreadable or findings.foreign else 0

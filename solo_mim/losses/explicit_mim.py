@@ -29,7 +29,7 @@ Within = Literal["full", "diagonal", "isotropic", "linear"]
 Normalisation = Literal["standardise", "l2"]
 READINGS, WITHIN, NORMALISATIONS = map(get_args, (Reading, Within, Normalisation))
 
-# Floors where none are given, by `within`: of W, and of A (docs/choosing.md).
+# Floors where none are given, by `within`: of W, and of A (docs/method.md, Floors).
 FLOORS: dict[str, tuple[float, float]] = {
     "full": (0.1, 0.01),
     "diagonal": (0.1, 0.01),
