@@ -1,6 +1,7 @@
-"""The second study of docs/results/study.md: which method, tuned and untuned, and how certainly.
+"""The second study, docs/results/study2.md: which method, tuned and untuned, and how certainly.
 
     python scripts/second_study.py DATA [--output FOLDER] [--jobs N] [--records FILE] [STAGE ...]
+    python scripts/second_study_report.py [--records FILE]
 
 DATA holds cifar10-jpeg/{train,test}/CLASS/*.jpg and FashionMNIST/raw/*. Stages, in order:
 
@@ -10,25 +11,22 @@ sweep     every arm of ARMS on CIFAR-10 (JPEG), seed 0, on the 10,000 validation
           next one beyond it, once of each.
 tuned     what was chosen, seeds 1 to 5, on images that no one has opened.
 untuned   every method at one published setting and one rate for all, in each of CONDITIONS.
-report    tables of what is finished, and study2.json beside --records.
 
-Made only where they are named, before `report`:
+Made only where they are named:
 
 long      the chosen settings of the arms of LONG, 120 epochs, seeds 1 to 3.
 larger    the arms of LARGER on 40,000 images, 60 epochs, seed 1.
 
 A run is one `solo-mim pretrain` command, printed to its log. Broken runs are resumed, one that
 fails stops no other, and the figures of each finished one are a line of --records: a run of the
-same command that stands there is not made again, wherever it was made.
+same command that stands there is not made again, wherever it was made. The report is of that file.
 """
 
 from __future__ import annotations
 
 import argparse
 import base64
-import itertools
 import json
-import math
 import os
 import shlex
 import subprocess
@@ -43,14 +41,11 @@ import numpy as np
 import pandas as pd
 
 from solo_mim.data.datasets import load_splits
-from solo_mim.evaluation.compare import p_text
-from solo_mim.evaluation.significance import Difference, holm, paired_difference
 
 RATES = (1.5e-3, 3e-3, 6e-3)
 SEEDS = (1, 2, 3, 4, 5)
 SWEEP_SEED = 0
 BEYOND = 1  # values, and rates, tried past an end of an arm's range, at most
-REFERENCE = "isotropic"  # the explicit MIM that is compared with the others
 FINAL_IMAGES = 10_000
 ROUND_ONE = 0.3  # of the training images, which the first study took
 DRAW_SEED = 2
@@ -290,9 +285,16 @@ def figures(folder: Path) -> dict[str, Any]:
     kept = ("name", "seed", "epochs", "online", "information", "versions", "commit", "code")
     found = {**{key: result[key] for key in kept}, **accuracies}
     if "test" in parts:
-        right = parts["offline"]["probe"] == parts["offline"]["target"]
-        found["right"] = base64.b64encode(np.packbits(right)).decode()
+        hits = parts["offline"]["probe"] == parts["offline"]["target"]
+        found["right"] = base64.b64encode(np.packbits(hits)).decode()
     return found
+
+
+def right(record: dict[str, Any]) -> np.ndarray:
+    """Of each final image whether the probe was right; NaN where the record does not say."""
+    if "right" not in record:
+        return np.array([np.nan])
+    return np.unpackbits(np.frombuffer(base64.b64decode(record["right"]), np.uint8))[:FINAL_IMAGES]
 
 
 def draw_images(data: Path, output: Path) -> None:
@@ -472,196 +474,10 @@ def expected(stage: str, records: Records) -> list[Run]:
     ]
 
 
-STAGES = {
-    "tuned": "CIFAR-10 (JPEG), 40 epochs, tuned",
-    "long": "CIFAR-10 (JPEG), 120 epochs",
-    "larger": "CIFAR-10 (JPEG), 40,000 images, 60 epochs",
-}
-
-
-def swept(records: Records) -> str:
-    """What each arm tried, as a table: each setting and its probe on validation images."""
-    best = chosen(records).values()
-    lines = ["| arm | rate | setting: probe |", "|---|---|---|"]
-    for name in ARMS:
-        runs = tried(name, records)
-        for rate in sorted({run.rate for run in runs}):
-            cells = [
-                f"**{run.setting}: {probe(record):.1f}**"
-                if run in best
-                else f"{run.setting}: {probe(record):.1f}"
-                for run in runs
-                if run.rate == rate and (record := records.of(run))
-            ]
-            lines.append(f"| {name} | {rate:g} | {', '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def compared(runs: list[Run], records: Records) -> pd.DataFrame:
-    """A row for each arm, best probe first: mean and deviation over seeds, the reference minus it
-    paired by seed, p after Holm for the rows of one measure, probe and kNN each; of the probe also
-    the standard error that this difference has of the final images alone, which the seeds share."""
-    scores = {
-        (measure, part): pd.DataFrame(
-            {
-                arm: {run.seed: records.found[run.line()][part][measure] for run in of_arm}
-                for arm, of_arm in itertools.groupby(
-                    sorted(runs, key=lambda r: r.arm), lambda r: r.arm
-                )
-            }
-        )
-        for measure in ("probe", "knn")
-        for part in ("offline", "test")
-        if part in records.found[runs[0].line()]
-    }
-    rows = {}
-    for (measure, part), table in scores.items():
-        name = measure if part == "offline" else f"{measure} ({part})"
-        rows[name] = table.mean()
-        rows[f"{name} sd"] = table.std()
-        if part == "offline":
-            others = [arm for arm in table if arm != REFERENCE]
-            found = [_difference(table[REFERENCE], table[arm]) for arm in others]
-            for key in ("mean", "low", "high"):
-                rows[f"{measure} {key}"] = pd.Series(
-                    {arm: getattr(d, key) for arm, d in zip(others, found, strict=True)}
-                )
-            rows[f"{measure} p"] = pd.Series(
-                dict(zip(others, holm([d.p for d in found]), strict=True))
-            )
-    right = {
-        arm: np.mean([_right(records.found[run.line()]) for run in runs if run.arm == arm], axis=0)
-        for arm in scores["probe", "offline"]
-    }
-    rows["probe images"] = pd.Series(
-        {
-            arm: 100 * (right[REFERENCE] - of).std() / math.sqrt(of.size)
-            for arm, of in right.items()
-            if arm != REFERENCE
-        }
-    )
-    return pd.DataFrame(rows).sort_values("probe", ascending=False)
-
-
-def _right(record: dict[str, Any]) -> np.ndarray:
-    """Of each final image whether the probe was right; NaN where the record does not say."""
-    if "right" not in record:
-        return np.array([np.nan])
-    return np.unpackbits(np.frombuffer(base64.b64decode(record["right"]), np.uint8))[:FINAL_IMAGES]
-
-
-def _difference(first: pd.Series, second: pd.Series) -> Difference:
-    """Paired by seed; of one seed the difference alone, without a test."""
-    if len(first) > 1:
-        return paired_difference(first.tolist(), second.tolist())
-    return Difference(float((first - second).iloc[0]), math.nan, math.nan, math.nan)
-
-
-def markdown(table: pd.DataFrame, best: dict[str, Run]) -> str:
-    """`compared` as it stands in the documents."""
-    opened = [column for column in ("probe (test)", "knn (test)") if column in table]
-    heads = ["arm", "rate, own"]
-    for measure in ("probe", "knn"):
-        heads += [measure, f"{REFERENCE} minus it", "p (Holm)"]
-        heads += ["standard error of the images"] if measure == "probe" else []
-    heads += [f"{column}, opened a second time" for column in opened]
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    for arm, row in table.iterrows():
-        cells = [str(arm), f"{best[str(arm)].rate:g}, {best[str(arm)].setting}"]
-        for measure in ("probe", "knn"):
-            mean, low, high, p = (row[f"{measure} {key}"] for key in ("mean", "low", "high", "p"))
-            against = [f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]", p_text(p)]
-            if math.isnan(p):
-                against = ["", ""] if arm == REFERENCE else [f"{mean:+.2f}", "one seed"]
-            if measure == "probe":
-                of_images = row["probe images"]
-                against.append("" if math.isnan(of_images) else f"{of_images:.2f}")
-            cells += [_score(row, measure), *against]
-        cells += [_score(row, column) for column in opened]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def _score(row: pd.Series, measure: str) -> str:
-    deviation = row[f"{measure} sd"]
-    spread = "" if math.isnan(deviation) else f" ± {deviation:.2f}"
-    return f"{row[measure]:.2f}{spread}"
-
-
-def regrets(runs: list[Run], records: Records) -> pd.DataFrame:
-    """Condition x method: points of probe behind the best method of the condition."""
-    probes = pd.DataFrame(
-        [
-            {"condition": str(r.condition), "arm": r.arm, "probe": probe(records.found[r.line()])}
-            for r in runs
-        ]
-    ).pivot(index="condition", columns="arm", values="probe")
-    return probes.rsub(probes.max(axis=1), axis=0)
-
-
-def mean_regrets(table: pd.DataFrame, draws: int = 10_000) -> pd.DataFrame:
-    """Mean regret of each method with the 95 % interval of a bootstrap clustered by data set: data
-    sets are drawn, and conditions within each; beside it that of its lead over explicit MIM."""
-    generator = np.random.default_rng(0)
-    data = np.array([condition.split("-")[0] for condition in table.index])
-    groups = [np.flatnonzero(data == name) for name in np.unique(data)]
-    means = np.empty((draws, table.shape[1]))
-    for draw in range(draws):
-        picked = [groups[i] for i in generator.integers(len(groups), size=len(groups))]
-        rows = np.concatenate([generator.choice(group, size=len(group)) for group in picked])
-        means[draw] = table.to_numpy()[rows].mean(0)
-    ours = table.columns.get_loc(REFERENCE)
-    lead = means - means[:, [ours]]
-    found = pd.DataFrame({"regret": table.mean()})
-    for name, values in {"regret": means, "behind explicit MIM": lead}.items():
-        low, high = np.quantile(values, (0.025, 0.975), axis=0)
-        found[f"{name} low"], found[f"{name} high"] = low, high
-    found["behind explicit MIM"] = found["regret"] - found["regret"][REFERENCE]
-    found["best in"] = (table == 0).sum()
-    return found.sort_values("regret")
-
-
-def report(records: Records) -> None:
-    """Prints the tables; writes study2.json, with the comparisons, beside the records."""
-    print(f"\nSweep, validation images\n\n{swept(records)}")
-    comparisons = {}
-    best = chosen(records)
-    for stage, images in STAGES.items():
-        runs = expected(stage, records)
-        missing = [run for run in runs if not records.of(run)]
-        if missing or not any(run.arm == REFERENCE for run in runs):
-            first = f", {missing[0].name} the first of them" if missing else ""
-            print(f"\n{images}: {len(missing)} of {len(runs)} runs are missing{first}")
-            continue
-        table = compared(runs, records)
-        comparisons[stage] = json.loads(table.to_json(orient="index"))
-        print(f"\n{images}\n\n{markdown(table, best)}")
-    runs = expected("untuned", records)
-    missing = [run for run in runs if not records.of(run)]
-    if runs and not missing:
-        table = regrets(runs, records)
-        others = table[~table.index.str.startswith(STUDY_CELL.data)]
-        comparisons["untuned"] = {
-            "rate": runs[0].rate,
-            "regret": json.loads(table.to_json(orient="index")),
-        }
-        for part, of in {"mean": table, f"mean without {STUDY_CELL.data}": others}.items():
-            means = mean_regrets(of)
-            comparisons["untuned"][part] = json.loads(means.to_json(orient="index"))
-            print(f"\nUntuned, {len(of)} conditions, {part}\n\n{means.round(2).to_string()}")
-        print(f"\n{table.round(2).to_string()}")
-    else:
-        print(f"\nUntuned: {len(missing)} of {len(runs)} runs are missing")
-    codes = {str(record["code"]) for record in records.found.values() if "code" in record}
-    if len(codes) > 1:
-        print(f"\nThe runs were made by code {', '.join(sorted(codes))}")
-    records.path.with_name("study2.json").write_text(json.dumps(comparisons, indent=1))
-
-
 def main() -> None:
     """Runs the stages asked for."""
-    names = ("sweep", "tuned", "untuned", "long", "larger", "report")
-    default = [name for name in names if name not in ("long", "larger")]
+    default = ("sweep", "tuned", "untuned")
+    names = (*default, "long", "larger")
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -676,12 +492,8 @@ def main() -> None:
     data, output = given.data.absolute(), given.output.absolute()
     output.mkdir(parents=True, exist_ok=True)
     records = Records(given.records)
-    if set(given.stages) != {"report"}:
-        draw_images(data, output)
+    draw_images(data, output)
     for stage in given.stages or default:
-        if stage == "report":
-            report(records)
-            continue
         done: set[Run] = set()
         # What lies beyond an end is known once the grid has finished.
         while left := [run for run in expected(stage, records) if run not in done]:

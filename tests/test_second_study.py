@@ -1,5 +1,5 @@
 """scripts/second_study.py: what it tries beyond a range, chooses, leaves out and makes no second
-time."""
+time; scripts/second_study_report.py: what it says of that."""
 
 import base64
 import json
@@ -23,6 +23,11 @@ def study(load_script):
 
 
 @pytest.fixture
+def report(study, load_script):
+    return load_script(SCRIPT.with_name("second_study_report.py"))
+
+
+@pytest.fixture
 def records(study, tmp_path):
     """Takes figures as if runs had finished elsewhere: `records.finish(runs, accuracy_of)`."""
 
@@ -31,7 +36,8 @@ def records(study, tmp_path):
             for run in runs:
                 accuracy = accuracy_of(run)
                 offline = {"probe": accuracy, "knn": accuracy / 2}
-                record = {"command": run.line(), "offline": offline}
+                record = {"command": run.line(), "offline": offline, "code": "c0de"}
+                record |= {"commit": "0123abcd", "information": {"effective_rank": 7.0}}
                 if run.stage == "tuned":  # of the final images the first ones
                     right = np.packbits(np.arange(10_000) < 100 * accuracy)
                     record["right"] = base64.b64encode(right).decode()
@@ -123,17 +129,17 @@ def test_a_setting_of_another_kind_can_be_chosen_and_has_no_next(study, records)
     assert "method_kwargs.cov_loss_weight=0.0978" in command
 
 
-def test_an_arm_whose_sweep_is_not_finished_is_left_out_and_named(study, records, capsys):
+def test_an_arm_whose_sweep_is_not_finished_is_left_out_and_named(study, report, records, capsys):
     records.finish(study.sweep("vicreg")[1:], lambda run: 50.0)
     records.sweep("simclr", lambda run: 50 + (run.setting == "0.1") - abs(run.rate - 3e-3))
     tuned = study.expected("tuned", records)
     assert {run.arm for run in tuned} == {"simclr"}
     assert [run.seed for run in tuned] == list(study.SEEDS)
     assert "the sweep of vicreg is not finished" in capsys.readouterr().out
-    study.report(records)
+    report.report(records)
     said = capsys.readouterr().out
     assert "| simclr | 0.003 | 0.2: 50.0, 0.05: 50.0, **0.1: 51.0** |" in said
-    assert "Untuned: 0 of 0 runs are missing" in said
+    assert "## Untuned\n\nThe sweep has not finished what this stage depends on." in said
 
 
 def test_one_rate_serves_all_untuned_methods_in_9_conditions_without_the_studys_own(study, records):
@@ -151,23 +157,23 @@ def test_one_rate_serves_all_untuned_methods_in_9_conditions_without_the_studys_
     assert {("isotropic", "0.001"), ("vicreg", "scaled"), ("simclr", "0.2")} <= settings
 
 
-def test_regret_is_the_distance_to_the_best_of_each_condition(study, records):
+def test_regret_is_the_distance_to_the_best_of_each_condition(study, report, records):
     records.finish(study.defaults(), lambda run: 50 - run.rate)
     runs = study.expected("untuned", records)
-    lead = {study.REFERENCE: 0.0, "vicreg": -1.0}
+    lead = {report.REFERENCE: 0.0, "vicreg": -1.0}
     records.finish(runs, lambda run: 60 + run.condition.batch / 100 + lead.get(run.arm, -3.0))
-    table = study.regrets(runs, records)
+    table = report.regrets(report.untuned_probes(runs, records))
     assert table.shape == (9, len(study.UNTUNED))
-    means = study.mean_regrets(table, draws=200)
-    assert means.index[0] == study.REFERENCE
-    assert means.loc[study.REFERENCE, ["regret", "best in"]].tolist() == [0.0, 9]
+    means = report.mean_regrets(table, draws=200)
+    assert means.index[0] == report.REFERENCE
+    assert means.loc[report.REFERENCE, ["regret", "best in"]].tolist() == [0.0, 9]
     assert means.loc["vicreg", "regret"] == pytest.approx(1.0)
     assert means.loc[
         "vicreg", ["behind explicit MIM low", "behind explicit MIM high"]
     ].tolist() == (pytest.approx([1.0, 1.0]))
 
 
-def test_a_finished_stage_is_tested_by_seed(study, records, capsys):
+def test_a_finished_stage_is_tested_by_seed(study, report, records, capsys):
     def chosen(run):
         return 50.0 - abs(run.rate - 3e-3) + (run.setting == study.ARMS[run.arm].settings()[0])
 
@@ -176,7 +182,7 @@ def test_a_finished_stage_is_tested_by_seed(study, records, capsys):
     lead = {"vicreg": [6, 6, 6, 6, 7], "isotropic": 5 * [0]}
     tuned = study.expected("tuned", records)
     records.finish(tuned, lambda run: 50.0 + run.seed + lead[run.arm][run.seed - 1])
-    study.report(records)
+    report.report(records)
     said = capsys.readouterr().out
     probe = "59.20 ± 1.92 | -6.20 [-6.76, -5.64] | < 0.001 | 0.20"
     knn = "29.60 ± 0.96 | -3.10 [-3.38, -2.82] | < 0.001"
@@ -186,7 +192,7 @@ def test_a_finished_stage_is_tested_by_seed(study, records, capsys):
     assert written["tuned"]["vicreg"]["probe mean"] == pytest.approx(-6.2)
 
 
-def test_one_seed_is_compared_without_a_test(study, records, capsys):
+def test_one_seed_is_compared_without_a_test(study, report, records, capsys):
     for arm in study.LARGER:
         records.sweep(
             arm,
@@ -197,9 +203,34 @@ def test_one_seed_is_compared_without_a_test(study, records, capsys):
     larger = study.expected("larger", records)
     assert len(larger) == len(study.LARGER)
     records.finish(larger, lambda run: {"isotropic": 60.0, "vicreg": 61.5}.get(run.arm, 59.0))
-    study.report(records)
+    report.report(records)
     said = capsys.readouterr().out
     assert "| vicreg | 0.003, 25 | 61.50 | -1.50 | one seed |  | 30.75 | -0.75 | one seed |" in said
+
+
+def test_the_page_has_every_table_picture_and_counted_run(study, report, records, capsys):
+    for arm in study.ARMS:
+        records.sweep(arm, lambda run: 50 - abs(run.rate - 3e-3) + 0.1 * len(run.arm))
+    records.finish(study.defaults(), lambda run: 50 - abs(run.rate - 3e-3) + 0.1 * len(run.arm))
+    stages = ("tuned", "untuned")
+    for stage in stages:
+        runs = study.expected(stage, records)
+        records.finish(runs, lambda run: 40 + 2 * len(run.arm) + run.seed * (run.arm != "byol"))
+    report.report(records)
+    folder = records.path.parent
+    page = (folder / "study2.html").read_text()
+    runs = [run for stage in ("sweep", *stages) for run in study.expected(stage, records)]
+    assert page.count("<td><code>solo-mim pretrain ") == len(runs) == len(set(runs))
+    assert page.count('<img src="data:image/png;base64,') == 3
+    assert 'src="h' not in page
+    names = {path.name for path in folder.glob("study2-*.png")}
+    assert names == {"study2-sweep.png", "study2-tuned.png", "study2-untuned.png"}
+    found = json.loads((folder / "study2.json").read_text())
+    regrets = found["untuned"]["mean"]
+    assert regrets["corinfomax"]["regret"] == 0
+    assert regrets["byol"]["regret"] == pytest.approx(12)  # 10 letters against 4
+    assert found["chosen"]["byol"] == study.chosen(records)["byol"].line()
+    assert "| **60.00** |" in capsys.readouterr().out
 
 
 def test_figures_in_the_file_are_not_made_again_and_those_of_another_command_are(
@@ -233,7 +264,7 @@ def test_final_and_official_images_are_told_apart(study, tmp_path, monkeypatch):
     finish_folder(tmp_path, run, np.where(np.arange(40) % 4 < 2, target, -1), target)
     record = study.Records(tmp_path / "runs.jsonl").take(run, tmp_path)
     assert (record["offline"]["probe"], record["test"]["probe"]) == (100.0, 0.0)
-    assert study._right(record).tolist() == [1] * 20
+    assert study.right(record).tolist() == [1] * 20
 
 
 def test_two_results_of_one_run_are_named(study, tmp_path):
@@ -278,7 +309,9 @@ def test_every_command_of_the_protocol_composes(study, records, compose_cfg, pla
     runs = [study.Run("untuned", name, 3e-3, setting, 0, condition) for name, setting in arms]
     if place == 0:
         runs += [study.sweep(name)[-1] for name in study.ARMS]
-        runs += [study.Run(stage, "simclr", 3e-3, "0.1", 1) for stage in study.STAGES]
+        runs += [
+            study.Run(stage, "simclr", 3e-3, "0.1", 1) for stage in ("tuned", "long", "larger")
+        ]
     for run in runs:
         cfg = compose_cfg(*run.command(Path("D"), Path("O"))[1:])
         epochs = {"long": 120, "larger": 60}.get(run.stage, 40)
