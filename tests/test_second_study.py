@@ -154,7 +154,7 @@ def test_one_rate_serves_all_untuned_methods_in_9_conditions_without_the_studys_
     assert len(runs) == 9 * len(study.UNTUNED)
     assert len({run.line() for run in runs}) == len(runs)
     settings = {(run.arm, run.setting) for run in runs}
-    assert {("isotropic", "0.001"), ("vicreg", "scaled"), ("simclr", "0.2")} <= settings
+    assert {("isotropic", "0.001"), ("vicreg", "25"), ("simclr", "0.2")} <= settings
 
 
 def test_regret_is_the_distance_to_the_best_of_each_condition(study, report, records):
