@@ -55,9 +55,9 @@ DRAW_SEED = 2
 class Arm:
     """A method, what it is fixed to, and the parameter of its own that is swept.
 
-    `published` is the setting of the untuned runs, ours the default that it is to have; `others`
-    are settings beside the values, by name; the parameter is from `least` to `most`, and a share,
-    whose steps are of its odds, where `most` is 1.
+    `published`, one of the values, is the setting of the untuned runs, ours the default that it is
+    to have; `others` are settings beside the values, by name; the parameter is from `least` to
+    `most`, and a share, whose steps are of its odds, where `most` is 1.
     """
 
     method: str
@@ -77,7 +77,7 @@ class Arm:
         """The published value, or the middle one, first."""
         values = [f"{value:g}" for value in self.values]
         middle = f"{sorted(self.values)[len(values) // 2]:g}"
-        first = self.published if self.published in values else middle
+        first = self.published or middle
         return [first, *(value for value in values if value != first), *self.others]
 
 
@@ -370,11 +370,7 @@ def sweep(name: str) -> list[Run]:
 
 def defaults() -> list[Run]:
     """The untuned settings at each rate, in the study's own cell."""
-    return [
-        Run("sweep", name, rate, setting, SWEEP_SEED)
-        for rate in RATES
-        for name, setting in UNTUNED.items()
-    ]
+    return [run for name in UNTUNED for run in sweep(name)]
 
 
 def best_of(runs: list[Run], records: Records) -> Run | None:
@@ -448,9 +444,7 @@ def untuned_rate(records: Records) -> float | None:
 def expected(stage: str, records: Records) -> list[Run]:
     """The runs that the protocol asks for in a stage, as far as the sweep decides on them."""
     if stage == "sweep":
-        return list(
-            dict.fromkeys([*(r for name in ARMS for r in tried(name, records)), *defaults()])
-        )
+        return [run for name in ARMS for run in tried(name, records)]
     if stage == "untuned":
         rate = untuned_rate(records)
         if rate is None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import base64
-import io
 import itertools
 import json
 import math
@@ -46,6 +45,7 @@ from solo_mim.evaluation.report import markdown_table
 from solo_mim.evaluation.significance import Difference, holm, paired_difference
 
 REFERENCE = "isotropic"  # the explicit MIM that is compared with the others
+BEHIND = ["behind explicit MIM", "behind explicit MIM low", "behind explicit MIM high"]
 STAGES = {
     "tuned": "CIFAR-10 (JPEG), 40 epochs, tuned",
     "long": "CIFAR-10 (JPEG), 120 epochs",
@@ -61,15 +61,17 @@ def swept(records: Records) -> str:
         runs = tried(name, records)
         for rate in sorted({run.rate for run in runs}):
             cells = [
-                f"**{run.setting}: {probe(record):.1f}**"
-                if run in best
-                else f"{run.setting}: {probe(record):.1f}"
+                _bold(f"{run.setting}: {probe(record):.1f}", run in best)
                 for run in runs
                 if run.rate == rate and (record := records.of(run))
             ]
             rows.append([name, f"{rate:g}", ", ".join(cells)])
     heads = ["arm", "rate", "setting: probe"]
     return markdown_table(heads, rows, heads)
+
+
+def _bold(text: str, best: bool) -> str:
+    return f"**{text}**" if best else text
 
 
 def compared(runs: list[Run], records: Records) -> pd.DataFrame:
@@ -178,7 +180,7 @@ def regrets(probes: pd.DataFrame) -> pd.DataFrame:
 def probes_table(probes: pd.DataFrame) -> str:
     """Those of each condition, the best in bold."""
     rows = [
-        [str(name), *(f"**{v:.2f}**" if v == row.max() else f"{v:.2f}" for v in row)]
+        [str(name), *(_bold(f"{v:.2f}", v == row.max()) for v in row)]
         for name, row in probes.iterrows()
     ]
     heads = ["condition", *map(str, probes)]
@@ -198,9 +200,6 @@ def regrets_table(means: pd.DataFrame) -> str:
         for arm, row in means.iterrows()
     ]
     return markdown_table(heads, rows, heads[:1])
-
-
-BEHIND = ["behind explicit MIM", "behind explicit MIM low", "behind explicit MIM high"]
 
 
 def mean_regrets(table: pd.DataFrame, draws: int = 10_000) -> pd.DataFrame:
@@ -243,6 +242,10 @@ def _dots(axis: Any, place: int, values: Any, colour: str = "tab:blue", label: s
     axis.plot(values, [place] * len(values), "o", alpha=0.6, color=colour, label=label)
 
 
+def _bar(axis: Any, place: int, value: float) -> None:
+    axis.plot(value, place, "k|", markersize=14)
+
+
 def _differences(axis: Any, found: pd.DataFrame) -> None:
     """Rows of mean, low and high; NaN is not drawn."""
     mean, low, high = (found.iloc[:, i].to_numpy() for i in range(3))
@@ -258,7 +261,7 @@ def draw_sweep(records: Records) -> Figure:
     rate = untuned_rate(records)
     for place, name in enumerate(arms):
         _dots(axis, place, [probe(records.found[r.line()]) for r in tried(name, records)])
-        axis.plot(probe(records.found[best[name].line()]), place, "k|", markersize=14)
+        _bar(axis, place, probe(records.found[best[name].line()]))
         untuned = [r for r in defaults() if (r.arm, r.rate) == (name, rate)]
         axis.plot([probe(records.found[r.line()]) for r in untuned], [place] * len(untuned), "kx")
     _named(axis, arms, "probe, validation images (%); bar: chosen, cross: untuned")
@@ -272,7 +275,7 @@ def draw_seeds(table: pd.DataFrame, runs: list[Run], records: Records) -> Figure
         for place, arm in enumerate(table.index):
             found = [records.found[run.line()] for run in runs if run.arm == arm]
             _dots(axis, place, [record["offline"][measure] for record in found])
-            axis.plot(table.loc[arm, measure], place, "k|", markersize=14)
+            _bar(axis, place, table.loc[arm, measure])
         _named(axis, table.index, f"{'kNN' if measure == 'knn' else measure}, final images (%)")
     _differences(axes[2], table[["probe mean", "probe low", "probe high"]])
     _named(axes[2], table.index, f"{REFERENCE} minus it, points of probe")
@@ -287,7 +290,7 @@ def draw_untuned(table: pd.DataFrame, means: pd.DataFrame) -> Figure:
         for name, colour in COLOURS.items():
             label = "" if place else name
             _dots(axes[0], place, table.loc[data == name, arm], colour, label)
-        axes[0].plot(means.loc[arm, "regret"], place, "k|", markersize=14)
+        _bar(axes[0], place, means.loc[arm, "regret"])
     axes[0].legend(fontsize="small")
     _named(axes[0], means.index, "points of probe behind the best of the condition")
     _differences(axes[1], means[BEHIND])
@@ -345,12 +348,16 @@ def report(records: Records) -> None:
             found["untuned"][name] = _plain(of)
             parts += [f"Regret, {name}", regrets_table(of)]
         counted += runs
+    codes = {str(record["code"]) for record in records.found.values() if "code" in record}
+    if len(codes) > 1:
+        parts += [f"The runs were made by code {', '.join(sorted(codes))}."]
     print("\n\n".join(["", *parts]))
     records.path.with_name("study2.json").write_text(json.dumps(found, indent=1))
-    for name, figure in figures.items():
-        save(figure, records.path.with_name(f"study2-{name}.png"), "png")
+    pictures = {name: records.path.with_name(f"study2-{name}.png") for name in figures}
+    for name, path in pictures.items():
+        save(figures[name], path, "png")
     made = [(run, record) for run in counted if (record := records.of(run))]
-    records.path.with_name("study2.html").write_text(page(parts, figures, made))
+    records.path.with_name("study2.html").write_text(page(parts, pictures, made))
 
 
 def _lacking(runs: list[Run], records: Records) -> str:
@@ -367,16 +374,13 @@ def _plain(table: pd.DataFrame) -> dict[str, Any]:
 
 
 def page(
-    parts: list[str], figures: dict[str, Figure], made: list[tuple[Run, dict[str, Any]]]
+    parts: list[str], pictures: dict[str, Path], made: list[tuple[Run, dict[str, Any]]]
 ) -> str:
     """The tables, the pictures and the runs; no network, no other file."""
-    pictures = []
-    for name, figure in figures.items():
-        png = io.BytesIO()
-        save(figure, png, "png")
-        pictures.append(
-            f"![{name}](data:image/png;base64,{base64.b64encode(png.getvalue()).decode()})"
-        )
+    shown = [
+        f"![{name}](data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()})"
+        for name, path in pictures.items()
+    ]
     heads = ["run", "seed", "probe", "kNN", "effective rank", "code", "command"]
     rows = [
         [
@@ -391,7 +395,7 @@ def page(
         for run, record in made
     ]
     runs = ["## Runs", markdown_table(heads, rows, (heads[0], heads[-2], heads[-1]))]
-    text = "\n\n".join(["# The second study", *parts, "## Pictures", *pictures, *runs])
+    text = "\n\n".join(["# The second study", *parts, "## Pictures", *shown, *runs])
     return PAGE.format(MarkdownIt("commonmark").enable("table").render(text))
 
 
