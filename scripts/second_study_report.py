@@ -24,6 +24,7 @@ from markdown_it import MarkdownIt
 from matplotlib.colors import TABLEAU_COLORS
 from matplotlib.figure import Figure
 from second_study import (
+    AGAIN,
     ARMS,
     CONDITIONS,
     STUDY_CELL,
@@ -48,6 +49,7 @@ REFERENCE = "isotropic"  # the explicit MIM that is compared with the others
 BEHIND = ["behind explicit MIM", "behind explicit MIM low", "behind explicit MIM high"]
 STAGES = {
     "tuned": "CIFAR-10 (JPEG), 40 epochs, tuned",
+    "again": "CIFAR-10 (JPEG), 40 epochs, rivals again, after the figures",
     "long": "CIFAR-10 (JPEG), 120 epochs",
     "larger": "CIFAR-10 (JPEG), 40,000 images, 60 epochs",
 }
@@ -74,17 +76,20 @@ def _bold(text: str, best: bool) -> str:
     return f"**{text}**" if best else text
 
 
+def label(run: Run) -> str:
+    """The name of its row: the arm's, or the setting's where a rival is tried again."""
+    return f"{run.arm} ({run.rate:g}, {run.setting})" if run.stage == "again" else run.arm
+
+
 def compared(runs: list[Run], records: Records) -> pd.DataFrame:
-    """A row for each arm, best probe first: mean and deviation over seeds, the reference minus it
+    """A row for each label, best probe first: mean and deviation over seeds, the reference minus it
     paired by seed, p after Holm for the rows of one measure, probe and kNN each; of the probe also
     the standard error that this difference has of the final images alone, which the seeds share."""
     scores = {
         (measure, part): pd.DataFrame(
             {
                 arm: {run.seed: records.found[run.line()][part][measure] for run in of_arm}
-                for arm, of_arm in itertools.groupby(
-                    sorted(runs, key=lambda r: r.arm), lambda r: r.arm
-                )
+                for arm, of_arm in itertools.groupby(sorted(runs, key=label), label)
             }
         )
         for measure in ("probe", "knn")
@@ -107,7 +112,7 @@ def compared(runs: list[Run], records: Records) -> pd.DataFrame:
                 dict(zip(others, holm([d.p for d in found]), strict=True))
             )
     rights = {
-        arm: np.mean([right(records.found[run.line()]) for run in runs if run.arm == arm], axis=0)
+        arm: np.mean([right(records.found[r.line()]) for r in runs if label(r) == arm], axis=0)
         for arm in scores["probe", "offline"]
     }
     rows["probe images"] = pd.Series(
@@ -127,7 +132,7 @@ def _difference(first: pd.Series, second: pd.Series) -> Difference:
     return Difference(float((first - second).iloc[0]), math.nan, math.nan, math.nan)
 
 
-def seeds_table(table: pd.DataFrame, best: dict[str, Run]) -> str:
+def seeds_table(table: pd.DataFrame, runs: list[Run]) -> str:
     """`compared` as it stands in the documents."""
     opened = [column for column in ("probe (test)", "knn (test)") if column in table]
     heads = ["arm", "rate, own"]
@@ -136,8 +141,10 @@ def seeds_table(table: pd.DataFrame, best: dict[str, Run]) -> str:
         heads += ["standard error of the images"] if measure == "probe" else []
     heads += [f"{column}, opened a second time" for column in opened]
     rows = []
+    of = {label(run): run for run in runs}
     for arm, row in table.iterrows():
-        cells = [str(arm), f"{best[str(arm)].rate:g}, {best[str(arm)].setting}"]
+        run = of[str(arm)]
+        cells = [run.arm, f"{run.rate:g}, {run.setting}"]
         for measure in ("probe", "knn"):
             mean, low, high, p = (row[f"{measure} {key}"] for key in ("mean", "low", "high", "p"))
             against = [interval(mean, low, high), p_text(p)]
@@ -273,7 +280,7 @@ def draw_seeds(table: pd.DataFrame, runs: list[Run], records: Records) -> Figure
     figure, axes = panels(3, 12, 0.6 + 0.3 * len(table))
     for axis, measure in zip(axes, ("probe", "knn"), strict=False):
         for place, arm in enumerate(table.index):
-            found = [records.found[run.line()] for run in runs if run.arm == arm]
+            found = [records.found[run.line()] for run in runs if label(run) == arm]
             _dots(axis, place, [record["offline"][measure] for record in found])
             _bar(axis, place, table.loc[arm, measure])
         _named(axis, table.index, f"{'kNN' if measure == 'knn' else measure}, final images (%)")
@@ -321,8 +328,11 @@ def report(records: Records) -> None:
     parts = ["## Sweep, validation images", swept(records)]
     figures = {"sweep": draw_sweep(records)} if best else {}
     counted = expected("sweep", records)
+    of_stage = {stage: expected(stage, records) for stage in STAGES}
+    beside = {REFERENCE, *(arm for arm, *_ in AGAIN)}
+    of_stage["again"] += [run for run in of_stage["tuned"] if run.arm in beside]
     for stage, images in STAGES.items():
-        runs = expected(stage, records)
+        runs = of_stage[stage]
         parts += [f"## {images}"]
         if lacking := _lacking(runs, records):
             parts += [lacking]
@@ -330,7 +340,7 @@ def report(records: Records) -> None:
         table = compared(runs, records)
         found[stage] = _plain(table)
         figures[stage] = draw_seeds(table, runs, records)
-        parts += [seeds_table(table, best)]
+        parts += [seeds_table(table, runs)]
         counted += runs
     runs = expected("untuned", records)
     parts += ["## Untuned"]
@@ -356,7 +366,7 @@ def report(records: Records) -> None:
     pictures = {name: records.path.with_name(f"study2-{name}.png") for name in figures}
     for name, path in pictures.items():
         save(figures[name], path, "png")
-    made = [(run, record) for run in counted if (record := records.of(run))]
+    made = [(run, record) for run in dict.fromkeys(counted) if (record := records.of(run))]
     records.path.with_name("study2.html").write_text(page(parts, pictures, made))
 
 

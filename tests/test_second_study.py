@@ -38,7 +38,7 @@ def records(study, tmp_path):
                 offline = {"probe": accuracy, "knn": accuracy / 2}
                 record = {"command": run.line(), "offline": offline, "code": "c0de"}
                 record |= {"commit": "0123abcd", "information": {"effective_rank": 7.0}}
-                if run.stage == "tuned":  # of the final images the first ones
+                if run.stage in ("tuned", "again"):  # of the final images the first ones
                     right = np.packbits(np.arange(10_000) < 100 * accuracy)
                     record["right"] = base64.b64encode(right).decode()
                 self.found[run.line()] = record
@@ -190,6 +190,39 @@ def test_a_finished_stage_is_tested_by_seed(study, report, records, capsys):
     assert "| isotropic | 0.003, 0.001 | 53.00 ± 1.58 |  |  |  | 26.50 ± 0.79 |  |  |" in said
     written = json.loads((records.path.parent / "study2.json").read_text())
     assert written["tuned"]["vicreg"]["probe mean"] == pytest.approx(-6.2)
+
+
+def test_rivals_that_are_tried_again_stand_beside_the_chosen_settings_in_a_table_of_their_own(
+    study, report, records, capsys
+):
+    for arm in ("isotropic", "vicreg", "simclr", "frossl"):
+        records.sweep(arm, lambda run: 50.0 - abs(run.rate - 3e-3))
+    tuned, again = (study.expected(stage, records) for stage in ("tuned", "again"))
+    assert {run.line() for run in tuned}.isdisjoint(run.line() for run in again)
+    records.finish(tuned, lambda run: 50.0 + run.seed + len(run.arm) + (run.arm == "vicreg"))
+    before = len(records.found)
+    report.report(records)
+    without = capsys.readouterr().out
+    records.finish(
+        again,
+        lambda run: 60 + run.seed + (run.seed == 5) + 1000 * run.rate + float(run.setting) / 100,
+    )
+    assert len(records.found) == before + 5 * len(study.AGAIN)
+    report.report(records)
+    said = capsys.readouterr().out
+    begin, end = "40 epochs, tuned", "rivals again, after the figures"
+    assert without.split(begin)[1].split(end)[0] == said.split(begin)[1].split(end)[0]
+    table = said.split(end)[1].split("## ")[0]
+    assert [line[:20] for line in table.splitlines() if line.startswith(("| v", "| f", "| i"))] == [
+        "| vicreg | 0.006, 10",
+        "| vicreg | 0.003, 10",
+        "| frossl | 0.003, 4 ",
+        "| isotropic | 0.003,",
+        "| vicreg | 0.003, 25",
+        "| frossl | 0.003, 4 ",
+    ]
+    assert "| vicreg | 0.006, 10 | 69.30 ± 1.92 | -7.30 [" in table
+    assert (records.path.parent / "study2-again.png").exists()
 
 
 def test_one_seed_is_compared_without_a_test(study, report, records, capsys):
