@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import base64
-import itertools
 import json
 import math
 from collections.abc import Iterable
@@ -76,20 +75,25 @@ def _bold(text: str, best: bool) -> str:
     return f"**{text}**" if best else text
 
 
-def label(run: Run) -> str:
-    """The name of its row: the arm's, or the setting's where a rival is tried again."""
-    return f"{run.arm} ({run.rate:g}, {run.setting})" if run.stage == "again" else run.arm
+def by_row(runs: list[Run]) -> dict[str, list[Run]]:
+    """By the name of their row: the arm, with its setting where a rival is tried again."""
+    rows: dict[str, list[Run]] = {}
+    for run in sorted(runs, key=lambda run: run.arm):
+        again = f" ({run.rate:g}, {run.setting})" if run.stage == "again" else ""
+        rows.setdefault(f"{run.arm}{again}", []).append(run)
+    return rows
 
 
 def compared(runs: list[Run], records: Records) -> pd.DataFrame:
-    """A row for each label, best probe first: mean and deviation over seeds, the reference minus it
+    """A row of each in `by_row`, best first: mean and deviation over seeds, the reference minus it
     paired by seed, p after Holm for the rows of one measure, probe and kNN each; of the probe also
     the standard error that this difference has of the final images alone, which the seeds share."""
+    grouped = by_row(runs)
     scores = {
         (measure, part): pd.DataFrame(
             {
                 arm: {run.seed: records.found[run.line()][part][measure] for run in of_arm}
-                for arm, of_arm in itertools.groupby(sorted(runs, key=label), label)
+                for arm, of_arm in grouped.items()
             }
         )
         for measure in ("probe", "knn")
@@ -112,8 +116,8 @@ def compared(runs: list[Run], records: Records) -> pd.DataFrame:
                 dict(zip(others, holm([d.p for d in found]), strict=True))
             )
     rights = {
-        arm: np.mean([right(records.found[r.line()]) for r in runs if label(r) == arm], axis=0)
-        for arm in scores["probe", "offline"]
+        arm: np.mean([right(records.found[run.line()]) for run in of_arm], axis=0)
+        for arm, of_arm in grouped.items()
     }
     rows["probe images"] = pd.Series(
         {
@@ -141,9 +145,9 @@ def seeds_table(table: pd.DataFrame, runs: list[Run]) -> str:
         heads += ["standard error of the images"] if measure == "probe" else []
     heads += [f"{column}, opened a second time" for column in opened]
     rows = []
-    of = {label(run): run for run in runs}
+    grouped = by_row(runs)
     for arm, row in table.iterrows():
-        run = of[str(arm)]
+        run = grouped[str(arm)][0]
         cells = [run.arm, f"{run.rate:g}, {run.setting}"]
         for measure in ("probe", "knn"):
             mean, low, high, p = (row[f"{measure} {key}"] for key in ("mean", "low", "high", "p"))
@@ -278,9 +282,10 @@ def draw_sweep(records: Records) -> Figure:
 def draw_seeds(table: pd.DataFrame, runs: list[Run], records: Records) -> Figure:
     """Each seed a dot, each mean a bar, and the differences from the reference by probe."""
     figure, axes = panels(3, 12, 0.6 + 0.3 * len(table))
+    grouped = by_row(runs)
     for axis, measure in zip(axes, ("probe", "knn"), strict=False):
         for place, arm in enumerate(table.index):
-            found = [records.found[run.line()] for run in runs if label(run) == arm]
+            found = [records.found[run.line()] for run in grouped[arm]]
             _dots(axis, place, [record["offline"][measure] for record in found])
             _bar(axis, place, table.loc[arm, measure])
         _named(axis, table.index, f"{'kNN' if measure == 'knn' else measure}, final images (%)")
