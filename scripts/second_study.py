@@ -12,6 +12,7 @@ sweep     every arm of ARMS on CIFAR-10 (JPEG), seed 0, on the 10,000 validation
 tuned     what was chosen, seeds 1 to 5, on images that no one has opened.
 again     settings of rivals that a reader missed when the tuned figures stood, the same seeds.
 untuned   every method at one published setting and one rate for all, in each of CONDITIONS.
+adapted   what of these settings depends on the batch, adapted to it, after the figures.
 
 Made only where they are named:
 
@@ -57,8 +58,9 @@ class Arm:
     """A method, what it is fixed to, and the parameter of its own that is swept.
 
     `published`, one of the values, is the setting of the untuned runs, ours the default that it is
-    to have; `others` are settings beside the values, by name; the parameter is from `least` to
-    `most`, and a share, whose steps are of its odds, where `most` is 1.
+    to have; `others` are settings beside the values, by name, and `later` those that no sweep
+    tries; the parameter is from `least` to `most`, and a share, whose steps are of its odds, where
+    `most` is 1.
     """
 
     method: str
@@ -67,11 +69,12 @@ class Arm:
     values: tuple[float, ...]
     published: str | None = None
     others: dict[str, dict[str, Any]] = field(default_factory=dict)
+    later: dict[str, dict[str, Any]] = field(default_factory=dict)
     least: float = 0.0
     most: float = float("inf")
 
     def overrides(self, setting: str) -> list[str]:
-        chosen = self.others.get(setting) or {self.own: setting}
+        chosen = (self.others | self.later).get(setting) or {self.own: setting}
         return [f"method={self.method}", *(f"{k}={v}" for k, v in {**self.fixed, **chosen}.items())]
 
     def settings(self) -> list[str]:
@@ -101,6 +104,7 @@ ARMS = {
         FLOOR,
         (0.001, 0.01, 0.1),
         published="0.001",
+        later={"half": {DIM: 64, FLOOR: 0.001}},
         least=0.001,
     ),
     "infomax": Arm("explicit_mim", {DIM: 128, WITHIN: "full"}, FLOOR, (0.03, 0.1, 0.3), least=0.01),
@@ -171,6 +175,13 @@ CONDITIONS = [
     Condition("photo_patches", STRONG, 128),
     Condition("photo_patches", UNLIKE, 256),
 ]
+# By batch: the untuned settings there if what they are at 256 followed it. D is half of the batch,
+# the default of explicit_mim; FroSSL's weight, which its loss multiplies by D / N, and the odds of
+# LeJEPA's lamb, whose statistic is a multiple of N, are held against N.
+ADAPTED = {
+    128: {"isotropic": "half", "frossl": "2", "lejepa": "0.0198"},
+    512: {"frossl": "8", "lejepa": "0.00503"},
+}
 
 
 @dataclass(frozen=True)
@@ -186,7 +197,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        place = f"-{self.condition}" if self.stage == "untuned" else ""
+        place = f"-{self.condition}" if self.condition != STUDY_CELL else ""
         return f"{self.stage}-{self.arm}{place}-lr{self.rate:g}-{self.setting}"
 
     def command(self, data: Path, output: Path) -> list[str]:
@@ -210,7 +221,7 @@ class Run:
                 "data.validation_split=null",
             ]
             options += ["max_epochs=60"]
-        if self.stage == "untuned":
+        if self.condition != STUDY_CELL:
             options += [f"optimizer.batch_size={self.condition.batch}"]
         return [
             "pretrain",
@@ -451,15 +462,17 @@ def expected(stage: str, records: Records) -> list[Run]:
         return [run for name in ARMS for run in tried(name, records)]
     if stage == "again":
         return [Run(stage, *rival, seed) for seed in SEEDS for rival in AGAIN]
-    if stage == "untuned":
+    if stage in ("untuned", "adapted"):
         rate = untuned_rate(records)
         if rate is None:
-            print("untuned: the published settings are not all finished in the sweep")
+            print(f"{stage}: the published settings are not all finished in the sweep")
             return []
         return [
             Run(stage, name, rate, setting, SWEEP_SEED, condition)
             for condition in CONDITIONS
-            for name, setting in UNTUNED.items()
+            for name, setting in (
+                UNTUNED if stage == "untuned" else ADAPTED.get(condition.batch, {})
+            ).items()
         ]
     arms = {"long": LONG, "larger": LARGER}.get(stage, tuple(ARMS))
     best = chosen(records)
@@ -476,7 +489,7 @@ def expected(stage: str, records: Records) -> list[Run]:
 
 def main() -> None:
     """Runs the stages asked for."""
-    default = ("sweep", "tuned", "again", "untuned")
+    default = ("sweep", "tuned", "again", "untuned", "adapted")
     names = (*default, "long", "larger")
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

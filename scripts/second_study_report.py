@@ -183,6 +183,22 @@ def untuned_probes(runs: list[Run], records: Records) -> pd.DataFrame:
     ).pivot(index="condition", columns="arm", values="probe")
 
 
+def adapted_table(probes: pd.DataFrame, adapted: pd.DataFrame) -> str:
+    """Of the conditions with adapted settings: the untuned figure and, after an arrow, theirs."""
+    rows = [
+        [
+            str(name),
+            *(
+                f"{probes.loc[name, arm]:.2f} → {v:.2f}" if pd.notna(v) else ""
+                for arm, v in row.items()
+            ),
+        ]
+        for name, row in adapted.iterrows()
+    ]
+    heads = ["condition", *map(str, adapted)]
+    return markdown_table(heads, rows, heads[:1])
+
+
 def regrets(probes: pd.DataFrame) -> pd.DataFrame:
     """Condition x method: points of probe behind the best method of the condition."""
     return probes.rsub(probes.max(axis=1), axis=0)
@@ -363,6 +379,16 @@ def report(records: Records) -> None:
             found["untuned"][name] = _plain(of)
             parts += [f"Regret, {name}", regrets_table(of)]
         counted += runs
+        runs = expected("adapted", records)
+        parts += ["## Untuned, adapted to the batch, after the figures"]
+        if lacking := _lacking(runs, records):
+            parts += [lacking]
+        else:
+            adapted = untuned_probes(runs, records)
+            means = mean_regrets(regrets(adapted.combine_first(probes)))
+            found["adapted"] = {"probe": _plain(adapted), "mean": _plain(means)}
+            parts += [adapted_table(probes, adapted), "Regret, mean", regrets_table(means)]
+            counted += runs
     codes = {str(record["code"]) for record in records.found.values() if "code" in record}
     if len(codes) > 1:
         parts += [f"The runs were made by code {', '.join(sorted(codes))}."]

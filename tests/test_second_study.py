@@ -173,6 +173,34 @@ def test_regret_is_the_distance_to_the_best_of_each_condition(study, report, rec
     ].tolist() == (pytest.approx([1.0, 1.0]))
 
 
+def test_what_depends_on_the_batch_is_adapted_to_it_beside_the_untuned_figures(
+    study, report, records, capsys
+):
+    records.finish(study.defaults(), lambda run: 50 - run.rate)
+    untuned, adapted = (study.expected(stage, records) for stage in ("untuned", "adapted"))
+    assert len(adapted) == 3 * 3 + 2 * 2, "three conditions of 128 and two of 512"
+    half = next(run for run in adapted if run.arm == "isotropic").line().split()
+    assert {"method_kwargs.proj_output_dim=64", "optimizer.batch_size=128"} <= set(half)
+    assert "method_kwargs.within_noise=0.001" in half
+    records.finish(untuned, lambda run: 61.0 if run.arm == "vicreg" else 60.0)
+    report.report(records)
+    without = capsys.readouterr().out.split("## Untuned")[1]
+    records.finish(adapted, lambda run: 64.0 if run.arm == "isotropic" else 59.0)
+    report.report(records)
+    said = capsys.readouterr().out.split("## Untuned")
+    assert without == said[1]
+    weak, strong = (
+        next(line for line in said[2].splitlines() if line.startswith(f"| {condition}"))
+        for condition in ("cifar10-symmetric_weak-128", "cifar10-asymmetric-512")
+    )
+    assert weak.split(" | ")[1:] == ["60.00 → 59.00", "60.00 → 64.00", "60.00 → 59.00 |"]
+    assert strong.split(" | ")[1:] == ["60.00 → 59.00", "", "60.00 → 59.00 |"]
+    found = json.loads((records.path.parent / "study2.json").read_text())
+    assert found["untuned"]["mean"]["isotropic"]["regret"] == pytest.approx(1.0)
+    assert found["adapted"]["mean"]["isotropic"]["regret"] == pytest.approx(6 / 9)
+    assert found["adapted"]["mean"]["lejepa"]["regret"] == pytest.approx((3 * 5 + 2 * 2 + 4) / 9)
+
+
 def test_a_finished_stage_is_tested_by_seed(study, report, records, capsys):
     def chosen(run):
         return 50.0 - abs(run.rate - 3e-3) + (run.setting == study.ARMS[run.arm].settings()[0])
