@@ -173,14 +173,13 @@ def _score(row: pd.Series, measure: str) -> str:
     return f"{row[measure]:.2f}{spread}"
 
 
-def untuned_probes(runs: list[Run], records: Records) -> pd.DataFrame:
-    """Condition x method: offline probe, top-1 in percent."""
-    return pd.DataFrame(
-        [
-            {"condition": str(r.condition), "arm": r.arm, "probe": probe(records.found[r.line()])}
-            for r in runs
-        ]
-    ).pivot(index="condition", columns="arm", values="probe")
+def untuned_scores(runs: list[Run], records: Records, measure: str = "probe") -> pd.DataFrame:
+    """Condition x method: offline probe or kNN, top-1 in percent."""
+    rows = [
+        (str(run.condition), run.arm, records.found[run.line()]["offline"][measure]) for run in runs
+    ]
+    frame = pd.DataFrame(rows, columns=["condition", "arm", measure])
+    return frame.pivot(index="condition", columns="arm", values=measure)
 
 
 def adapted_table(probes: pd.DataFrame, adapted: pd.DataFrame) -> str:
@@ -202,6 +201,15 @@ def adapted_table(probes: pd.DataFrame, adapted: pd.DataFrame) -> str:
 def regrets(probes: pd.DataFrame) -> pd.DataFrame:
     """Condition x method: points of probe behind the best method of the condition."""
     return probes.rsub(probes.max(axis=1), axis=0)
+
+
+def regrets_by_part(table: pd.DataFrame) -> str:
+    """Mean regret over the conditions of each data set, of each augmentation and of each batch."""
+    parts = table.index.str.split("-")
+    means = pd.concat([table.groupby(parts.str[place]).mean() for place in range(3)])
+    rows = [[str(name), *(f"{value:.2f}" for value in row)] for name, row in means.iterrows()]
+    heads = ["conditions with", *map(str, means)]
+    return markdown_table(heads, rows, heads[:1])
 
 
 def probes_table(probes: pd.DataFrame) -> str:
@@ -368,23 +376,26 @@ def report(records: Records) -> None:
     if lacking := _lacking(runs, records):
         parts += [lacking]
     else:
-        probes = untuned_probes(runs, records)
+        probes = untuned_scores(runs, records)
         table = regrets(probes)
         others = table[~table.index.str.startswith(STUDY_CELL.data)]
         means = mean_regrets(table)
         figures["untuned"] = draw_untuned(table, means)
         found["untuned"] = {"rate": runs[0].rate, "probe": _plain(probes)}
         parts += [f"Rate {runs[0].rate:g}, top-1 by probe", probes_table(probes)]
-        for name, of in {"mean": means, f"without {STUDY_CELL.data}": mean_regrets(others)}.items():
+        knn = mean_regrets(regrets(untuned_scores(runs, records, "knn")))
+        without = f"without {STUDY_CELL.data}"
+        for name, of in {"mean": means, without: mean_regrets(others), "by kNN": knn}.items():
             found["untuned"][name] = _plain(of)
             parts += [f"Regret, {name}", regrets_table(of)]
+        parts += ["Regret, by part of the condition", regrets_by_part(table)]
         counted += runs
         runs = expected("adapted", records)
         parts += ["## Untuned, adapted to the batch, after the figures"]
         if lacking := _lacking(runs, records):
             parts += [lacking]
         else:
-            adapted = untuned_probes(runs, records)
+            adapted = untuned_scores(runs, records)
             means = mean_regrets(regrets(adapted.combine_first(probes)))
             found["adapted"] = {"probe": _plain(adapted), "mean": _plain(means)}
             parts += [adapted_table(probes, adapted), "Regret, mean", regrets_table(means)]

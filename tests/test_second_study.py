@@ -162,7 +162,7 @@ def test_regret_is_the_distance_to_the_best_of_each_condition(study, report, rec
     runs = study.expected("untuned", records)
     lead = {report.REFERENCE: 0.0, "vicreg": -1.0}
     records.finish(runs, lambda run: 60 + run.condition.batch / 100 + lead.get(run.arm, -3.0))
-    table = report.regrets(report.untuned_probes(runs, records))
+    table = report.regrets(report.untuned_scores(runs, records))
     assert table.shape == (9, len(study.UNTUNED))
     means = report.mean_regrets(table, draws=200)
     assert means.index[0] == report.REFERENCE
