@@ -163,7 +163,7 @@ class Condition:
 
 STUDY_CELL = Condition()
 # Each data set with each augmentation, batches as in a Latin square; but photo_patches at 256 where
-# it would have 512, which is 9 updates an epoch.
+# it would have 512.
 CONDITIONS = [
     Condition("cifar10", WEAK, 128),
     Condition("cifar10", STRONG, 256),
@@ -176,11 +176,13 @@ CONDITIONS = [
     Condition("photo_patches", UNLIKE, 256),
 ]
 # By batch: the untuned settings there if what they are at 256 followed it. D is half of the batch,
-# the default of explicit_mim; FroSSL's weight, which its loss multiplies by D / N, and the odds of
-# LeJEPA's lamb, whose statistic is a multiple of N, are held against N.
+# the default of explicit_mim; BYOL's target network keeps as much over as many images; FroSSL's
+# weight, which its loss multiplies by D / N, and the odds of LeJEPA's lamb, whose statistic is a
+# multiple of N, are held against N.
 ADAPTED = {
-    128: {"isotropic": "half", "frossl": "2", "lejepa": "0.0198"},
-    512: {"frossl": "8", "lejepa": "0.00503"},
+    128: {"isotropic": "half", "byol": "0.995", "frossl": "2", "lejepa": "0.0198"},
+    256: {},
+    512: {"byol": "0.98", "frossl": "8", "lejepa": "0.00503"},
 }
 
 
@@ -467,12 +469,11 @@ def expected(stage: str, records: Records) -> list[Run]:
         if rate is None:
             print(f"{stage}: the published settings are not all finished in the sweep")
             return []
+        settings = ADAPTED if stage == "adapted" else dict.fromkeys(ADAPTED, UNTUNED)
         return [
             Run(stage, name, rate, setting, SWEEP_SEED, condition)
             for condition in CONDITIONS
-            for name, setting in (
-                UNTUNED if stage == "untuned" else ADAPTED.get(condition.batch, {})
-            ).items()
+            for name, setting in settings[condition.batch].items()
         ]
     arms = {"long": LONG, "larger": LARGER}.get(stage, tuple(ARMS))
     best = chosen(records)
