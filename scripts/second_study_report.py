@@ -182,20 +182,17 @@ def untuned_scores(runs: list[Run], records: Records, measure: str = "probe") ->
     return frame.pivot(index="condition", columns="arm", values=measure)
 
 
+def cells_table(cells: pd.DataFrame, head: str = "condition") -> str:
+    """Text by row and method."""
+    heads = [head, *map(str, cells)]
+    return markdown_table(heads, [[str(name), *row] for name, row in cells.iterrows()], heads[:1])
+
+
 def adapted_table(probes: pd.DataFrame, adapted: pd.DataFrame) -> str:
     """Of the conditions with adapted settings: the untuned figure and, after an arrow, theirs."""
-    rows = [
-        [
-            str(name),
-            *(
-                f"{probes.loc[name, arm]:.2f} → {v:.2f}" if pd.notna(v) else ""
-                for arm, v in row.items()
-            ),
-        ]
-        for name, row in adapted.iterrows()
-    ]
-    heads = ["condition", *map(str, adapted)]
-    return markdown_table(heads, rows, heads[:1])
+    before = probes.loc[adapted.index, adapted.columns]
+    cells = before.map("{:.2f} → ".format) + adapted.map("{:.2f}".format)
+    return cells_table(cells.where(adapted.notna(), ""))
 
 
 def regrets(probes: pd.DataFrame) -> pd.DataFrame:
@@ -207,19 +204,13 @@ def regrets_by_part(table: pd.DataFrame) -> str:
     """Mean regret over the conditions of each data set, of each augmentation and of each batch."""
     parts = table.index.str.split("-")
     means = pd.concat([table.groupby(parts.str[place]).mean() for place in range(3)])
-    rows = [[str(name), *(f"{value:.2f}" for value in row)] for name, row in means.iterrows()]
-    heads = ["conditions with", *map(str, means)]
-    return markdown_table(heads, rows, heads[:1])
+    return cells_table(means.map("{:.2f}".format), "conditions with")
 
 
 def probes_table(probes: pd.DataFrame) -> str:
     """Those of each condition, the best in bold."""
-    rows = [
-        [str(name), *(_bold(f"{v:.2f}", v == row.max()) for v in row)]
-        for name, row in probes.iterrows()
-    ]
-    heads = ["condition", *map(str, probes)]
-    return markdown_table(heads, rows, heads[:1])
+    best = probes.eq(probes.max(axis=1), axis=0)
+    return cells_table(probes.map("{:.2f}".format).mask(best, probes.map("**{:.2f}**".format)))
 
 
 def regrets_table(means: pd.DataFrame) -> str:
@@ -232,8 +223,8 @@ def regrets_table(means: pd.DataFrame) -> str:
             for name, reference in MINUS.items()
         ]
         regret, low, high = row[_ends("regret")]
-        rows.append([str(arm), f"{regret:.2f} [{low:.2f}, {high:.2f}]", *minus])
-        rows[-1].append(f"{row['best in']:.0f}")
+        mean = f"{regret:.2f} [{low:.2f}, {high:.2f}]"
+        rows.append([str(arm), mean, *minus, f"{row['best in']:.0f}"])
     return markdown_table(heads, rows, heads[:1])
 
 
@@ -385,35 +376,9 @@ def report(records: Records) -> None:
         figures[stage] = draw_seeds(table, runs, records)
         parts += [seeds_table(table, runs)]
         counted += runs
-    runs = expected("untuned", records)
-    parts += ["## Untuned"]
-    if lacking := _lacking(runs, records):
-        parts += [lacking]
-    else:
-        scores = [untuned_scores(runs, records, measure) for measure in ("probe", "knn")]
-        table, means = regrets(scores[0]), all_regrets(*scores)
-        figures["untuned"] = draw_untuned(table, means["mean"])
-        found["untuned"] = {"rate": runs[0].rate, "probe": _plain(scores[0])}
-        found["untuned"] |= {name: _plain(of) for name, of in means.items()}
-        parts += [f"Rate {runs[0].rate:g}, top-1 by probe", probes_table(scores[0])]
-        parts += _titled(means)
-        parts += ["Regret, by part of the condition", regrets_by_part(table)]
-        counted += runs
-        runs = expected("adapted", records)
-        parts += ["## Untuned, adapted to the batch, after the figures"]
-        if lacking := _lacking(runs, records):
-            parts += [lacking]
-        else:
-            adapted = [untuned_scores(runs, records, measure) for measure in ("probe", "knn")]
-            means = all_regrets(
-                *(new.combine_first(old) for new, old in zip(adapted, scores, strict=True))
-            )
-            found["adapted"] = {"probe": _plain(adapted[0]), "knn": _plain(adapted[1])}
-            found["adapted"] |= {name: _plain(of) for name, of in means.items()}
-            for measure, old, new in zip(("probe", "kNN"), scores, adapted, strict=True):
-                parts += [f"By {measure}", adapted_table(old, new)]
-            parts += _titled(means)
-            counted += runs
+    of_untuned, runs = untuned(records, found, figures)
+    parts += of_untuned
+    counted += runs
     codes = {str(record["code"]) for record in records.found.values() if "code" in record}
     if len(codes) > 1:
         parts += [f"The runs were made by code {', '.join(sorted(codes))}."]
@@ -424,6 +389,37 @@ def report(records: Records) -> None:
         save(figures[name], path, "png")
     made = [(run, record) for run in dict.fromkeys(counted) if (record := records.of(run))]
     records.path.with_name("study2.html").write_text(page(parts, pictures, made))
+
+
+def untuned(
+    records: Records, found: dict[str, Any], figures: dict[str, Figure]
+) -> tuple[list[str], list[Run]]:
+    """Tables of the untuned methods, once these are there also with adapted settings, and the runs
+    that they are of. Comparisons and the picture are added to `found` and `figures`."""
+    runs = expected("untuned", records)
+    parts = ["## Untuned"]
+    if lacking := _lacking(runs, records):
+        return [*parts, lacking], []
+    scores = [untuned_scores(runs, records, measure) for measure in ("probe", "knn")]
+    table, means = regrets(scores[0]), all_regrets(*scores)
+    figures["untuned"] = draw_untuned(table, means["mean"])
+    found["untuned"] = {"rate": runs[0].rate, "probe": _plain(scores[0])}
+    found["untuned"] |= {name: _plain(of) for name, of in means.items()}
+    parts += [f"Rate {runs[0].rate:g}, top-1 by probe", probes_table(scores[0]), *_titled(means)]
+    parts += ["Regret, by part of the condition", regrets_by_part(table)]
+
+    again = expected("adapted", records)
+    parts += ["## Untuned, adapted to the batch, after the figures"]
+    if lacking := _lacking(again, records):
+        return [*parts, lacking], runs
+    adapted = [untuned_scores(again, records, measure) for measure in ("probe", "knn")]
+    merged = [new.combine_first(old) for new, old in zip(adapted, scores, strict=True)]
+    means = all_regrets(*merged)
+    found["adapted"] = {"probe": _plain(adapted[0]), "knn": _plain(adapted[1])}
+    found["adapted"] |= {name: _plain(of) for name, of in means.items()}
+    for measure, old, new in zip(("probe", "kNN"), scores, adapted, strict=True):
+        parts += [f"By {measure}", adapted_table(old, new)]
+    return parts + _titled(means), runs + again
 
 
 def _lacking(runs: list[Run], records: Records) -> str:
