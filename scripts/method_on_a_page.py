@@ -212,7 +212,7 @@ def main() -> None:
 
     columns = {
         "val_information_effective_rank": "effective rank of z",
-        "val_information_infomax": "I(z; image) >=, nats",
+        "val_information_infomax": "Gaussian I(z; image), nats",
         "val_knn_acc1": "online kNN, top-1 (%)",
     }
     figure, panels = plt.subplots(1, len(columns), figsize=(4.6 * len(columns), 4))

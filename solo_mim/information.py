@@ -80,8 +80,8 @@ def view_information(
 ) -> Tensor:
     """The objective's information of V views, in nats, through one noise channel of fixed power.
 
-    "infomax": 1/2 [log det(A + noise I) - log det(W + noise I)], a lower bound of I(Z; image)
-    through the channel. "two_view": 1/2 [V log det(A + noise I) - log det(B + noise I)
+    "infomax": 1/2 [log det(A + noise I) - log det(W + noise I)], for Gaussian Z a lower bound of
+    I(Z; image) through the channel. "two_view": 1/2 [V log det(A + noise I) - log det(B + noise I)
     - (V-1) log det(W + noise I)], Theorem 1 for two views and the total correlation of more. A, W
     and B are those of `solo_mim.losses.statistics`. A plug-in value: see `small_sample_bias`.
 
@@ -332,11 +332,12 @@ class HeldOutInformation:
     """Nats, except what the spectrum gives, `images` and `dimensions`.
 
     Attributes:
-        infomax: plug-in estimate of the lower bound of I(z; image) through the reference channel.
+        infomax: plug-in estimate of J through the reference channel, a lower bound of I(z; image)
+            if z is Gaussian.
         infomax_bias: `small_sample_bias`, which dependence and the channel only lower; `inf` where
             images are too few.
         infomax_shuffled: the same estimate with the pairs broken up.
-        two_view, two_view_bias, two_view_shuffled: likewise for I(z; z').
+        two_view, two_view_bias, two_view_shuffled: likewise I(z; z'), if both are jointly Gaussian.
         effective_rank: exponential entropy of the spectrum of z, at most its dimension.
         eigenvalue_max, eigenvalue_min: of `total_spectrum`: both 1 at best, the dimension and 0
             in full collapse.
@@ -368,7 +369,7 @@ class HeldOutInformation:
     alpha_req: float | None = None
     lidar: float | None = None
 
-    def bound(self, reading: str) -> float | None:
+    def less_chance(self, reading: str) -> float | None:
         """Nats of `infomax` or `two_view` less what chance gives; None where that tells nothing.
 
         Chance is the larger of bias and shuffled pairs. The rest must be as much again, as neither
@@ -381,18 +382,18 @@ class HeldOutInformation:
         return value - chance if value - chance >= clear else None
 
     def lines(self, of: str = "z") -> list[str]:
-        """What is said of both readings of `of`: the bound, or that none is, and what it takes."""
+        """What is said of both readings of `of`: nats, or that none are told, and what it takes."""
         said = []
-        for reading, what in (("infomax", f"I({of}; image)"), ("two_view", f"I({of}; {of}')")):
-            bound = self.bound(reading)
-            found = "not told from chance" if bound is None else f">= {bound:.2f} nats"
+        for reading, other in (("infomax", "image"), ("two_view", f"{of}'")):
+            nats = self.less_chance(reading)
+            found = "not told from chance" if nats is None else f"{nats:.2f} nats"
             value, bias, shuffled = (getattr(self, reading + s) for s in ("", "_bias", "_shuffled"))
             line = (
-                f"{what} {found} on two views of {self.images:,} images (measured {value:.2f}, "
-                f"bias {bias:.2f}, shuffled pairs {shuffled:.2f})"
+                f"Gaussian I({of}; {other}) {found} on two views of {self.images:,} images "
+                f"(measured {value:.2f}, bias {bias:.2f}, shuffled pairs {shuffled:.2f})"
             )
             enough = IMAGES_PER_DIMENSION * self.dimensions
-            if bound is None and self.images < enough:
+            if nats is None and self.images < enough:
                 line += (
                     f": {self.dimensions:,} dimensions want {enough:,} images, "
                     f"{self.images:,} suffice for {self.images // IMAGES_PER_DIMENSION:,}"

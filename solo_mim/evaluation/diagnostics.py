@@ -175,6 +175,6 @@ class InformationCallback(Callback):
             metrics = {
                 f"val_information_{name}": float(x)
                 for name, x in asdict(found).items()
-                if x is not None and (name not in READINGS or found.bound(name) is not None)
+                if x is not None and (name not in READINGS or found.less_chance(name) is not None)
             }
             pl_module.log_dict(metrics, sync_dist=False, rank_zero_only=True)

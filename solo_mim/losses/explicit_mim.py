@@ -48,10 +48,10 @@ class ExplicitMIMOptions:
     """The options of the loss and their defaults.
 
     Attributes:
-        reading: "infomax": loss = within - total, whose negative, times D, bounds I(Z; image) from
-            below. "two_view": loss = -(V total - between - (V-1) within) / (V-1), whose negative,
-            times D (V-1), is the information of Theorem 1 between two views, and the total
-            correlation of more than two.
+        reading: "infomax": loss = within - total, whose negative, times D, bounds I(Z; image) of
+            Gaussian Z from below. "two_view": loss = -(V total - between - (V-1) within) / (V-1),
+            whose negative, times D (V-1), is the information of Theorem 1 between two views, and
+            the total correlation of more than two.
         within: what is assumed of W, the covariance of the views of one image. With each
             assumption the within term grows, so that the loss still bounds the information, and
             depends on fewer estimated numbers. "full": log det(W + ew I), D (D + 1) / 2 numbers.

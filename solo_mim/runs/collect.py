@@ -136,14 +136,14 @@ class Run:
 
     @property
     def diagnostics(self) -> dict[str, float]:
-        """What was measured of the projected features of held-out images: bounds of the information
-        less chance, spectrum, and the distances from the Gaussian that the bounds assume."""
+        """What was measured of the projected features of held-out images: the information that
+        a Gaussian has, less chance, the spectrum, and distances from a Gaussian."""
         if not self.result.get("information"):
             return {}
         found = HeldOutInformation(**self.result["information"])
         values = {
-            "I(z; image) >=, nats": found.bound("infomax"),
-            "I(z; z') >=, nats": found.bound("two_view"),
+            "Gaussian I(z; image), nats": found.less_chance("infomax"),
+            "Gaussian I(z; z'), nats": found.less_chance("two_view"),
             "effective rank": found.effective_rank,
             "RankMe": found.rankme,
             "LiDAR": found.lidar,

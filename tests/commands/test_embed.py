@@ -46,7 +46,7 @@ def test_features_z_pictures_and_information_of_the_held_out_images(own_run, sol
     rank = result["rankme"]["features"]
     assert f"  features: RankMe {rank:.1f}, alpha-ReQ {alpha:.2f} (eigenvalues 4 to 64)" in said.out
     assert "  LiDAR of z " in said.out
-    assert "  I(z; z') " in said.out
+    assert "  Gaussian I(z; z') " in said.out
     assert "shuffled pairs" in said.out
 
 
@@ -85,7 +85,7 @@ def test_without_a_projector_the_information_is_of_the_features(solo_mim, tmp_pa
     assert (result["split"], result["information_of"]) == ("training images", "features")
     assert result["information"]["images"] == 60
     assert result["no_z"] == "no method's checkpoint"
-    assert "I(features; image) not told from chance on two views of 60 images" in said.out
+    assert "Gaussian I(features; image) not told from chance on two views of 60 images" in said.out
     assert "512 dimensions want 2,048 images, 60 suffice for 15" in said.out
 
 

@@ -107,7 +107,7 @@ def test_projected_features_have_a_table_of_their_own(tmp_path, capsys):
     (table,) = tables(collect(tmp_path)[0])
     infomax, byol = table.rows
     assert {name: score.mean for name, score in infomax.diagnostics.items()} == {
-        "I(z; image) >=, nats": 21.0,  # less chance; that of two views is not told from it
+        "Gaussian I(z; image), nats": 21.0,  # less chance; that of two views is not told from it
         **{"effective rank": 60.0, "RankMe": 55.0, "LiDAR": 50.0, "alpha-ReQ": 0.4},
         "dimensions": 64.0,
         **{"distance from a Gaussian": 8e-4, "radial distance": 0.75},

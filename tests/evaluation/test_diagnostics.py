@@ -53,29 +53,29 @@ def test_bias_agrees_with_shuffled_pairs_of_few_independent_samples():
     ("samples", "dim", "told"),
     [(180, 8, True), (180, 64, True), (180, 512, False), (4096, 64, True)],
 )
-def test_a_bound_is_under_the_information_and_none_where_images_are_too_few(samples, dim, told):
+def test_nats_are_under_the_information_and_none_where_images_are_too_few(samples, dim, told):
     for seed in range(1 if dim > 64 else 5):
         found = held_out_information(_pairs(0.8, samples, dim, seed))
         true = {"infomax": -dim / 2 * math.log(0.2), "two_view": -dim / 2 * math.log(1 - 0.8**2)}
         assert (found.infomax > found.two_view) == told  # else they contradict each other
         for reading, line in zip(true, found.lines(), strict=True):
-            bound = found.bound(reading)
+            nats = found.less_chance(reading)
             if not told:
-                assert bound is None
+                assert nats is None
                 assert "not told from chance on two views of 180 images" in line
                 assert "512 dimensions want 2,048 images, 180 suffice for 45" in line
                 continue
-            assert 0.6 * true[reading] < bound < true[reading] + 3 * math.sqrt(dim / samples)
-            assert f">= {bound:.2f} nats on two views of {samples:,} images (measured" in line
+            assert 0.6 * true[reading] < nats < true[reading] + 3 * math.sqrt(dim / samples)
+            assert f" {nats:.2f} nats on two views of {samples:,} images (measured" in line
             assert "want" not in line
 
 
 @pytest.mark.parametrize("samples", [180, 4096])
 @pytest.mark.parametrize("dim", [1, 8, 64])
-def test_views_that_share_nothing_have_no_bound(samples, dim):
+def test_views_that_share_nothing_have_no_nats(samples, dim):
     for seed in range(5):
         found = held_out_information(_pairs(0.0, samples, dim, seed))
-        assert (found.bound("infomax"), found.bound("two_view")) == (None, None)
+        assert (found.less_chance("infomax"), found.less_chance("two_view")) == (None, None)
     assert all("not told from chance" in line for line in found.lines())
 
 
@@ -84,9 +84,9 @@ def test_a_result_without_dimensions_is_still_told_from_chance():
     found |= {"two_view": 13.56, "two_view_bias": 0.26, "two_view_shuffled": 0.25}
     found |= {"effective_rank": 60.0, "eigenvalue_max": 2.0, "eigenvalue_min": 0.5, "images": 180}
     infomax, two_view = HeldOutInformation(**found).lines("features")
-    assert infomax.startswith("I(features; image) not told from chance")
+    assert infomax.startswith("Gaussian I(features; image) not told from chance")
     assert infomax.endswith("(measured 315.70, bias inf, shuffled pairs 307.48)")
-    assert two_view.startswith("I(features; features') >= 13.30 nats")
+    assert two_view.startswith("Gaussian I(features; features') 13.30 nats")
 
 
 @pytest.mark.parametrize(("samples", "logged"), [(20, False), (640, True)])
@@ -178,7 +178,7 @@ def test_a_collapsed_z_is_warned_of_once_with_the_methods_remedy():
         callback.measure(SimpleNamespace(global_step=3), model)
 
 
-def test_what_the_bounds_take_for_granted_is_measured_beside_them():
+def test_what_the_nats_take_for_granted_is_measured_beside_them():
     generator = torch.Generator().manual_seed(0)
     views = torch.randn(2, 2000, 6, generator=generator) @ torch.randn(6, 6, generator=generator)
     gaussian, cubed = held_out_information(views + 3), held_out_information(views**3)

@@ -58,7 +58,7 @@ def explicit_mim_loss_func(
     around their mean, and B = V A - (V - 1) W that of the means, all of standardized features:
 
         infomax:  -1/2 [log det(A + total_noise I) / D - log(tr W / D + within_noise)], the negative
-            of a lower bound of the information between the features and their image, over D.
+            of a lower bound of the information between Gaussian features and their image, over D.
         two_view: -1/2 [V log det(A + total_noise I) - log det(B + within_noise I)
             - (V - 1) log det(W + within_noise I)] / (D (V - 1)), the negative of the information
             between two views (Theorem 1 of https://arxiv.org/abs/2409.04747).
