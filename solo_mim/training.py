@@ -170,6 +170,7 @@ class _Run:
         several = recipe.processes > 1
         joint = f" x {recipe.processes} processes = {recipe.global_batch}" if several else ""
         steps = recipe.accumulate_grad_batches or 1
+        rate = steps * recipe.scaled(opt.lr)
         accumulated = f", gradients of {steps} batches in each step" if steps > 1 else ""
         differs = self.folder.begin(checkpoint)
         print(
@@ -177,7 +178,7 @@ class _Run:
             f"{data.num_val_images:,} held-out images, {data.num_classes} classes, "
             f"{data.num_large_crops + data.num_small_crops} views of {data.crop_size} px\n"
             f"{recipe.backbone.name}, {epochs(recipe.max_epochs)}, batch {opt.batch_size}{joint}"
-            f"{accumulated}, {opt.name}, lr {recipe.scaled(opt.lr):g} (scaled to the batch), "
+            f"{accumulated}, {opt.name}, lr {rate:g} (scaled to the batch), "
             f"seed {recipe.seed}\nrun folder: {self.folder}",
             *(f"note: {note.text}" for note in listing_notes(data.splits)),
             *differs,

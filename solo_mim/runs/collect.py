@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -45,11 +45,13 @@ _Found = TypeVar("_Found")
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `solo-mim linear` or `knn` left in a run's folder: measure -> split and top-1 (%)."""
+    """What `solo-mim linear`, `knn` or `transfer` left in a run's folder: measure -> split and
+    top-1 (%), and its settings by dotted key."""
 
     folder: Path
     values: dict[str, tuple[str, float]]
     code: str = UNKNOWN_CODE
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -190,7 +192,7 @@ def collect(*roots: Path) -> tuple[list[Run], list[Problem]]:
     for folder in sorted(folders.values()):
         if run := _tried(problems, _run_in, folder):
             runs.append(replace(run, evaluations=_evaluations(run, problems)))
-    return _without_copies(_with_fingerprints(runs), problems)
+    return _without_copies(_with_fingerprints(_told_apart(runs, problems)), problems)
 
 
 def _tried(
@@ -253,18 +255,48 @@ def _refuse_broken(values: dict[str, tuple[str, float]]) -> None:
 
 
 def _evaluations(run: Run, problems: list[Problem]) -> list[Evaluation]:
-    """Those of a run; without any two that have a measure in common, for nothing says which of
-    them counts."""
     folders = sorted(path.parent for path in run.folder.glob(f"*/*/{files.CONFIGURATION}"))
     tried = [_tried(problems, _evaluation_in, folder, run) for folder in folders]
-    found = [evaluation for evaluation in tried if evaluation and evaluation.values]
-    counts = Counter(measure for evaluation in found for measure in evaluation.values)
-    for evaluation in list(found):
-        if twice := [measure for measure in evaluation.values if counts[measure] > 1]:
-            reason = f"{twice[0]} of this run is there {counts[twice[0]]} times; keep one folder"
-            problems.append(Problem(evaluation.folder, reason))
-            found.remove(evaluation)
+    return [evaluation for evaluation in tried if evaluation and evaluation.values]
+
+
+def _told_apart(runs: list[Run], problems: list[Problem]) -> list[Run]:
+    """With evaluations of which each says which it is. Where those of one run have several values
+    of a measure, the settings in which they differ are part of its name, in every run; those that
+    have several even so are left out, for nothing says which of them counts."""
+    differing: dict[str, set[str]] = defaultdict(set)
+    for run in runs:
+        for measure, several in _disputed(run.evaluations).items():
+            keys = {key for evaluation in several for key in evaluation.settings}
+            differing[measure] |= {
+                key for key in keys if len({repr(one.settings.get(key)) for one in several}) > 1
+            }
+
+    def named(measure: str, settings: dict[str, Any]) -> str:
+        more = [f"{key}={settings.get(key)}" for key in sorted(differing[measure])]
+        return f"{', '.join([measure[:-1], *more])})"
+
+    found = []
+    for run in runs:
+        evaluations = [
+            replace(one, values={named(m, one.settings): value for m, value in one.values.items()})
+            for one in run.evaluations
+        ]
+        for measure, several in _disputed(evaluations).items():
+            reason = f"{measure} of this run is there {len(several)} times; keep one folder"
+            problems += [Problem(one.folder, reason) for one in several if one in evaluations]
+            evaluations = [one for one in evaluations if one not in several]
+        found.append(replace(run, evaluations=evaluations))
     return found
+
+
+def _disputed(evaluations: list[Evaluation]) -> dict[str, list[Evaluation]]:
+    """Measures that have several values, and whose they are."""
+    by: dict[str, list[Evaluation]] = defaultdict(list)
+    for evaluation in evaluations:
+        for measure in evaluation.values:
+            by[measure].append(evaluation)
+    return {m: of for m, of in by.items() if len({one.values[m] for one in of}) > 1}
 
 
 def _evaluation_in(folder: Path, run: Run) -> Evaluation:
@@ -278,7 +310,8 @@ def _evaluation_in(folder: Path, run: Run) -> Evaluation:
     trained, of_the_run = result["trained"]["epochs"] if values else 0, run.result.get("epochs")
     if values and trained != of_the_run:
         raise _Unusable(f"of the network after {epochs(trained)}, not {of_the_run}")
-    return Evaluation(folder, values, result.get("code") or UNKNOWN_CODE)
+    settings = settings_of(config, (*NOT_IDENTITY, "name"))
+    return Evaluation(folder, values, result.get("code") or UNKNOWN_CODE, settings)
 
 
 def _measure(run: Run, config: dict[str, Any], result: dict[str, Any], row: dict[str, Any]) -> str:

@@ -415,7 +415,7 @@ def test_published_rows_stand_beside_whole_data_sets_marked_as_such(tmp_path, ca
     assert "published, not run" not in markdown(*_of(tmp_path / "part"), all_measures=True)
 
 
-def write_evaluation(run, name, rows, epochs=2, **data):
+def write_evaluation(run, name, rows, epochs=2, rate=0.3, **data):
     """What `solo-mim linear` or `knn` leaves in a run's folder, of the network after so many
     epochs."""
     folder = run / name
@@ -424,6 +424,7 @@ def write_evaluation(run, name, rows, epochs=2, **data):
     config["data"] |= data
     measured = [{"classifier": of, "split": SPLIT, "top1": top1} for of, top1 in rows.items()]
     config["max_epochs"] = 100
+    config["optimizer"] = {"lr": rate}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     result = {"measured": measured, "trained": {"epochs": epochs}}
     (folder / "result.json").write_text(json.dumps(result))
@@ -465,6 +466,32 @@ def test_evaluations_that_cannot_be_told_apart_or_read_are_listed(tmp_path):
     assert "not finished" in reasons["y-1"]
     assert "kNN, euclidean (test images): not a number" in reasons["z-1"]
     assert reasons["early-1"] == "of the network after 1 epoch, not 2"
+
+
+def test_a_sweep_of_linear_layers_names_its_rates_and_ranks_nothing(tmp_path, capsys):
+    linear, of = "linear layer on augmented images", "test images, 100 epochs"
+    for name, offset in (("a", 0.0), ("b", 1.0)):
+        run = write_run(tmp_path, name, 1, 60.0 - offset)
+        for rate in (0.1, 0.3) if name == "a" else (0.3,):
+            write_evaluation(run, f"linear/{rate}", {linear: 70.0 + rate + offset}, rate=rate)
+    assert main(["report", str(tmp_path), "--all-measures"]) == 0
+    (table,), problems = _of(tmp_path)
+    assert not problems
+    assert table.measures == [
+        *("offline probe", "offline kNN"),
+        *(f"{linear} ({of}, optimizer.lr={rate})" for rate in (0.1, 0.3)),
+        "online probe",
+    ]
+    assert "| a | 1 | 60.00 | 50.00 | 70.10 | 70.30 | 55.00 |" in capsys.readouterr().out
+
+
+def test_a_figure_that_two_evaluations_give_alike_is_one(tmp_path):
+    run = write_run(tmp_path, "a", 1, 60.0)
+    for rate in (0.1, 0.3):
+        write_evaluation(run, f"linear/{rate}", {"logistic regression": 70.0}, rate=rate)
+    (table,), problems = _of(tmp_path)
+    assert not problems
+    assert table.rows[0].scores["logistic regression (test images)"].mean == 70.0
 
 
 def test_linear_layers_stand_beside_the_published_ones_of_as_many_epochs(tmp_path, capsys):
