@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from solo_mim.runs.collect import Run
-from solo_mim.runs.identity import images_of
+from solo_mim.runs.identity import differing, images_of
 
 METHODS = {
     "all4one": "All4One",
@@ -76,10 +76,10 @@ def told_apart(
     most of them have. What is `of_all` is said of each where not all names are alike in it."""
     keys = sorted({key for one in settings for key in one})
     usual = {
-        name: _usual(keys, [s for n, s in zip(names, settings, strict=True) if n == name])
+        name: _usual([s for n, s in zip(names, settings, strict=True) if n == name])
         for name in names
     }
-    general = _usual([key for key in keys if key in of_all], settings)
+    general = set(differing(settings)) & set(of_all)
     found = []
     for name, own in zip(names, settings, strict=True):
         shown = [
@@ -92,13 +92,12 @@ def told_apart(
     return found
 
 
-def _usual(keys: Iterable[str], settings: Sequence[dict[str, Any]]) -> dict[str, str | None]:
+def _usual(settings: Sequence[dict[str, Any]]) -> dict[str, str | None]:
     """Keys that differ -> the value that more than half of the settings have, if any."""
     found = {}
-    for key in keys:
-        (value, count), *others = Counter(_text(one.get(key)) for one in settings).most_common(2)
-        if others:
-            found[key] = value if 2 * count > len(settings) else None
+    for key in differing(settings):
+        ((value, count),) = Counter(_text(one.get(key)) for one in settings).most_common(1)
+        found[key] = value if 2 * count > len(settings) else None
     return found
 
 

@@ -18,7 +18,7 @@ import yaml
 from solo_mim.errors import ConfigError, epochs
 from solo_mim.information import HeldOutInformation
 from solo_mim.runs import files
-from solo_mim.runs.identity import NOT_IDENTITY, images_of, settings_of
+from solo_mim.runs.identity import NOT_IDENTITY, differing, images_of, settings_of
 from solo_mim.runs.sources import UNKNOWN_CODE, codes_of
 
 # What a result can hold: measure -> where it lies, and which key says on what it was measured. An
@@ -264,16 +264,13 @@ def _told_apart(runs: list[Run], problems: list[Problem]) -> list[Run]:
     """With evaluations of which each says which it is. Where those of one run have several values
     of a measure, the settings in which they differ are part of its name, in every run; those that
     have several even so are left out, for nothing says which of them counts."""
-    differing: dict[str, set[str]] = defaultdict(set)
+    keys: dict[str, set[str]] = defaultdict(set)
     for run in runs:
         for measure, several in _disputed(run.evaluations).items():
-            keys = {key for evaluation in several for key in evaluation.settings}
-            differing[measure] |= {
-                key for key in keys if len({repr(one.settings.get(key)) for one in several}) > 1
-            }
+            keys[measure].update(differing([one.settings for one in several]))
 
     def named(measure: str, settings: dict[str, Any]) -> str:
-        more = [f"{key}={settings.get(key)}" for key in sorted(differing[measure])]
+        more = [f"{key}={settings.get(key)}" for key in sorted(keys[measure])]
         return f"{', '.join([measure[:-1], *more])})"
 
     found = []

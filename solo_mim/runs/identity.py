@@ -8,7 +8,7 @@ import hashlib
 import importlib.metadata
 import json
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,16 @@ def _flat(node: Any, key: str) -> dict[str, Any]:
     else:
         return {key: node}
     return dict(leaf for name, value in parts for leaf in _flat(value, name).items())
+
+
+def differing(settings: Sequence[dict[str, Any]]) -> list[str]:
+    """Keys, sorted, in which not all settings are alike; one that is absent is None."""
+
+    def values(key: str) -> set[str]:
+        return {json.dumps(one.get(key), default=str) for one in settings}
+
+    keys = sorted({key for one in settings for key in one})
+    return [key for key in keys if len(values(key)) > 1]
 
 
 def changes(old: dict[str, Any], new: dict[str, Any]) -> str:

@@ -59,6 +59,7 @@ def test_nats_are_under_the_information_and_none_where_images_are_too_few(sample
         true = {"infomax": -dim / 2 * math.log(0.2), "two_view": -dim / 2 * math.log(1 - 0.8**2)}
         assert (found.infomax > found.two_view) == told  # else they contradict each other
         for reading, line in zip(true, found.lines(), strict=True):
+            assert line.startswith("Gaussian I(z; ")
             nats = found.less_chance(reading)
             if not told:
                 assert nats is None
