@@ -288,7 +288,7 @@ def figures(folder: Path) -> dict[str, Any]:
     result = json.loads((folder / "result.json").read_text())
     predictions = pd.read_csv(folder / "predictions.csv")
     parts = {"offline": predictions}
-    if result["offline_evaluated_on"] == "test images" and result["data"] == "custom":
+    if result["offline_evaluated_on"] != "validation split" and result["data"] == "custom":
         place = predictions.groupby("target").cumcount()
         final = place < FINAL_IMAGES // predictions["target"].nunique()
         parts = {"offline": predictions[final], "test": predictions[~final]}

@@ -454,8 +454,8 @@ def page(
             str(run.seed),
             f"{probe(record):.2f}",
             f"{record['offline']['knn']:.2f}",
-            f"{record['information']['effective_rank']:.1f}",
-            f"{record['code']} ({record['commit'][:7]})",
+            f"{record['information']['effective_rank']:.1f}" if record["information"] else "",
+            f"{record['code']} ({(record['commit'] or 'none')[:7]})",
             f"`{run.line()}`",
         ]
         for run, record in made

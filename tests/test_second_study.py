@@ -4,6 +4,7 @@ time; scripts/second_study_report.py: what it says of that."""
 import base64
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,8 @@ from PIL import Image
 from toys import completed
 
 from solo_mim.methods import METHODS
+from solo_mim.protocols.figures import offline_split
+from solo_mim.recipe.checks import checked
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "scripts" / "second_study.py"
@@ -52,14 +55,14 @@ def records(study, tmp_path):
     return Finishing(tmp_path / "runs.jsonl")
 
 
-def finish_folder(folder, run, predicted, target):
+def finish_folder(folder, run, predicted, target, evaluated_on="validation split"):
     """As training leaves it."""
     folder = folder / f"{run.name}-seed{run.seed}-0123abcd"
     folder.mkdir(parents=True)
     result = {
         **{"name": run.name, "seed": run.seed, "epochs": 40, "data": "custom"},
         **{"online": {}, "information": None, "versions": {}, "commit": "c", "code": "0"},
-        "offline_evaluated_on": "validation split" if run.stage == "sweep" else "test images",
+        "offline_evaluated_on": evaluated_on,
     }
     (folder / "result.json").write_text(json.dumps(result))
     table = {"target": target, "probe": predicted, "knn": target}
@@ -342,12 +345,17 @@ def test_figures_in_the_file_are_not_made_again_and_those_of_another_command_are
     assert [command[-4] for command in started] == [f"name={other.name}"]
 
 
-def test_final_and_official_images_are_told_apart(study, tmp_path, monkeypatch):
+@pytest.mark.parametrize("stage", ["tuned", "long", "larger"])
+def test_final_and_official_images_are_told_apart(study, tmp_path, monkeypatch, compose_cfg, stage):
     monkeypatch.setattr(study, "FINAL_IMAGES", 20)
-    run = study.replace(study.sweep("simclr")[0], stage="tuned")
+    run = study.replace(study.sweep("simclr")[0], stage=stage)
+    recipe = checked(compose_cfg(*run.command(Path("D"), Path("O"))[1:]))
+    labelled = SimpleNamespace(splits=SimpleNamespace(test=SimpleNamespace(labelled=True)))
+    _, evaluated_on = offline_split(recipe, labelled)
     # In order of class, and in each the final images first: all of them right, of the others none.
     target = np.repeat(np.arange(10), 4)
-    finish_folder(tmp_path, run, np.where(np.arange(40) % 4 < 2, target, -1), target)
+    predicted = np.where(np.arange(40) % 4 < 2, target, -1)
+    finish_folder(tmp_path, run, predicted, target, evaluated_on)
     record = study.Records(tmp_path / "runs.jsonl").take(run, tmp_path)
     assert (record["offline"]["probe"], record["test"]["probe"]) == (100.0, 0.0)
     assert study.right(record).tolist() == [1] * 20
