@@ -169,7 +169,7 @@ class _Run:
         recipe, data, opt = self.recipe, self.data, self.recipe.optimizer
         several = recipe.processes > 1
         joint = f" x {recipe.processes} processes = {recipe.global_batch}" if several else ""
-        steps = recipe.accumulate_grad_batches or 1
+        steps = recipe.accumulate_grad_batches
         rate = steps * recipe.scaled(opt.lr)
         accumulated = f", gradients of {steps} batches in each step" if steps > 1 else ""
         differs = self.folder.begin(checkpoint)

@@ -20,12 +20,14 @@ from typing import Any
 from solo_mim.evaluation import names
 from solo_mim.evaluation.significance import Difference, holm, paired_difference
 from solo_mim.runs.collect import LINEAR_LAYER, MEASURES, RAW_PIXELS, TRANSFER, UNTRAINED, Run
-from solo_mim.runs.identity import settings_of
+from solo_mim.runs.identity import differing, images_of, settings_of
 
 LEVEL = 0.05  # of significance, corrected for all pairs of a table
 PUBLISHED_SOURCE = "published, not run here: solo-learn's README, one seed"
 REFERENCE = "reference, not ranked"
 ONLINE = "of augmented views while training"
+# Of the settings of an evaluation what is its run's: `protocols.linear.trained_with`.
+OF_THE_RUN = ("pretrain_method", "backbone", "data", "evaluation", "seed")
 # What a ranking measure is; which of a network's figures to cite.
 PROTOCOLS = {
     "offline probe": "a linear classifier of one fixed penalty on frozen features of un-augmented "
@@ -124,6 +126,12 @@ class Table:
                 "frozen network."
             )
         what = next((text for start, text in PROTOCOLS.items() if ranks.startswith(start)), "")
+        evaluations = [one for row in self.rows for run in row.runs for one in run.evaluations]
+        settings = [
+            settings_of(one.settings, OF_THE_RUN) for one in evaluations if ranks in one.values
+        ]
+        if keys := differing(settings):
+            what += f", not all with the same {', '.join(keys)}"
         said = f"Cite the {ranks}, by which rows are ranked{f': {what}' if what else ''}"
         return f"{said}; other figures are of the same networks, online ones {ONLINE}."
 
@@ -155,8 +163,7 @@ def tables(runs: list[Run]) -> list[Table]:
     """A table for each data set and choice of evaluated images; the larger first."""
     apart: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
-        splits = [run.result.get(key) for key in ("evaluated_on", "offline_evaluated_on")]
-        apart[json.dumps([run.data, splits])].append(run)
+        apart[run.comparable].append(run)
     titles = names.titles([of_table[0] for of_table in apart.values()])
     found = map(_table, titles, apart.values())
     return sorted(found, key=lambda table: -len(table.rows))
@@ -219,9 +226,9 @@ def _code(runs: list[Run]) -> str:
 
 
 def _in_order(present: set[str], rows: list[Row]) -> list[str]:
-    """The frozen network before training; evaluations that were made later between them, but for a
-    linear layer of the runs' own images that every run has: that is the protocol and ranks. Those
-    on other data sets are last, for they are not to rank."""
+    """The frozen network before training; evaluations that were made later between them, but for
+    the one linear layer by which rows are to rank, if every run has one. Those on other data sets
+    are last, for they are not to rank."""
     shipped = [measure for measure in MEASURES if measure in present]
     offline = [measure for measure in shipped if measure.startswith("offline")]
     online = [measure for measure in shipped if measure not in offline]
@@ -229,18 +236,25 @@ def _in_order(present: set[str], rows: list[Row]) -> list[str]:
     linear = [
         measure
         for measure in later
-        if measure.startswith(LINEAR_LAYER) and _of_own_images(measure)
+        if _is_the_protocol(measure)
         if all(measure in row.scores for row in rows)
         if all(len(row.scores[measure].by_seed) == len(row.seeds) for row in rows)
-    ][:1]
+    ]
+    linear = linear if len(linear) == 1 else []  # of two lengths neither
     transfers = [measure for measure in later if measure.startswith(TRANSFER)]
     own = [measure for measure in later if measure not in (*linear, *transfers)]
     return [*linear, *offline, *own, *online, *transfers]
 
 
+def _is_the_protocol(measure: str) -> bool:
+    """Whether it is of a linear layer of the run's own images, and the only one of its length: the
+    name has nothing of other images or of settings (`collect._measure`, `collect._told_apart`)."""
+    return measure.startswith(LINEAR_LAYER) and "=" not in measure
+
+
 def _of_own_images(measure: str) -> bool:
     """Whether a measure's name has nothing of other images: `collect._measure`."""
-    return "=" not in measure
+    return not any(f"{key}=" in measure for key in (*images_of({}, None), "images"))
 
 
 def _main(measures: list[str], rows: list[Row]) -> list[str]:
@@ -303,7 +317,8 @@ def _published(run: Run, measures: list[str]) -> dict[str, dict[str, float]]:
     limited = any(run.config.get(f"limit_{part}_batches") for part in ("train", "val"))
     if limited or data.get("fraction") not in (None, -1) or data.get("validation_split"):
         return {}
-    linear = next((measure for measure in measures if measure.startswith(LINEAR_LAYER)), "")
+    found = [measure for measure in measures if _is_the_protocol(measure)]
+    linear = found[0] if len(found) == 1 or measures[0] in found else ""
     rows: dict[str, dict[str, float]] = {}
     for line in published():
         measure = linear if line["measure"] == "linear" else line["measure"]

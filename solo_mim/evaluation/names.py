@@ -77,7 +77,7 @@ def told_apart(
     keys = sorted({key for one in settings for key in one})
     usual = {
         name: _usual([s for n, s in zip(names, settings, strict=True) if n == name])
-        for name in names
+        for name in set(names)
     }
     general = set(differing(settings)) & set(of_all)
     found = []

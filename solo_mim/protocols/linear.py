@@ -18,7 +18,7 @@ from torchvision.transforms import InterpolationMode
 
 from solo_mim import processes, trained
 from solo_mim.data import SSLDataModule
-from solo_mim.errors import ConfigError
+from solo_mim.errors import ConfigError, RunError
 from solo_mim.evaluation.linear import LinearModel
 from solo_mim.evaluation.offline import chosen_probe
 from solo_mim.protocols import figures
@@ -199,7 +199,7 @@ class _Classifier:
         data.corrupt_images = processes.parted(data.corrupt_images)
         if not math.isfinite(found["val_loss"]):
             rate = recipe.optimizer.lr
-            raise ConfigError(f"optimizer.lr={rate:g}: the classifier diverged; lower it")
+            raise RunError(f"optimizer.lr={rate:g}: the classifier diverged; lower it")
         keys = {"top1": "val_acc1", "top5": "val_acc5", "nll": "val_loss"}
         scores = {name: found.get(key) for name, key in keys.items()}
         classifier = FINE_TUNED if recipe.finetune else LINEAR_LAYER

@@ -199,7 +199,7 @@ class Recipe:
     """Keys that pre-training and linear evaluation share.
 
     `optimizer.lr` is for a batch of 256, as main has it; what the optimiser gets is
-    `scaled(optimizer.lr)`.
+    `scaled(optimizer.lr)`, in pre-training times `accumulate_grad_batches`.
     """
 
     backbone: Backbone = field(default_factory=Backbone)

@@ -92,6 +92,12 @@ class Run:
         return json.dumps(images_of(self.config, self.fingerprint))
 
     @property
+    def comparable(self) -> str:
+        """The images, and which of them were evaluated: runs alike in it share a table."""
+        splits = [self.result.get(key) for key in ("evaluated_on", "offline_evaluated_on")]
+        return json.dumps([self.data, splits])
+
+    @property
     def fingerprint(self) -> str | None:
         """Of the images, wherever they lay; None of a run from before there was one."""
         return self.result.get("fingerprint")
@@ -192,7 +198,7 @@ def collect(*roots: Path) -> tuple[list[Run], list[Problem]]:
     for folder in sorted(folders.values()):
         if run := _tried(problems, _run_in, folder):
             runs.append(replace(run, evaluations=_evaluations(run, problems)))
-    return _without_copies(_with_fingerprints(_told_apart(runs, problems)), problems)
+    return _without_copies(_told_apart(_with_fingerprints(runs), problems), problems)
 
 
 def _tried(
@@ -262,23 +268,24 @@ def _evaluations(run: Run, problems: list[Problem]) -> list[Evaluation]:
 
 def _told_apart(runs: list[Run], problems: list[Problem]) -> list[Run]:
     """With evaluations of which each says which it is. Where those of one run have several values
-    of a measure, the settings in which they differ are part of its name, in every run; those that
-    have several even so are left out, for nothing says which of them counts."""
-    keys: dict[str, set[str]] = defaultdict(set)
+    of a measure, the settings in which they differ are part of its name, in every run of the table;
+    those that have several even so are left out, for nothing says which of them counts."""
+    keys: dict[tuple[str, str], set[str]] = defaultdict(set)
     for run in runs:
         for measure, several in _disputed(run.evaluations).items():
-            keys[measure].update(differing([one.settings for one in several]))
+            keys[run.comparable, measure].update(differing([one.settings for one in several]))
 
-    def named(measure: str, settings: dict[str, Any]) -> str:
-        more = [f"{key}={settings.get(key)}" for key in sorted(keys[measure])]
-        return f"{', '.join([measure[:-1], *more])})"
+    def named(table: str, evaluation: Evaluation) -> Evaluation:
+        values = {}
+        for measure, value in evaluation.values.items():
+            differ = sorted(keys[table, measure])
+            more = [f"{key}={evaluation.settings.get(key)}" for key in differ]
+            values[f"{', '.join([measure[:-1], *more])})"] = value
+        return replace(evaluation, values=values)
 
     found = []
     for run in runs:
-        evaluations = [
-            replace(one, values={named(m, one.settings): value for m, value in one.values.items()})
-            for one in run.evaluations
-        ]
+        evaluations = [named(run.comparable, one) for one in run.evaluations]
         for measure, several in _disputed(evaluations).items():
             reason = f"{measure} of this run is there {len(several)} times; keep one folder"
             problems += [Problem(one.folder, reason) for one in several if one in evaluations]

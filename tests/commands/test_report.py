@@ -17,7 +17,7 @@ from solo_mim.evaluation.compare import tables
 from solo_mim.evaluation.pictures import figures_of, panels_of, svg
 from solo_mim.evaluation.report import _escaped, latex, markdown, page
 from solo_mim.installed import CONFIG_FOLDER, OUR_METHODS, host_methods
-from solo_mim.runs.collect import collect, missing
+from solo_mim.runs.collect import LINEAR_LAYER, collect, missing
 
 SPLIT = "test images"
 
@@ -422,6 +422,7 @@ def write_evaluation(run, name, rows, epochs=2, rate=0.3, **data):
     folder.mkdir(parents=True)
     config = yaml.safe_load((run / "config.yaml").read_text())
     config["data"] |= data
+    config["pretrain_method"] = config.pop("method")
     measured = [{"classifier": of, "split": SPLIT, "top1": top1} for of, top1 in rows.items()]
     config["max_epochs"] = 100
     config["optimizer"] = {"lr": rate}
@@ -469,7 +470,7 @@ def test_evaluations_that_cannot_be_told_apart_or_read_are_listed(tmp_path):
 
 
 def test_a_sweep_of_linear_layers_names_its_rates_and_ranks_nothing(tmp_path, capsys):
-    linear, of = "linear layer on augmented images", "test images, 100 epochs"
+    linear, of = LINEAR_LAYER, "test images, 100 epochs"
     for name, offset in (("a", 0.0), ("b", 1.0)):
         run = write_run(tmp_path, name, 1, 60.0 - offset)
         for rate in (0.1, 0.3) if name == "a" else (0.3,):
@@ -483,6 +484,54 @@ def test_a_sweep_of_linear_layers_names_its_rates_and_ranks_nothing(tmp_path, ca
         "online probe",
     ]
     assert "| a | 1 | 60.00 | 50.00 | 70.10 | 70.30 | 55.00 |" in capsys.readouterr().out
+
+
+def test_a_sweep_of_linear_layers_leaves_another_table_as_it_was(tmp_path):
+    for data in ("cifar10", "cifar100"):
+        run = write_run(tmp_path / data, "a", 1, 60.0, dataset=data)
+        for rate in (0.1, 0.3) if data == "cifar10" else (0.3,):
+            write_evaluation(run, f"linear/{rate}", {LINEAR_LAYER: 70.0 + rate}, rate=rate)
+    of = {table.rows[0].runs[0].config["data"]["dataset"]: table for table in _of(tmp_path)[0]}
+    assert of["cifar100"].measures[0] == f"{LINEAR_LAYER} (test images, 100 epochs)"
+    assert of["cifar10"].measures[0] == "offline probe"
+
+
+def test_linear_layers_of_two_lengths_do_not_rank(tmp_path):
+    run = write_run(tmp_path, "a", 1, 60.0)
+    for length in (50, 200):
+        folder = write_evaluation(run, f"linear/{length}", {LINEAR_LAYER: 70.0})
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        (folder / "config.yaml").write_text(yaml.safe_dump(config | {"max_epochs": length}))
+    (table,), _ = _of(tmp_path)
+    assert table.measures[0] == "offline probe"
+    lengths = {f"{LINEAR_LAYER} (test images, {length} epochs)" for length in (50, 200)}
+    assert lengths < set(table.measures)
+
+
+def test_linear_layers_of_several_settings_are_said_to_be(tmp_path):
+    for name, rate in (("a", 0.1), ("b", 0.1)):
+        run = write_run(tmp_path, name, 1, 60.0)
+        write_evaluation(run, "linear/x", {LINEAR_LAYER: 70.0}, rate=rate)
+    assert "not all" not in _of(tmp_path)[0][0].cite
+    run = write_run(tmp_path, "c", 1, 60.0)
+    write_evaluation(run, "linear/x", {LINEAR_LAYER: 70.0}, rate=3.0)
+    assert "row and seed, not all with the same optimizer.lr; " in _of(tmp_path)[0][0].cite
+
+
+@pytest.mark.parametrize("split", ["dataset", "rate"])
+def test_published_linear_figures_stand_in_no_column_of_another_protocol(tmp_path, split):
+    run = write_run(tmp_path, "vicreg", 1, 60.0, dataset="imagenet100")
+    result = json.loads((run / "result.json").read_text())
+    (run / "result.json").write_text(json.dumps(result | {"classes": 100}))
+    for rate in (0.1, 0.3):
+        data = {"dataset": "stl10"} if split == "dataset" else {}
+        write_evaluation(run, f"linear/{rate}", {LINEAR_LAYER: 70.0 + rate}, rate=rate, **data)
+    (table,), _ = _of(tmp_path)
+    assert {measure for row in table.published.values() for measure in row} == {"online probe"}
+    (chance,) = [one for one in table.references if one.label.startswith("chance")]
+    columns = [measure for measure in table.measures if LINEAR_LAYER in measure]
+    assert len(columns) == 2
+    assert [m in chance.scores for m in columns] == [split == "rate"] * 2
 
 
 def test_a_figure_that_two_evaluations_give_alike_is_one(tmp_path):
