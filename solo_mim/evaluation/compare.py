@@ -26,8 +26,6 @@ LEVEL = 0.05  # of significance, corrected for all pairs of a table
 PUBLISHED_SOURCE = "published, not run here: solo-learn's README, one seed"
 REFERENCE = "reference, not ranked"
 ONLINE = "of augmented views while training"
-# Of the settings of an evaluation what is its run's: `protocols.linear.trained_with`.
-OF_THE_RUN = ("pretrain_method", "backbone", "data", "evaluation", "seed")
 # What a ranking measure is; which of a network's figures to cite.
 PROTOCOLS = {
     "offline probe": "a linear classifier of one fixed penalty on frozen features of un-augmented "
@@ -127,10 +125,8 @@ class Table:
             )
         what = next((text for start, text in PROTOCOLS.items() if ranks.startswith(start)), "")
         evaluations = [one for row in self.rows for run in row.runs for one in run.evaluations]
-        settings = [
-            settings_of(one.settings, OF_THE_RUN) for one in evaluations if ranks in one.values
-        ]
-        if keys := differing(settings):
+        settings = [one.settings for one in evaluations if ranks in one.values]
+        if keys := list(filter(_is_chosen, differing(settings))):
             what += f", not all with the same {', '.join(keys)}"
         said = f"Cite the {ranks}, by which rows are ranked{f': {what}' if what else ''}"
         return f"{said}; other figures are of the same networks, online ones {ONLINE}."
@@ -244,6 +240,13 @@ def _in_order(present: set[str], rows: list[Row]) -> list[str]:
     transfers = [measure for measure in later if measure.startswith(TRANSFER)]
     own = [measure for measure in later if measure not in (*linear, *transfers)]
     return [*linear, *offline, *own, *online, *transfers]
+
+
+def _is_chosen(key: str) -> bool:
+    """Whether a setting of an evaluation is its own, or of the size and normalisation of its
+    images: the others are its run's, `protocols.linear.trained_with`."""
+    of_the_run = ("pretrain_method", "backbone.", "data.", "evaluation.", "seed")
+    return key.startswith("data.augmentations") or not key.startswith(of_the_run)
 
 
 def _is_the_protocol(measure: str) -> bool:

@@ -120,7 +120,7 @@ def knn_predictions(
     max_distance_matrix_size: int = MAX_DISTANCE_MATRIX_SIZE,
 ) -> Tensor:
     """The classes of N test features by falling weight of their neighbours: N x 5, or x fewer
-    classes.
+    classes; -100 where no neighbour is of a further class.
 
     Arguments are those of `OnlineKNN`, of M x D and N x D features and M targets from 0 on.
     """
@@ -132,7 +132,8 @@ def knn_predictions(
         scores = closeness.new_zeros(len(closeness), num_classes)
         weights = vote_weights(closeness, distance_fx, T)
         scores.scatter_add_(1, train_targets[neighbours], weights)
-        ranked.append(scores.topk(min(5, num_classes)).indices)
+        most = scores.topk(min(5, num_classes))
+        ranked.append(most.indices.masked_fill(most.values <= 0, -100))
     return torch.cat(ranked)
 
 
@@ -240,7 +241,9 @@ def sample(targets: Tensor) -> Tensor:
     if len(targets) <= QUERIES:
         return everything
     counts = targets.bincount()
-    stratified = targets.numpy() if int(counts[counts > 0].min()) > 1 else None
+    counts = counts[counts > 0]
+    of_each = min(QUERIES, len(targets) - QUERIES) >= len(counts)  # drawn, and left
+    stratified = targets.numpy() if int(counts.min()) > 1 and of_each else None
     from sklearn.model_selection import train_test_split  # a second to import, rarely needed
 
     drawn, _ = train_test_split(

@@ -100,8 +100,12 @@ def _cells(table: Table, measures: list[str]) -> list[list[str]]:
 
 def _cell(row: Row, measure: str) -> str:
     score = row.scores.get(measure)
-    fewer = score is not None and len(score.by_seed) < len(row.seeds)
-    return _figure(score) + (f" (n = {len(score.by_seed)})" if score and fewer else "")
+    return _figure(score) + (_of_fewer(score, row) if score else "")
+
+
+def _of_fewer(score: Score, row: Row) -> str:
+    """How many of a row's seeds a mean is of, where these are not all."""
+    return f" (n = {len(score.by_seed)})" if len(score.by_seed) < len(row.seeds) else ""
 
 
 def _figure(score: Score | None) -> str:
@@ -112,7 +116,10 @@ def _figure(score: Score | None) -> str:
 
 
 def _diagnostic(row: Row, name: str) -> str:
-    return f"{row.diagnostics[name].mean:.4g}" if name in row.diagnostics else "-"
+    if name not in row.diagnostics:
+        return "-"
+    score = row.diagnostics[name]
+    return f"{score.mean:.4g}{_of_fewer(score, row)}"
 
 
 def latex(table: Table, all_measures: bool = False) -> str:

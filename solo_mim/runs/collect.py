@@ -18,7 +18,7 @@ import yaml
 from solo_mim.errors import ConfigError, epochs
 from solo_mim.information import HeldOutInformation
 from solo_mim.runs import files
-from solo_mim.runs.identity import NOT_IDENTITY, differing, images_of, settings_of
+from solo_mim.runs.identity import NOT_IDENTITY, differing, images_of, is_value, settings_of
 from solo_mim.runs.sources import UNKNOWN_CODE, codes_of
 
 # What a result can hold: measure -> where it lies, and which key says on what it was measured. An
@@ -336,8 +336,7 @@ def _without_copies(runs: list[Run], problems: list[Problem]) -> tuple[list[Run]
     only one of them may have been evaluated later."""
     kept: dict[str, Run] = {}
     for run in sorted(runs, key=lambda run: -len(run.values())):
-        splits = {m: split for m, (split, _) in run.values().items() if m in MEASURES}
-        key = json.dumps([run.settings, run.data, run.seed, splits], default=str)
+        key = json.dumps([run.settings, run.comparable, run.seed], default=str)
         first = kept.setdefault(key, run)
         if first is not run:
             same = run.values().items() <= first.values().items()
@@ -364,7 +363,7 @@ def missing(expected: Sequence[str], runs: list[Run]) -> list[str]:
     there = [settings_of(run.config, ()) for run in runs]
     for key in values:
         if runs and not any(_has(settings, key) for settings in there):
-            raise ConfigError(f"--expect: no run has the key {key}")
+            raise ConfigError(f"--expect: no run has the key {key}; give keys of its config.yaml")
     combined = [dict(zip(values, chosen, strict=True)) for chosen in product(*values.values())]
     return [
         " ".join(f"{key}={value}" for key, value in one.items())
@@ -377,12 +376,4 @@ def _has(settings: dict[str, Any], key: str, wanted: str | None = None) -> bool:
     """Whether there is such a setting, `backbone` being the name of one and `data` of a data set;
     with the value that is wanted, if one is."""
     found = [settings[k] for k in (key, f"{key}.name", f"{key}.dataset") if k in settings]
-    return any(wanted is None or _same(value, wanted) for value in found)
-
-
-def _same(value: Any, wanted: str) -> bool:
-    """As words, or as numbers where both are: 1e-3 is 0.001."""
-    try:
-        return str(value) == wanted or float(value) == float(wanted)
-    except (TypeError, ValueError):
-        return False
+    return any(wanted is None or is_value(value, wanted) for value in found)

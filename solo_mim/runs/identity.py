@@ -12,6 +12,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 import solo_mim
 from solo_mim import installed
 
@@ -55,6 +57,18 @@ def differing(settings: Sequence[dict[str, Any]]) -> list[str]:
 
     keys = sorted({key for one in settings for key in one})
     return [key for key in keys if len(values(key)) > 1]
+
+
+def is_value(value: Any, wanted: str) -> bool:
+    """Whether a setting has the value that is written on a command line: 1e-3 is 0.001, false is
+    False."""
+    with contextlib.suppress(yaml.YAMLError):
+        if str(value) == wanted or value == yaml.safe_load(wanted):
+            return True
+    try:
+        return float(value) == float(wanted)
+    except (TypeError, ValueError):
+        return False
 
 
 def changes(old: dict[str, Any], new: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ import yaml
 
 from solo_mim.errors import ConfigError, nearest
 from solo_mim.runs import files
-from solo_mim.runs.identity import settings_of
+from solo_mim.runs.identity import is_value, settings_of
 from solo_mim.runs.lock import FolderLock
 
 STATES = ("running", "finished", "failed", "stopped", "damaged")
@@ -79,7 +79,7 @@ def filtered(runs: list[Listed], wanted: Iterable[str]) -> list[Listed]:
         known = {name for run in runs for name in (*run.columns, *run.settings)}
         if not equals or (runs and key not in known):
             raise ConfigError(f"{one}: no filter; write KEY=VALUE{nearest(key, known)}")
-        runs = [run for run in runs if value == str({**run.settings, **run.columns}.get(key))]
+        runs = [run for run in runs if is_value({**run.settings, **run.columns}.get(key), value)]
     return runs
 
 

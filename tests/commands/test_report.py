@@ -113,10 +113,14 @@ def test_projected_features_have_a_table_of_their_own(tmp_path, capsys):
         **{"distance from a Gaussian": 8e-4, "radial distance": 0.75},
     }
     assert not byol.diagnostics
-    assert "| infomax | 21 | 60 | 55 | 50 | 0.4 | 64 | 0.0008 | 0.75 |" in markdown([table], [])
+    of_one = " | ".join(f"{value} (n = 1)" for value in (55, 50, 0.4))
+    line = f"| infomax | 21 | 60 | {of_one} | 64 | 0.0008 (n = 1) | 0.75 (n = 1) |"
+    assert line in markdown([table], [])
     assert f"| BYOL |{8 * ' - |'}" in markdown([table], [])
     assert main(["report", str(tmp_path), "--output", str(tmp_path / "out")]) == 0
-    assert '<td class="number">0.0008</td>' in (tmp_path / "out" / "report.html").read_text()
+    assert (
+        '<td class="number">0.0008 (n = 1)</td>' in (tmp_path / "out" / "report.html").read_text()
+    )
     records = json.loads((tmp_path / "out" / "report.json").read_text())["tables"][0]["rows"]
     assert [record["z: radial distance"] for record in records] == [0.75, None]
 
@@ -318,6 +322,9 @@ def _damage(run, kind):
     elif kind == "repeated":
         other = shutil.copytree(run, run.with_name("other")) / "result.json"
         other.write_text(other.read_text().replace("61.0", "61.5"))
+    elif kind == "repeated online":
+        other = shutil.copytree(run, run.with_name("other")) / "result.json"
+        other.write_text(json.dumps(json.loads(other.read_text()) | {"offline": None}))
 
 
 @pytest.mark.parametrize(
@@ -335,6 +342,7 @@ def _damage(run, kind):
         ("copied", "a copy of "),
         ("evaluated copy", "other: left out"),
         ("repeated", ", with other figures: left out"),
+        ("repeated online", "a copy of "),
     ],
 )
 def test_what_gives_no_figure_is_listed_with_its_reason_and_the_rest_stands(kind, reason, tmp_path):
@@ -345,7 +353,9 @@ def test_what_gives_no_figure_is_listed_with_its_reason_and_the_rest_stands(kind
     assert "| b | 1 | 62.00 |" in text
     assert reason in text
     assert reason in page(*found, "")
-    assert ("| a | 1 |" in text) == (kind in ("elsewhere", "copied", "evaluated copy", "repeated"))
+    assert ("| a | 1 |" in text) == (
+        kind in ("elsewhere", "copied", "evaluated copy", "repeated", "repeated online")
+    )
 
 
 def test_a_folder_without_runs_is_an_error_in_one_line(tmp_path, capsys):
@@ -516,6 +526,10 @@ def test_linear_layers_of_several_settings_are_said_to_be(tmp_path):
     run = write_run(tmp_path, "c", 1, 60.0)
     write_evaluation(run, "linear/x", {LINEAR_LAYER: 70.0}, rate=3.0)
     assert "row and seed, not all with the same optimizer.lr; " in _of(tmp_path)[0][0].cite
+    crops = {"augmentations": {"crop_size": 64}}
+    write_evaluation(write_run(tmp_path, "d", 1, 6.0), "linear/x", {LINEAR_LAYER: 70.0}, **crops)
+    keys = "data.augmentations.crop_size, optimizer.lr"
+    assert f"not all with the same {keys}; " in _of(tmp_path)[0][0].cite
 
 
 @pytest.mark.parametrize("split", ["dataset", "rate"])
@@ -828,13 +842,16 @@ def test_what_is_expected_and_has_not_finished_is_named(tmp_path, capsys):
         "method=simclr optimizer.lr=1e-3 seed=2",
     ]
     assert missing(["data=cifar10,stl10"], runs) == ["data=stl10"]
+    assert missing(["data.train_path=null"], runs) == []
     assert main(["report", str(tmp_path), "--expect", "vicreg", "byol"]) == 0
     assert "without a finished run\n\n- method=byol\n" in capsys.readouterr().out
     folder = tmp_path / "report"
     assert json.loads((folder / "report.json").read_text())["missing"] == ["method=byol"]
     assert "<code>method=byol</code>" in (folder / "report.html").read_text()
     assert main(["report", str(tmp_path), "--expect", "sed=1"]) == 2
-    assert "--expect: no run has the key sed" in capsys.readouterr().err
+    assert (
+        "--expect: no run has the key sed; give keys of its config.yaml" in capsys.readouterr().err
+    )
 
 
 def test_a_folder_with_a_failure_alone_is_listed_with_it(tmp_path):

@@ -65,6 +65,7 @@ def test_a_run_that_a_process_works_on_is_running(runs, tmp_path, solo_mim):
         (["seed=2"], {"failed"}),
         (["state=finished"], {"finished"}),
         (["optimizer.batch_size=64", "state=stopped"], {"stopped"}),
+        (["optimizer.batch_size=6.4e1", "evaluation.test=false", "seed=2"], {"failed"}),
     ],
 )
 def test_filters_go_by_columns_and_by_the_configuration(filters, states, runs, tmp_path, solo_mim):

@@ -99,6 +99,19 @@ def test_top_five_is_said_where_it_says_something():
     assert all(one.top5 is None for one in few.values())
 
 
+def test_a_class_without_a_vote_is_no_hit_however_classes_are_numbered():
+    train, test = clusters(60, classes=9), clusters(40, classes=9, seed=1)
+    for distance in ("euclidean", "cosine"):
+        hits = [
+            (knn_predictions(train[0], targets, test[0], 2, distance) == truth[:, None]).any(1)
+            for targets, truth in ((train[1], test[1]), (8 - train[1], 8 - test[1]))
+        ]
+        assert torch.equal(*hits)
+        votes = train[1][torch.cdist(test[0], train[0]).topk(2, largest=False).indices]
+        if distance == "euclidean":
+            assert torch.equal(hits[0], (votes == test[1][:, None]).any(1))
+
+
 def test_a_k_of_more_than_all_neighbours_is_all_of_them_once():
     assert [s.k for s in settings("euclidean", 30)] == [1, 5, 10, 20, 30]
     assert len(settings("cosine", 10**6)) == 7 * 5
@@ -112,6 +125,7 @@ def test_those_to_choose_by_are_stratified_and_the_same_again(monkeypatch):
     assert torch.equal(drawn, sample(targets))
     assert torch.equal(sample(targets[:50]), torch.arange(50))
     assert len(sample(torch.cat([targets, torch.tensor([2])]))) == 50, "a class of one image"
+    assert len(sample(torch.tensor([0, 1] * 25 + [1]))) == 50, "fewer are left than classes"
 
 
 def peak_bytes(train: int, dim: int, queries: int, classes: int) -> int:

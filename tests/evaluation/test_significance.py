@@ -29,6 +29,15 @@ def test_constant_differences_need_no_deviation():
     assert paired_difference([2, 3, 4, 5, 6], [1, 2, 3, 4, 5]) == (1, 1, 1, 0.0625)
 
 
+@pytest.mark.parametrize("kind", [np.float64, np.float32])
+def test_what_rounding_leaves_of_equal_differences_is_no_deviation(kind):
+    right = np.array([5301, 4713, 6120, 5882])
+    first, second = (100 * (right + more) / np.asarray(10_000, kind) for more in (1, 0))
+    assert np.ptp(first - second) > 0
+    assert paired_difference(first, second).p == 0.125
+    assert paired_difference(first, second + first - second).p == 1
+
+
 @pytest.mark.parametrize(("first", "second"), [([1.0], [2.0]), ([1.0, 2.0], [1.0])])
 def test_too_few_or_unpaired_runs_are_refused(first, second):
     with pytest.raises(ValueError, match="as many runs of both and two or more"):
