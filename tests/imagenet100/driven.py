@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import json
 import os
+import signal
 import sys
 import time
 import traceback
@@ -85,6 +86,8 @@ class Driver:
                 sys.stdout = os.fdopen(1, "w", closefd=False)
                 sys.stderr = os.fdopen(2, "w", closefd=False)
                 os.setpgrp()
+                # Shells have what they start in the background ignore it.
+                signal.signal(signal.SIGINT, signal.default_int_handler)
                 try:
                     code = work()
                 except SystemExit as error:
