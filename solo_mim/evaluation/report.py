@@ -116,10 +116,8 @@ def _figure(score: Score | None) -> str:
 
 
 def _diagnostic(row: Row, name: str) -> str:
-    if name not in row.diagnostics:
-        return "-"
-    score = row.diagnostics[name]
-    return f"{score.mean:.4g}{_of_fewer(score, row)}"
+    score = row.diagnostics.get(name)
+    return f"{score.mean:.4g}{_of_fewer(score, row)}" if score else "-"
 
 
 def latex(table: Table, all_measures: bool = False) -> str:

@@ -62,13 +62,11 @@ def differing(settings: Sequence[dict[str, Any]]) -> list[str]:
 def is_value(value: Any, wanted: str) -> bool:
     """Whether a setting has the value that is written on a command line: 1e-3 is 0.001, false is
     False."""
-    with contextlib.suppress(yaml.YAMLError):
-        if str(value) == wanted or value == yaml.safe_load(wanted):
-            return True
-    try:
-        return float(value) == float(wanted)
-    except (TypeError, ValueError):
-        return False
+    if str(value) == wanted:
+        return True
+    with contextlib.suppress(yaml.YAMLError, TypeError, ValueError):
+        return value == yaml.safe_load(wanted) or float(value) == float(wanted)
+    return False
 
 
 def changes(old: dict[str, Any], new: dict[str, Any]) -> str:

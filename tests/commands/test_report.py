@@ -62,6 +62,12 @@ def write_run(
     return run
 
 
+def amend(folder, **more):
+    """Sets keys of the result in a folder."""
+    path = folder / "result.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | more))
+
+
 @pytest.fixture
 def study(tmp_path):
     """Three methods, five seeds: `close` is `best` but for noise, `worse` is two points behind."""
@@ -181,8 +187,7 @@ def test_runs_of_unknown_code_are_read_and_marked(tmp_path, capsys):
 def test_evaluations_by_other_code_than_the_runs_are_named(tmp_path):
     for seed, code in ((1, "aaa"), (2, "bbb")):
         run = write_run(tmp_path, "a", seed, 60.0, code="aaa")
-        path = write_evaluation(run, "knn/x-1", {"kNN, cosine": 55.0}) / "result.json"
-        path.write_text(json.dumps({**json.loads(path.read_text()), "code": code}))
+        amend(write_evaluation(run, "knn/x-1", {"kNN, cosine": 55.0}), code=code)
     ((table,), _) = _of(tmp_path)
     assert table.code == "aaa; kNN, cosine (test images) by aaa, bbb"
 
@@ -270,8 +275,7 @@ def test_an_evaluation_on_the_runs_images_elsewhere_is_no_other_measure(tmp_path
     run = write_run(tmp_path, "a", 1, 60.0, path="/one", fingerprint="f")
     for name, fingerprint in (("cosine", "f"), ("euclidean", "g")):
         folder = write_evaluation(run, f"knn/{name}", {f"kNN, {name}": 50.0}, train_path="/two")
-        path = folder / "result.json"
-        path.write_text(json.dumps({**json.loads(path.read_text()), "fingerprint": fingerprint}))
+        amend(folder, fingerprint=fingerprint)
     ((table,), _) = _of(tmp_path)
     assert table.measures[2:4] == [
         "kNN, cosine (test images)",
@@ -323,8 +327,7 @@ def _damage(run, kind):
         other = shutil.copytree(run, run.with_name("other")) / "result.json"
         other.write_text(other.read_text().replace("61.0", "61.5"))
     elif kind == "repeated online":
-        other = shutil.copytree(run, run.with_name("other")) / "result.json"
-        other.write_text(json.dumps(json.loads(other.read_text()) | {"offline": None}))
+        amend(shutil.copytree(run, run.with_name("other")), offline=None)
 
 
 @pytest.mark.parametrize(
@@ -425,16 +428,16 @@ def test_published_rows_stand_beside_whole_data_sets_marked_as_such(tmp_path, ca
     assert "published, not run" not in markdown(*_of(tmp_path / "part"), all_measures=True)
 
 
-def write_evaluation(run, name, rows, epochs=2, rate=0.3, **data):
+def write_evaluation(run, name, rows, epochs=2, rate=0.3, length=100, **data):
     """What `solo-mim linear` or `knn` leaves in a run's folder, of the network after so many
-    epochs."""
+    epochs; `length` are those of the classifier."""
     folder = run / name
     folder.mkdir(parents=True)
     config = yaml.safe_load((run / "config.yaml").read_text())
     config["data"] |= data
     config["pretrain_method"] = config.pop("method")
     measured = [{"classifier": of, "split": SPLIT, "top1": top1} for of, top1 in rows.items()]
-    config["max_epochs"] = 100
+    config["max_epochs"] = length
     config["optimizer"] = {"lr": rate}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     result = {"measured": measured, "trained": {"epochs": epochs}}
@@ -509,9 +512,7 @@ def test_a_sweep_of_linear_layers_leaves_another_table_as_it_was(tmp_path):
 def test_linear_layers_of_two_lengths_do_not_rank(tmp_path):
     run = write_run(tmp_path, "a", 1, 60.0)
     for length in (50, 200):
-        folder = write_evaluation(run, f"linear/{length}", {LINEAR_LAYER: 70.0})
-        config = yaml.safe_load((folder / "config.yaml").read_text())
-        (folder / "config.yaml").write_text(yaml.safe_dump(config | {"max_epochs": length}))
+        write_evaluation(run, f"linear/{length}", {LINEAR_LAYER: 70.0}, length=length)
     (table,), _ = _of(tmp_path)
     assert table.measures[0] == "offline probe"
     lengths = {f"{LINEAR_LAYER} (test images, {length} epochs)" for length in (50, 200)}
@@ -535,8 +536,7 @@ def test_linear_layers_of_several_settings_are_said_to_be(tmp_path):
 @pytest.mark.parametrize("split", ["dataset", "rate"])
 def test_published_linear_figures_stand_in_no_column_of_another_protocol(tmp_path, split):
     run = write_run(tmp_path, "vicreg", 1, 60.0, dataset="imagenet100")
-    result = json.loads((run / "result.json").read_text())
-    (run / "result.json").write_text(json.dumps(result | {"classes": 100}))
+    amend(run, classes=100)
     for rate in (0.1, 0.3):
         data = {"dataset": "stl10"} if split == "dataset" else {}
         write_evaluation(run, f"linear/{rate}", {LINEAR_LAYER: 70.0 + rate}, rate=rate, **data)
@@ -802,10 +802,8 @@ def test_a_table_says_of_what_it_is_and_no_path(tmp_path):
     for seed in (1, 2, 3, 7):
         run = write_run(tmp_path, "vicreg", seed, 50.0, dataset="custom", path=path)
         add_references(run, 40.0)
-        result = json.loads((run / "result.json").read_text())
         commit = f"{'0123456789abcdef' * 3}"[:40] + "+" * (seed == 7)
-        result |= {"training_images": 12345, "classes": 5, "commit": commit}
-        (run / "result.json").write_text(json.dumps(result))
+        amend(run, training_images=12345, classes=5, commit=commit)
     ((table,), problems) = _of(tmp_path)
     assert table.title == "birds"
     assert table.facts == {
