@@ -23,6 +23,7 @@ from solo_mim import stopping
 _NOT_FOR_LIGHTNING = ("SLURM_NTASKS", "SLURM_NTASKS_PER_NODE", "SLURM_NPROCS")
 _LOOK_EVERY = 0.2  # seconds
 _LIVE_EVERY = 2.0  # between looks at runs that another process is at work on
+_REFUSED = 2  # the exit code of a command that did nothing
 _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
@@ -200,9 +201,12 @@ class Local:
     def _look(self) -> None:
         for job, (child, devices) in list(self.at_work.items()):
             code = child.ended()
-            if code is not None:
-                del self.at_work[job]
-                self.free = sorted([*self.free, *devices])
+            if code is None:
+                continue
+            del self.at_work[job]
+            self.free = sorted([*self.free, *devices])
+            # One that was refused since another process had begun it meanwhile is looked at again.
+            if code != _REFUSED or self.campaign.state(job).word not in ("running", "finished"):
                 self._end(job, outcome(self.campaign, job, code, child))
                 self._write_page()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -107,27 +109,40 @@ def _is_a_run(folder: Path) -> bool:
 def row_of(folder: Path) -> Listed:
     """What the folder of a run or of an evaluation says, where a file of it is damaged too."""
     state, reason, result, settings = "stopped", "", None, {}
+    # Before its files: a run leaves its result, then the lock.
+    held = FolderLock.is_held(folder)
     try:
         settings = settings_of(files.read_yaml(folder / files.CONFIGURATION), ())
         result = files.read_json(folder / files.RESULT, dict)
     except (ConfigError, OSError, ValueError, yaml.YAMLError) as error:
         state, reason = "damaged", " ".join(str(error).split())
-    if FolderLock.is_held(folder):
+    if held:
         state = "running"
     elif result:
         state = "finished"
-    elif state != "damaged" and (folder / files.FAILURE).exists():
-        state, reason = "failed", (folder / files.FAILURE).read_text().strip()
-    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    elif state != "damaged":
+        with contextlib.suppress(FileNotFoundError):
+            state, reason = "failed", (folder / files.FAILURE).read_text().strip()
     wanted = settings.get("max_epochs")
     done = (files.epochs_done(folder), wanted) if isinstance(wanted, int) else None
-    return Listed(folder, settings, done, state, _accuracies(result or {}), size, reason)
+    accuracies, size = _accuracies(result or {}), _bytes(folder)
+    return Listed(folder, settings, done, state, accuracies, size, reason)
 
 
 def _accuracies(result: dict[str, Any]) -> dict[str, float]:
     of = (result.get("offline") or {}).get("trained") or result.get("online") or {}
     found = {name: of.get(key) for name, key in _SHOWN.items()}
     return {name: value for name, value in found.items() if value is not None}
+
+
+def _bytes(folder: Path) -> int:
+    """Of all files below it; a run at work renames and removes some meanwhile."""
+    count = 0
+    for at, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                count += os.stat(os.path.join(at, name)).st_size
+    return count
 
 
 def _size(count: float) -> str:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from solo_mim.errors import ConfigError
 from solo_mim.runs import files
+
+_LOOKED_AT = 0.5  # seconds: whoever looks whether it is held holds it, for a moment
 
 
 class FolderLock:
@@ -32,16 +36,14 @@ class FolderLock:
             raise ConfigError(
                 f"output_dir: {self.folder} cannot be written ({error.strerror})"
             ) from error
-        try:
-            import fcntl
-
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigError(
-                f"another process is at work on this run, in {self.folder}; wait for it or stop it"
-            ) from error
-        except (ImportError, OSError):  # Windows; a file system without locks
-            pass
+        until = time.monotonic() + _LOOKED_AT
+        while _is_taken(self._file, exclusively=True):
+            if time.monotonic() > until:
+                raise ConfigError(
+                    f"another process is at work on this run, in {self.folder}; wait for it or "
+                    "stop it"
+                )
+            time.sleep(0.01)
         self.held = True
         self._file.truncate(1)
 
@@ -54,15 +56,25 @@ class FolderLock:
     @staticmethod
     def is_held(folder: Path) -> bool:
         """Whether a process is at work there; by the byte where files cannot be locked."""
+        path = folder / files.LOCK
         try:
-            import fcntl
-
-            with (folder / files.LOCK).open() as file:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            with contextlib.suppress(PermissionError), path.open() as file:
+                if (taken := _is_taken(file)) is not None:
+                    return taken
+            return path.stat().st_size > 0
         except FileNotFoundError:
             return False
-        except BlockingIOError:
-            return True
-        except (ImportError, OSError):
-            return (folder / files.LOCK).stat().st_size > 0
-        return False
+
+
+def _is_taken(file: IO[str], exclusively: bool = False) -> bool | None:
+    """Whether another process has locked a file, which is locked here if not; None where files
+    cannot be locked: on Windows, on some file systems."""
+    try:
+        import fcntl
+
+        fcntl.flock(file, (fcntl.LOCK_EX if exclusively else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except (ImportError, OSError):
+        return None
+    return False

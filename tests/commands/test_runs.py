@@ -1,9 +1,12 @@
 """`solo-mim runs`: every run below a folder, whatever has become of it."""
 
+import fcntl
 import shutil
+import threading
 
 import pytest
 
+from solo_mim.runs.listing import row_of
 from solo_mim.runs.lock import FolderLock
 
 
@@ -57,6 +60,45 @@ def test_a_run_that_a_process_works_on_is_running(runs, tmp_path, solo_mim):
             "stopped"
         }
     assert "stopped" in table(solo_mim("runs", tmp_path / "runs"))
+
+
+def test_a_run_that_ends_while_it_is_looked_at_is_finished_and_not_stopped(runs, monkeypatch):
+    result = (runs["finished"] / "result.json").read_text()
+    held = FolderLock.is_held
+
+    def ends(folder):
+        (folder / "result.json").write_text(result)
+        return held(folder)
+
+    monkeypatch.setattr(FolderLock, "is_held", ends)
+    assert row_of(runs["stopped"]).state == "finished"
+
+
+def test_files_of_a_run_may_go_while_it_is_looked_at(runs):
+    over = threading.Event()
+
+    def comes_and_goes():
+        while not over.is_set():
+            (runs["stopped"] / "config.yaml.partial").write_text("")
+            (runs["stopped"] / "config.yaml.partial").unlink()
+
+    thread = threading.Thread(target=comes_and_goes)
+    thread.start()
+    try:
+        assert {row_of(runs["stopped"]).state for _ in range(300)} == {"stopped"}
+    finally:
+        over.set()
+        thread.join()
+
+
+def test_a_look_is_no_obstacle_to_a_run_that_begins(tmp_path):
+    (tmp_path / ".lock").touch()
+    look = (tmp_path / ".lock").open()
+    fcntl.flock(look, fcntl.LOCK_SH)
+    threading.Timer(0.1, look.close).start()
+    with FolderLock(tmp_path) as lock:
+        lock.acquire()
+        assert FolderLock.is_held(tmp_path)
 
 
 @pytest.mark.parametrize(

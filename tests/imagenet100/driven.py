@@ -41,6 +41,14 @@ def asked_for(*arguments: str) -> tuple[Campaign, argparse.Namespace]:
     return reproduce.campaign_of(given, options), given
 
 
+def wait_until(true: Callable[[], object]) -> None:
+    """Until something is true."""
+    until = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
 @dataclass
 class Driver:
     """Calls of the driver on one output."""
@@ -114,10 +122,7 @@ class Driver:
 
     def wait_for(self, *words: str) -> None:
         """Until the journal has a line with these words in it."""
-        until = time.monotonic() + 30
-        while not any(set(words) <= set(line) for line in self.journal()):
-            assert time.monotonic() < until, self.journal()
-            time.sleep(0.01)
+        wait_until(lambda: any(set(words) <= set(line) for line in self.journal()))
 
 
 @dataclass

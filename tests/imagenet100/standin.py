@@ -4,8 +4,9 @@
 
 FOLDER has `METHOD.json`, the configuration of each method's runs; what each command did is a line
 of `journal`. A method whose name is in `broken` cannot be built; a pre-training that is named in
-`full` finds a full disk after its first epoch. No module of solo-mim is imported: that takes ten
-times as long.
+`full` finds a full disk after its first epoch. The first that finds a file `late` makes it `waits`
+and does nothing until that is gone. No module of solo-mim is imported: that takes ten times as
+long.
 """
 
 import contextlib
@@ -138,6 +139,10 @@ def stopped(number: int, _frame: object) -> None:
 def main() -> None:
     signal.signal(signal.SIGTERM, stopped)
     note("begins", os.environ.get("CUDA_VISIBLE_DEVICES", "-"), *WORDS)
+    if (HERE / "late").exists():
+        os.replace(HERE / "late", HERE / "waits")
+        while (HERE / "waits").exists():
+            time.sleep(0.01)
     if COMMAND == "prepare":
         time.sleep(3 * EPOCH)
         _, _, target, _, source = ["", *WORDS]

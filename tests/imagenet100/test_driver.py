@@ -17,7 +17,7 @@ import local
 import page
 import pytest
 from campaign import Campaign, Job
-from driven import Driver, without_costs
+from driven import Driver, wait_until, without_costs
 from local import Local
 
 ONE = ("--methods", "vicreg")
@@ -117,19 +117,24 @@ def test_no_job_outlives_the_driver(driver, number):
     assert driver.epochs() == TRAINED
 
 
-def test_a_run_of_another_process_is_waited_for(driver):
+@pytest.mark.parametrize("late", [False, True])
+def test_a_run_of_another_process_is_waited_for(driver, late):
+    """And where that process has begun it while the driver's own was starting."""
     driver.run("--stages", "prepare", *ONE)
-    campaign = driver.campaign("--stages", "pretrain", *ONE)
-    (driver.folder / "hold").touch()
+    campaign = driver.campaign(*ONE)
     words = [*campaign.command, *campaign.words(Job("pretrain", "vicreg", 5))]
+    if late:
+        (driver.folder / "late").touch()
+        call = driver.begin("--stages", "pretrain", *ONE)
+        wait_until((driver.folder / "waits").exists)
+    (driver.folder / "hold").touch()
     other = subprocess.Popen(words)
-    driver.wait_for("pretrain", "begins")
-    call = driver.begin("--stages", "pretrain", *ONE)
-    waits = "pretrain-vicreg-seed5: another process is at work in "
-    until = time.monotonic() + 60
-    while waits not in call.said():
-        assert time.monotonic() < until, call.said()
-        time.sleep(0.05)
+    wait_until(lambda: list(driver.output.glob("vicreg*/provenance.json")))
+    if late:
+        (driver.folder / "waits").unlink()
+    else:
+        call = driver.begin("--stages", "pretrain", *ONE)
+    wait_until(lambda: "pretrain-vicreg-seed5: another process is at work in " in call.said())
     (driver.folder / "hold").unlink()
     assert other.wait() == 0
     assert call.code() == 0, call.said()
@@ -159,13 +164,11 @@ def test_what_cannot_end_is_killed_after_its_grace_and_with_it_its_group(driver,
         "time.sleep(60)\n"
     )
     call = driver.begin(*ONE, "--grace", "0.3", "--command", f"python3 {program}")
-    driver.wait_for("begins")
-    time.sleep(0.1)  # for the other one
+    wait_until(lambda: len(driver.journal()) == 2)
     os.kill(call.pid, signal.SIGTERM)
     assert call.code() == 143
     assert "killed after 0.3 seconds" in call.said()
-    time.sleep(0.1)
-    assert not alive(driver)
+    wait_until(lambda: not alive(driver))
 
 
 def test_a_full_disk_is_named_and_what_is_kept_goes_on(driver):
