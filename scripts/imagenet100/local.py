@@ -205,8 +205,8 @@ class Local:
                 continue
             del self.at_work[job]
             self.free = sorted([*self.free, *devices])
-            # One that was refused since another process had begun it meanwhile is looked at again.
-            if code != _REFUSED or self.campaign.state(job).word not in ("running", "finished"):
+            # What another process has begun while this one started is looked at again.
+            if code != _REFUSED or not child.said().startswith("another process "):
                 self._end(job, outcome(self.campaign, job, code, child))
                 self._write_page()
 

@@ -234,6 +234,8 @@ def planned(recipe: Any, card: str, utilisation: float) -> Any:
 
 def _disk(campaign: Campaign, found: Findings) -> None:
     """Whether what is still to be written fits where it goes; one file system may hold both."""
+    from solo_mim.runs.files import size_of
+
     needed = {campaign.output: 0 if campaign.toy else _SPARE}
     for job in _to_do(campaign) if found.plans else []:
         if job.method in found.plans:  # while a checkpoint is written, the one before is there
@@ -241,8 +243,7 @@ def _disk(campaign: Campaign, found: Findings) -> None:
     source = campaign.imagenet
     trees = source and all((source / split).is_dir() for split in ("train", "val"))
     if _prepares(campaign) and not trees:
-        there = sum(f.stat().st_size for f in campaign.data.rglob("*") if f.is_file())
-        needed[campaign.data] = max(0, EXTRACTED - there)
+        needed[campaign.data] = max(0, EXTRACTED - size_of(campaign.data))
     by_device: dict[int, list[Path]] = defaultdict(list)
     for folder in (folder for folder, size in needed.items() if size):
         by_device[existing(folder).stat().st_dev].append(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections import Counter, defaultdict
@@ -186,11 +187,8 @@ def collect(*roots: Path) -> tuple[list[Run], list[Problem]]:
     problems: list[Problem] = []
     folders: dict[Path, Path] = {}  # by where it really is
     for root in roots:
-        for folder in {
-            p.parent
-            for name in (files.CONFIGURATION, files.RESULT, files.FAILURE)
-            for p in root.rglob(name)
-        }:
+        names = (files.CONFIGURATION, files.RESULT, files.FAILURE)
+        for folder in {path.parent for path in files.below(root, *names)}:
             around = (parent for parent in folder.parents if parent.is_relative_to(root))
             # Otherwise it is an evaluation of a run, in its folder.
             if not any((parent / files.PROVENANCE).exists() for parent in around):
@@ -248,7 +246,7 @@ def _run_in(folder: Path) -> Run:
 def _result_in(folder: Path) -> Any:
     if (folder / files.RESULT).exists():
         return json.loads((folder / files.RESULT).read_text())
-    if (folder / files.FAILURE).exists():
+    with contextlib.suppress(FileNotFoundError):
         raise _Unusable(f"failed: {(folder / files.FAILURE).read_text().strip()}")
     done = files.epochs_done(folder)
     verb = "is" if done == 1 else "are"

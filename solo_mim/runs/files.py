@@ -86,8 +86,26 @@ def read_yaml(path: Path) -> Any:
 
 def epochs_done(folder: Path) -> int:
     """By the rows of its metrics."""
-    metrics = folder / METRICS
-    return max(0, len(metrics.read_text().splitlines()) - 1) if metrics.exists() else 0
+    try:
+        return max(0, len((folder / METRICS).read_text().splitlines()) - 1)
+    except FileNotFoundError:
+        return 0
+
+
+def below(folder: Path, *names: str) -> Iterator[Path]:
+    """Every file below a folder, of these names if some are given. What is removed meanwhile, as a
+    run at work does, is passed over."""
+    for at, _, there in os.walk(folder):
+        yield from (Path(at, name) for name in there if not names or name in names)
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of all files below a folder."""
+    count = 0
+    for path in below(folder):
+        with contextlib.suppress(OSError):
+            count += path.stat().st_size
+    return count
 
 
 def damaged(path: Path, reason: object) -> ConfigError:

@@ -143,9 +143,15 @@ class RunFolder:
         The last session's failure goes, and so do sessions of which no checkpoint is left and what
         a kill has left half-written.
 
+        Args:
+            checkpoint: that the run resumes from: the newest in its folder, where there is one.
+
         Returns:
             Lines to print: what the run differs in from an earlier one, which checkpoints in its
             folder are of no use, and which `checkpoint` it resumes from.
+
+        Raises:
+            ConfigError: another process is at work in the folder, or was meanwhile.
         """
         lines = self._departure()
         self._lock.acquire()
@@ -153,6 +159,11 @@ class RunFolder:
             raise ConfigError(
                 f"another process has finished this run meanwhile, in {self.path}; the same "
                 "command shows its result"
+            )
+        if (newest := self.newest_checkpoint()) and newest != checkpoint:
+            raise ConfigError(
+                f"another process has gone on with this run meanwhile, in {self.path}; the same "
+                "command goes on from there"
             )
         (self.path / files.FAILURE).unlink(missing_ok=True)
         for place in (self.path, self.path / files.CHECKPOINTS):
@@ -213,8 +224,8 @@ class RunFolder:
         ]
         if not others:
             return []
-        latest = max(others, key=lambda path: path.stat().st_mtime)
         try:
+            latest = max(others, key=lambda path: path.stat().st_mtime)
             changed = changes(_settings_in(latest), settings_of(self.config))
             sessions = files.read_json(latest.parent / files.PROVENANCE, list)
         except (YAMLError, OmegaConfBaseException, OSError, ValueError):

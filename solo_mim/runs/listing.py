@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -63,7 +62,7 @@ _SHOWN = {"probe": "probe_top1", "kNN": "knn_top1"}
 def listed(roots: Iterable[Path]) -> list[Listed]:
     """Every run at or below folders, in the order of their paths, each once; evaluations of runs
     belong to these."""
-    paths = [path.parent for root in roots for path in root.rglob(files.PROVENANCE)]
+    paths = [path.parent for root in roots for path in files.below(root, files.PROVENANCE)]
     found = {path.resolve(): path for path in paths}
     outer = sorted(path for at, path in found.items() if not found.keys() & set(at.parents))
     rows = [row_of(path) for path in outer if _is_a_run(path)]
@@ -109,14 +108,14 @@ def _is_a_run(folder: Path) -> bool:
 def row_of(folder: Path) -> Listed:
     """What the folder of a run or of an evaluation says, where a file of it is damaged too."""
     state, reason, result, settings = "stopped", "", None, {}
-    # Before its files: a run leaves its result, then the lock.
+    # Before its files and after: a run may end meanwhile, which leaves a result, or begin.
     held = FolderLock.is_held(folder)
     try:
         settings = settings_of(files.read_yaml(folder / files.CONFIGURATION), ())
         result = files.read_json(folder / files.RESULT, dict)
     except (ConfigError, OSError, ValueError, yaml.YAMLError) as error:
         state, reason = "damaged", " ".join(str(error).split())
-    if held:
+    if held or (not result and FolderLock.is_held(folder)):
         state = "running"
     elif result:
         state = "finished"
@@ -125,7 +124,7 @@ def row_of(folder: Path) -> Listed:
             state, reason = "failed", (folder / files.FAILURE).read_text().strip()
     wanted = settings.get("max_epochs")
     done = (files.epochs_done(folder), wanted) if isinstance(wanted, int) else None
-    accuracies, size = _accuracies(result or {}), _bytes(folder)
+    accuracies, size = _accuracies(result or {}), files.size_of(folder)
     return Listed(folder, settings, done, state, accuracies, size, reason)
 
 
@@ -133,16 +132,6 @@ def _accuracies(result: dict[str, Any]) -> dict[str, float]:
     of = (result.get("offline") or {}).get("trained") or result.get("online") or {}
     found = {name: of.get(key) for name, key in _SHOWN.items()}
     return {name: value for name, value in found.items() if value is not None}
-
-
-def _bytes(folder: Path) -> int:
-    """Of all files below it; a run at work renames and removes some meanwhile."""
-    count = 0
-    for at, _, names in os.walk(folder):
-        for name in names:
-            with contextlib.suppress(FileNotFoundError):
-                count += os.stat(os.path.join(at, name)).st_size
-    return count
 
 
 def _size(count: float) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from pathlib import Path
 from typing import IO, Any
@@ -10,7 +9,7 @@ from typing import IO, Any
 from solo_mim.errors import ConfigError
 from solo_mim.runs import files
 
-_LOOKED_AT = 0.5  # seconds: whoever looks whether it is held holds it, for a moment
+_LOOKED_AT = 10.0  # seconds: whoever looks whether it is held shares it, for a moment
 
 
 class FolderLock:
@@ -38,7 +37,7 @@ class FolderLock:
             ) from error
         until = time.monotonic() + _LOOKED_AT
         while _is_taken(self._file, exclusively=True):
-            if time.monotonic() > until:
+            if self.is_held(self.folder) or time.monotonic() > until:
                 raise ConfigError(
                     f"another process is at work on this run, in {self.folder}; wait for it or "
                     "stop it"
@@ -58,11 +57,14 @@ class FolderLock:
         """Whether a process is at work there; by the byte where files cannot be locked."""
         path = folder / files.LOCK
         try:
-            with contextlib.suppress(PermissionError), path.open() as file:
+            with path.open() as file:
                 if (taken := _is_taken(file)) is not None:
                     return taken
+        except OSError:  # it may be another user's
+            pass
+        try:
             return path.stat().st_size > 0
-        except FileNotFoundError:
+        except OSError:
             return False
 
 

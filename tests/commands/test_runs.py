@@ -1,12 +1,12 @@
 """`solo-mim runs`: every run below a folder, whatever has become of it."""
 
-import fcntl
 import shutil
 import threading
 
 import pytest
 
-from solo_mim.runs.listing import row_of
+from solo_mim.runs import files
+from solo_mim.runs.listing import listed, row_of
 from solo_mim.runs.lock import FolderLock
 
 
@@ -62,6 +62,13 @@ def test_a_run_that_a_process_works_on_is_running(runs, tmp_path, solo_mim):
     assert "stopped" in table(solo_mim("runs", tmp_path / "runs"))
 
 
+def test_a_run_that_begins_while_it_is_looked_at_is_running(runs, monkeypatch):
+    read = files.read_yaml
+    with FolderLock(runs["stopped"]) as lock:
+        monkeypatch.setattr(files, "read_yaml", lambda path: lock.acquire() or read(path))
+        assert row_of(runs["stopped"]).state == "running"
+
+
 def test_a_run_that_ends_while_it_is_looked_at_is_finished_and_not_stopped(runs, monkeypatch):
     result = (runs["finished"] / "result.json").read_text()
     held = FolderLock.is_held
@@ -74,24 +81,33 @@ def test_a_run_that_ends_while_it_is_looked_at_is_finished_and_not_stopped(runs,
     assert row_of(runs["stopped"]).state == "finished"
 
 
-def test_files_of_a_run_may_go_while_it_is_looked_at(runs):
+def test_files_and_folders_of_a_run_may_go_while_it_is_looked_at(runs, tmp_path):
     over = threading.Event()
 
     def comes_and_goes():
         while not over.is_set():
-            (runs["stopped"] / "config.yaml.partial").write_text("")
-            (runs["stopped"] / "config.yaml.partial").unlink()
+            (runs["stopped"] / "new" / "newer").mkdir(parents=True)
+            (runs["stopped"] / "new" / "config.yaml.partial").write_text("")
+            shutil.rmtree(runs["stopped"] / "new")
 
     thread = threading.Thread(target=comes_and_goes)
     thread.start()
     try:
-        assert {row_of(runs["stopped"]).state for _ in range(300)} == {"stopped"}
+        for _ in range(100):
+            assert [row.folder for row in listed([tmp_path])] == sorted(runs.values())
     finally:
         over.set()
         thread.join()
 
 
+def test_a_link_to_itself_is_no_obstacle_to_a_look(runs):
+    size = row_of(runs["stopped"]).size
+    (runs["stopped"] / "loop").symlink_to("loop")
+    assert row_of(runs["stopped"]).size == size
+
+
 def test_a_look_is_no_obstacle_to_a_run_that_begins(tmp_path):
+    fcntl = pytest.importorskip("fcntl")
     (tmp_path / ".lock").touch()
     look = (tmp_path / ".lock").open()
     fcntl.flock(look, fcntl.LOCK_SH)

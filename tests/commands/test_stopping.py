@@ -216,7 +216,8 @@ def test_what_a_kill_leaves_goes_when_the_run_goes_on(tmp_path, compose_cfg):
     for half in halves:
         half.write_text("half")
     config = OmegaConf.to_container(compose_cfg())
-    RunFolder(folder, config, "0123456789ab", resumes=True).begin()
+    run = RunFolder(folder, config, "0123456789ab", resumes=True)
+    run.begin(run.newest_checkpoint())
     epochs = checkpoints.EpochEnd(folder, enabled=True, frequency=2, keep_prev=False)
     epochs.on_fit_start(SimpleNamespace(is_global_zero=True), None)
     left = sorted(path.name for path in folder.rglob("*") if path.is_file())
@@ -234,6 +235,18 @@ def test_what_another_process_has_finished_meanwhile_is_not_done_again(tmp_path,
     with pytest.raises(ConfigError, match=r"has finished this run meanwhile, in .*/run; the same"):
         folder.once(work, str)
     assert sorted(path.name for path in folder.path.iterdir()) == [".lock", "result.json"]
+
+
+def test_what_another_process_has_gone_on_with_meanwhile_is_not_begun(tmp_path, compose_cfg):
+    folder = RunFolder(tmp_path / "run", OmegaConf.to_container(compose_cfg()), "0123")
+    chosen = folder.newest_checkpoint()
+    (folder.path / "checkpoints").mkdir(parents=True)
+    with zipfile.ZipFile(folder.path / "checkpoints" / "epoch=4.ckpt", "w"):
+        pass
+    with pytest.raises(ConfigError, match=r"has gone on with this run meanwhile, in .*/run; the"):
+        folder.once(lambda: folder.begin(chosen), str)
+    assert not (folder.path / "config.yaml").exists()
+    folder.once(lambda: folder.begin(folder.newest_checkpoint()), str)
 
 
 def test_a_missing_file_is_a_vanished_folder_only_where_that_was_made(tmp_path, compose_cfg):

@@ -50,12 +50,13 @@ def end(code: int, said: str) -> None:
 def locked(folder: Path):
     folder.mkdir(parents=True, exist_ok=True)
     file = (folder / ".lock").open("a")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        end(2, f"another process is at work on this run, in {folder}; wait for it or stop it")
-    file.truncate(1)
-    return file
+    for _ in range(20):  # somebody may look
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            file.truncate(1)
+            return file
+        time.sleep(0.01)
+    end(2, f"another process is at work on this run, in {folder}; wait for it or stop it")
 
 
 def begun(folder: Path, config: dict) -> None:
