@@ -21,6 +21,7 @@ from solo_mim.backbones import fitted_to_weights
 from solo_mim.errors import ConfigError
 from solo_mim.host.lifecycle import LATE_STATE
 from solo_mim.methods import find_method
+from solo_mim.options import checked_options
 from solo_mim.recipe.checks import checked
 from solo_mim.recipe.compose import composed, refusal, store
 from solo_mim.recipe.schema import Backbone, PretrainRecipe, host_config, node
@@ -277,12 +278,22 @@ class Start:
 
 
 def start_of(recipe: PretrainRecipe) -> tuple[Start | None, PretrainRecipe]:
-    """What `backbone.weights` names, None where it names nothing, and the recipe, completed: the
-    weights decide on the stem where it does not.
+    """What `backbone.weights` names, None where it names nothing, and the recipe as its run records
+    it: options of the method have the defaults that the others choose, also where these change
+    later, and the weights decide on the stem where it does not.
 
     Raises:
-        ConfigError: there are no weights, or the run resumes from others.
+        ConfigError: the method or an option is refused, there are no weights, or the run resumes
+            from others.
     """
+    method = find_method(recipe.method)
+    if method.Options is not None:
+        options = checked_options(method.Options, recipe.method_kwargs, recipe.method)
+        settled = {
+            key: getattr(options, key, None) if value is None else value
+            for key, value in recipe.method_kwargs.items()
+        }
+        recipe = replace(recipe, method_kwargs=settled)
     if recipe.backbone.weights is None:
         return None, recipe
     if recipe.resume_from_checkpoint:

@@ -8,7 +8,7 @@ import math
 import os
 import statistics
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,6 @@ from solo_mim.information import HeldOutInformation
 from solo_mim.installed import OUR_BACKBONES
 from solo_mim.losses import ExplicitMIMError
 from solo_mim.methods import find_method
-from solo_mim.options import checked_options
 from solo_mim.progress import CPUNote
 from solo_mim.protocols import figures
 from solo_mim.recipe.checks import check_run
@@ -58,14 +57,6 @@ def pretrain(recipe: PretrainRecipe) -> Result:
     """
     check_run(recipe)
     method = find_method(recipe.method)
-    if method.Options is not None:  # now, and not when a large data set has been scanned
-        options = checked_options(method.Options, recipe.method_kwargs, recipe.method)
-        # A default that is chosen by other options is the run's, also where it changes later.
-        settled = {
-            key: getattr(options, key, None) if value is None else value
-            for key, value in recipe.method_kwargs.items()
-        }
-        recipe = replace(recipe, method_kwargs=settled)
     start, recipe = start_of(recipe)
     config = recipe.plain
     data = SSLDataModule(config)

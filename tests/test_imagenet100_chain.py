@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import preflight
@@ -15,6 +16,11 @@ import pytest
 from campaign import METHODS, Job
 from driven import asked_for
 from omegaconf import OmegaConf
+
+from solo_mim import training
+from solo_mim.recipe.checks import checked
+from solo_mim.recipe.compose import composed
+from solo_mim.runs.folder import RunFolder
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "imagenet100" / "reproduce.py"
 
@@ -68,6 +74,20 @@ def test_what_the_commands_are_given_is_a_configuration(commands, compose_cfg, g
             assert (cfg.max_epochs, cfg.data.format, cfg.seed) == (400, "dali", 3)
             assert cfg.optimizer.batch_size * max(1, int(gpus)) == 256
             assert (cfg.data.on_corrupt, cfg.optimizer.weight_decay) == ("skip", 0.5)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_is_known_by_what_it_records(method, tmp_path, monkeypatch):
+    given = ("--imagenet", "there", "--output", str(tmp_path), "--methods", method)
+    campaign, job = asked_for(*given)[0], Job("pretrain", method, 5)
+    data = SimpleNamespace(splits=SimpleNamespace(fingerprint="0123"))
+    monkeypatch.setattr(training, "SSLDataModule", lambda _: data)
+    monkeypatch.setattr(RunFolder, "once", lambda folder, *_: folder.begin())
+    training.pretrain(checked(composed("pretrain", campaign.words(job)[1:])))
+    (folder,) = tmp_path.glob(f"{method}-imagenet100-seed5-*")
+    assert campaign.state(job).folder == folder
+    other = asked_for(*given, "--set", "max_epochs=7")[0]
+    assert other.state(job).word == "not begun"
 
 
 def test_images_are_read_as_asked_for(commands, compose_cfg):
@@ -148,30 +168,31 @@ def test_a_stop_a_broken_file_and_a_method_that_cannot_be_built(hundred_photogra
             (photographs / folder.name / file.name).symlink_to(file)
     broken = photographs / folder.name / "broken.JPEG"
     broken.write_bytes(file.read_bytes()[:2000])
-    more = ("--format", "pillow", "--methods", "vicreg", "simsiam", "barlow_twins", "--no-trial")
+    methods = ("explicit_mim", "simsiam", "barlow_twins")
+    more = ("--format", "pillow", "--methods", *methods, "--no-trial")
     more += ("--set", "data.on_corrupt=skip", "--set", "data.num_workers=1", "--go-on")
-    # Of these three VICReg alone has it.
-    command = [*toy(photographs, tmp_path, *more), "--set", "method_kwargs.sim_loss_weight=25"]
+    # Of these three explicit MIM alone has it.
+    command = [*toy(photographs, tmp_path, *more), "--set", "method_kwargs.within_noise=0.01"]
     first = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     runs = tmp_path / "runs"
-    while not list(runs.glob("vicreg-*/checkpoints/epoch=0.ckpt")):
+    while not list(runs.glob("explicit_mim-*/checkpoints/epoch=0.ckpt")):
         assert first.poll() is None, first.stdout.read()
         time.sleep(0.1)
     first.send_signal(signal.SIGTERM)
     said = first.communicate()[0]
     assert first.returncode == 128 + signal.SIGTERM, said
     assert "is kept" in said
-    (run,) = runs.glob("vicreg-*")
+    (run,) = runs.glob("explicit_mim-*")
     assert not at_work_in(runs)
     second = subprocess.run(command, capture_output=True, text=True)
     assert second.returncode == 1, second.stdout[-5000:] + second.stderr[-5000:]
     result = json.loads((run / "result.json").read_text())
     assert [Path(path).name for path in result["corrupt_images"]] == ["broken.JPEG"]
     text = (runs / "report" / "campaign.md").read_text()
-    assert "| vicreg | 5 | finished | finished | finished |" in text
+    assert "| explicit_mim | 5 | finished | finished | finished |" in text
     for method in ("simsiam", "barlow_twins"):
         assert f"| {method} | 5 | failed | not begun | not begun |" in text
-    assert "sim_loss_weight" in text
+    assert "within_noise" in text
     assert measured(runs).notna().all(axis=None)
 
 

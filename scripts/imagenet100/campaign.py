@@ -172,7 +172,7 @@ class Campaign:
         return [] if self.workers is None else [f"data.num_workers={self.workers}"]
 
     def recipe(self, method: str) -> Any:
-        """The checked configuration of a method's pre-trainings, but for their seed.
+        """The configuration of a method's pre-trainings as they record it, but for their seed.
 
         Raises:
             ConfigError: a key or a value is refused.
@@ -278,8 +278,10 @@ def _devices(gpus: int) -> tuple[str, ...]:
 def _composed(words: tuple[str, ...]) -> Any:
     from solo_mim.recipe.checks import checked
     from solo_mim.recipe.compose import composed as compose
+    from solo_mim.trained import start_of
 
-    return checked(compose("pretrain", list(words[1:])))
+    _, recipe = start_of(checked(compose("pretrain", list(words[1:]))))
+    return recipe
 
 
 @functools.cache

@@ -175,9 +175,7 @@ class Local:
         bad = [other for other in before if self.states[other].word != "finished"]
         state = self.campaign.state(job)
         if state.word == "running":
-            if job not in self._next_look:
-                say(f"{job.name}: another process is at work in {state.folder}; waiting for it")
-            self._next_look[job] = time.monotonic() + _LIVE_EVERY
+            self._wait(job, f"another process is at work on this run, in {state.folder}")
         elif state.word == "finished":
             self._end(job, State("finished", "before"))
         elif bad and job.stage != "report":
@@ -186,6 +184,11 @@ class Local:
             self._end(job, state)
         else:
             self._start(job, [self.free.pop(0) for _ in range(wanted)])
+
+    def _wait(self, job: Job, why: str) -> None:
+        if job not in self._next_look:
+            say(f"{job.name}: {why}; waiting for it")
+        self._next_look[job] = time.monotonic() + _LIVE_EVERY
 
     def _start(self, job: Job, devices: list[str]) -> None:
         try:
@@ -205,8 +208,10 @@ class Local:
                 continue
             del self.at_work[job]
             self.free = sorted([*self.free, *devices])
-            # What another process has begun while this one started is looked at again.
-            if code != _REFUSED or not child.said().startswith("another process "):
+            said = child.said() if code == _REFUSED else ""
+            if said.startswith("another process "):  # which was a little earlier
+                self._wait(job, said.partition(";")[0])
+            else:
                 self._end(job, outcome(self.campaign, job, code, child))
                 self._write_page()
 

@@ -45,7 +45,7 @@ class RunFolder:
     ) -> None:
         self.path, self.config, self.resumes = path, config, resumes
         self._images, self._weights = images, weights
-        self._lock = FolderLock(path)
+        self._lock, self._begun = FolderLock(path), False
         self._method: str | None = config.get("method")
         self._code = sources.digest(self._method)
 
@@ -108,7 +108,7 @@ class RunFolder:
         gone = self._lock.held and not self.path.exists()
         full = next((cause for cause in _causes(error) if _is_of_a_disk(cause, gone)), None)
         ended = RunError(f"{self.path}: {full.strerror}; {self.standing()}") if full else error
-        begun = self._lock.held and not (self.path / files.RESULT).exists()
+        begun = self._begun and not (self.path / files.RESULT).exists()
         return self._noted(ended) if begun else ended
 
     def _lost(self) -> BaseException | None:
@@ -165,6 +165,7 @@ class RunFolder:
                 f"another process has gone on with this run meanwhile, in {self.path}; the same "
                 "command goes on from there"
             )
+        self._begun = True
         (self.path / files.FAILURE).unlink(missing_ok=True)
         for place in (self.path, self.path / files.CHECKPOINTS):
             for partial in place.glob(f"*{files.PARTIAL}"):

@@ -116,7 +116,7 @@ def row_of(folder: Path) -> Listed:
     except (ConfigError, OSError, ValueError, yaml.YAMLError) as error:
         state, reason = "damaged", " ".join(str(error).split())
     if held or (not result and FolderLock.is_held(folder)):
-        state = "running"
+        state, reason = "running", ""
     elif result:
         state = "finished"
     elif state != "damaged":

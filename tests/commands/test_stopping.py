@@ -239,13 +239,16 @@ def test_what_another_process_has_finished_meanwhile_is_not_done_again(tmp_path,
 
 def test_what_another_process_has_gone_on_with_meanwhile_is_not_begun(tmp_path, compose_cfg):
     folder = RunFolder(tmp_path / "run", OmegaConf.to_container(compose_cfg()), "0123")
-    chosen = folder.newest_checkpoint()
     (folder.path / "checkpoints").mkdir(parents=True)
-    with zipfile.ZipFile(folder.path / "checkpoints" / "epoch=4.ckpt", "w"):
-        pass
+    for epoch in (3, 4):
+        chosen = folder.newest_checkpoint()
+        with zipfile.ZipFile(folder.path / "checkpoints" / f"epoch={epoch}.ckpt", "w"):
+            pass
+    (folder.path / "failure.txt").write_text("of the other")
     with pytest.raises(ConfigError, match=r"has gone on with this run meanwhile, in .*/run; the"):
         folder.once(lambda: folder.begin(chosen), str)
     assert not (folder.path / "config.yaml").exists()
+    assert (folder.path / "failure.txt").read_text() == "of the other"
     folder.once(lambda: folder.begin(folder.newest_checkpoint()), str)
 
 

@@ -21,7 +21,8 @@ from campaign import Campaign
 
 # What the driver imports when it is under way.
 import solo_mim.evaluation.gpus
-import solo_mim.runs.collect  # noqa: F401
+import solo_mim.runs.collect
+import solo_mim.trained  # noqa: F401
 
 STANDIN = Path(__file__).with_name("standin.py")
 

@@ -134,7 +134,7 @@ def test_a_run_of_another_process_is_waited_for(driver, late):
         (driver.folder / "waits").unlink()
     else:
         call = driver.begin("--stages", "pretrain", *ONE)
-    wait_until(lambda: "pretrain-vicreg-seed5: another process is at work in " in call.said())
+    wait_until(lambda: "vicreg-seed5: another process is at work on this run, in " in call.said())
     (driver.folder / "hold").unlink()
     assert other.wait() == 0
     assert call.code() == 0, call.said()
