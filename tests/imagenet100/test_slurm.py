@@ -4,14 +4,13 @@ import os
 import re
 import signal
 import sys
-import time
 from pathlib import Path
 
 import cluster
 import pytest
 from campaign import Campaign, Job
 from cluster import Work
-from driven import asked_for
+from driven import asked_for, wait_until
 from submitit.core.utils import DelayedSubmission, JobPaths
 from submitit.slurm.slurm import SlurmJobEnvironment
 
@@ -207,8 +206,7 @@ def at_work(driver, tmp_path, monkeypatch):
             return 0
 
         call = driver.forked(work)
-        while not begun.exists():
-            time.sleep(0.02)
+        wait_until(begun.exists)
         return campaign, call
 
     return begin
